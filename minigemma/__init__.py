@@ -1,0 +1,40 @@
+"""minigemma: the Gemma papers as running code, and the released weights on your CPU at the speed of its memory.
+
+    import minigemma as mg
+    model = mg.load("gemma-3-270m")
+    print(mg.generate(model, "Once upon a time", max_new_tokens=40))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .chat import Chat
+    from .checkpoint import load
+    from .errors import ModelFormatError
+    from .generation import generate, stream_generate
+    from .scoring import score
+    from .taps import Taps
+
+__all__ = ["Chat", "ModelFormatError", "Taps", "generate", "load", "score", "stream_generate"]
+
+_HOME = {
+    "Chat": "chat",
+    "ModelFormatError": "errors",
+    "Taps": "taps",
+    "generate": "generation",
+    "load": "checkpoint",
+    "score": "scoring",
+    "stream_generate": "generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `minigemma --help` need not wait for Numba."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,43 @@
+"""The letters and dtypes that every file of minigemma uses, said once.
+
+A sequence is [T, D]; there is no batch axis.
+
+    T  tokens (queries)         S  keys                    D  model width        V  vocabulary
+    N  query heads              K  key/value heads         G  N / K              H  head dim
+    F  feed-forward width       W  window                  E  recurrent width    P  patches
+    R  rows of a weight (its outputs; a weight is [R, D])
+
+Names follow Google's own code: T S N K G H D V as in the einsums of its Gemma, E as in its RecurrentGemma.
+
+NumPy and Numba have no bfloat16: a bf16 array is kept as uint16, the upper half of the float32 of the same value, so that
+widening is a shift and every bit pattern of the file stays where it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+I32 = NDArray[np.int32]
+Bool = NDArray[np.bool_]
+
+
+def widen_bf16(x: U16) -> F32:
+    """bf16 → float32, exact: the 16 bits become the upper half of 32."""
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def round_bf16(x: F32) -> U16:
+    """float32 → bf16, to nearest, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def read_only(x: NDArray) -> NDArray:
+    """The same array, locked: nobody can damage a model, and Numba compiles a kernel for one kind of array instead of two."""
+    x.setflags(write=False)
+    return x

@@ -1,0 +1,346 @@
+"""Attention: every query reads a weighted mean of the values whose keys it may see (Vaswani et al. 2017, §3.2).
+
+    score[n, t, s] = cap( q[t, n] · k[s, n // G] · scale )          scale: query_pre_attn_scalar^-1/2, cap: see softcap.py
+    seen[t, s]     = 0 ≤ position_t - position_s < window           local layers; without a window, global ones
+    probs[n, t, :] = softmax over seen keys of score[n, t, :]
+    out[t, n]      = Σ_s probs[n, t, s] · v[s, n // G]
+
+Grouped queries (Ainslie et al. 2023): G = N / K neighbouring query heads share a key/value head; G = 1 is multi-head
+attention, K = 1 multi-query attention.
+
+Keys may lie in any order: each has its absolute position, and `visible` alone decides. Keys and values are float32, or
+bf16 as uint16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, get_num_threads, njit, prange
+
+from .arrays import F32, I32, U16, Bool, widen_bf16
+from .backend import FASTMATH, definition
+from .simd import (
+    LANES,
+    ROWS,
+    exp,
+    fma,
+    load,
+    load_one,
+    maximum,
+    splat,
+    store,
+    sum_lanes,
+    tile_add_outer,
+    tile_load,
+    tile_store,
+    tile_zeros,
+    where_less,
+    zeros,
+)
+from .softcap import soft_cap, soft_cap_lanes
+
+EVERYTHING = 2**30  # a window wider than any position: a global layer, for kernels
+LOWEST = np.float32(-1e30)  # the maximum of no scores at all; finite, so that differences of two stay numbers
+
+
+def visible(query: I32, key: I32, window: int | None) -> Bool:
+    """May the token at position `query` look at the token at position `key`?
+
+        0 ≤ query - key < window          [Gemma 2 §2 "Local sliding window", Gemma 3 §2]
+
+    query [T] int32, key [S] int32 → [T, S] bool. Without a window (None) every earlier key is seen. A key exactly `window`
+    back is out of sight; RecurrentGemma's code shows one key more, so its window here is its W + 1.
+    """
+    distance = query[:, None] - key[None, :]
+    return (distance >= 0) & (distance < (EVERYTHING if window is None else window))
+
+
+def softmax(x: F32) -> F32:
+    """exp(x) / Σ exp(x) over the last axis, kept in range by taking the maximum off first."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def attention_scores(q: F32, k: F32, scale: float, cap: float | None) -> F32:
+    """cap(q · k · scale), before the mask      [Vaswani et al. 2017 eq. 1; Gemma 2 §2]
+
+    q [T, N, H] float32, k [S, K, H] float32 → [N, T, S] float32
+    """
+    T, N, H = q.shape
+    grouped = q.reshape(T, k.shape[1], N // k.shape[1], H)
+    scores = np.einsum("TKGH,SKH->KGTS", grouped, k, optimize=True).reshape(N, T, len(k)) * np.float32(scale)
+    return scores if cap is None else soft_cap(scores, cap)
+
+
+def attention_probs(scores: F32, query_positions: I32, key_positions: I32, window: int | None) -> F32:
+    """Softmax of the scores of the keys that each query sees: scores [N, T, S] → [N, T, S] float32."""
+    seen = visible(query_positions, key_positions, window)
+    return softmax(np.where(seen, scores, -np.inf).astype(np.float32))
+
+
+@definition
+def attention(
+    q: F32,
+    k: F32 | U16,
+    v: F32 | U16,
+    query_positions: I32,
+    key_positions: I32,
+    window: int | None,
+    scale: float,
+    cap: float | None,
+) -> F32:
+    """softmax(cap(q kᵀ · scale) where visible) v      [Vaswani et al. 2017 eq. 1]
+
+    q [T, N, H] float32, k and v [S, K, H] float32 or bf16, positions [T] and [S] int32 → [T, N, H] float32
+    """
+    k, v = (widen_bf16(a) if a.dtype == np.uint16 else a for a in (k, v))
+    probs = attention_probs(attention_scores(q, k, scale, cap), query_positions, key_positions, window)
+    grouped = probs.reshape(k.shape[1], -1, len(q), len(k))
+    return np.einsum("KGTS,SKH->TKGH", grouped, v, optimize=True).reshape(q.shape)
+
+
+# ---- kernels. Both walk the keys in blocks and keep, for each query, the maximum so far, the sum of exponentials and the
+# ---- weighted sum of values; a new maximum rescales what was summed (Milakov & Gimelshein 2018, "online softmax").
+
+FEW = 8  # queries that still count as decoding
+FEW_BLOCK = 64  # keys at a time while decoding
+SPLIT = 512  # keys a thread takes at least while decoding
+MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
+COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _dot(row, x):
+    """Σ row · x, row float32 or bf16; sizes are multiples of 2 · LANES."""
+    a, b = zeros(), zeros()
+    for h in range(0, x.size, 2 * LANES):
+        a = fma(load(row, h), load(x, h), a)
+        b = fma(load(row, h + LANES), load(x, h + LANES), b)
+    return sum_lanes(a + b)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _softmax_step(scores, cap, state, total):
+    """One query and one block of scores: they become exponentials, `state` (maximum, sum) and `total` are brought up."""
+    top = state[0]
+    for s in range(0, scores.size, LANES):
+        x = load(scores, s)
+        if cap > 0:
+            x = where_less(x, splat(LOWEST), x, soft_cap_lanes(x, cap))
+            store(scores, s, x)
+        for i in range(LANES):
+            top = max(top, scores[s + i])
+    shrink = np.exp(state[0] - top)
+    summed = zeros()
+    for s in range(0, scores.size, LANES):
+        p = exp(load(scores, s) - splat(top))
+        store(scores, s, p)
+        summed = summed + p
+    state[0], state[1] = top, state[1] * shrink + sum_lanes(summed)
+    for h in range(0, total.size, LANES):
+        store(total, h, load(total, h) * splat(shrink))
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _few_block(q, k, v, head, query, keys, window, scale, cap, first, last, state, totals, scores):
+    """One query position, the G heads of a group: q [G, H]. Keys first … last - 1 of k, v [S, K, H]."""
+    for s in range(first, last):
+        row = k[s, head]
+        seen = 0 <= query - keys[s] < window
+        for g in range(len(q)):
+            scores[g, s - first] = _dot(row, q[g]) * scale if seen else -np.inf
+    for g in range(len(q)):
+        p, total = scores[g], totals[g]
+        for s in range(last - first, FEW_BLOCK):
+            p[s] = -np.inf
+        _softmax_step(p, cap, state[g], total)
+        for h in range(0, total.size, 2 * LANES):
+            a, b = load(total, h), load(total, h + LANES)
+            for s in range(first, last):
+                weight, row = splat(p[s - first]), v[s, head]
+                a, b = fma(weight, load(row, h), a), fma(weight, load(row, h + LANES), b)
+            store(total, h, a)
+            store(total, h + LANES, b)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _few_part(q, k, v, query_positions, keys, window, scale, cap, parts, task, states, totals):
+    """One query position, one group, one part of the keys, block by block; `task` counts all of them."""
+    t, head, part = task // (q.shape[1] * parts), task // parts % q.shape[1], task % parts
+    size = (len(k) + parts - 1) // parts
+    state, total = states[task], totals[task]
+    scores = np.empty((q.shape[2], FEW_BLOCK), np.float32)
+    for g in range(len(state)):
+        state[g, 0], state[g, 1] = LOWEST, 0
+        for h in range(total.shape[1]):
+            total[g, h] = 0
+    last = min(len(k), part * size + size)
+    for s in range(part * size, last, FEW_BLOCK):
+        until = min(s + FEW_BLOCK, last)
+        group, query = q[t, head], query_positions[t]
+        _few_block(group, k, v, head, query, keys, window, scale, cap, s, until, state, total, scores)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _join(states, totals, out):
+    """Put the parts of each group together: states [groups · parts, G, 2], totals [groups · parts, G, H] → out [groups, G, H]."""
+    parts = len(states) // len(out)
+    for i in range(len(out)):
+        for g in range(out.shape[1]):
+            top, summed = LOWEST, np.float32(0)
+            for part in range(i * parts, i * parts + parts):
+                top = max(top, states[part, g, 0])
+            for h in range(out.shape[2]):
+                out[i, g, h] = 0
+            for part in range(i * parts, i * parts + parts):
+                share = np.exp(states[part, g, 0] - top)
+                summed += share * states[part, g, 1]
+                for h in range(out.shape[2]):
+                    out[i, g, h] += share * totals[part, g, h]
+            for h in range(out.shape[2]):
+                out[i, g, h] /= summed
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+def _few_parts(q, k, v, query_positions, key_positions, window, scale, cap, parts, states, totals):
+    for task in prange(len(states)):
+        _few_part(q, k, v, query_positions, key_positions, window, scale, cap, parts, task, states, totals)
+
+
+def _few_queries(q, k, v, query_positions, key_positions, window, scale, cap, workers):
+    """Decoding: lanes are the head's numbers. The keys are shared out among threads and the parts put together."""
+    T, K, G, H = q.shape
+    parts = max(1, min(workers, len(k) // SPLIT))
+    states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
+    _few_parts(q, k, v, query_positions, key_positions, window, scale, cap, parts, states, totals)
+    out = np.empty((T * K, G, H), np.float32)
+    _join(states, totals, out)
+    return out
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _widen_keys(rows, head, first, last, padded, out):
+    """rows[first : last, head] of [S, K, H] float32 or bf16 → out [last - first, padded] float32, zeros elsewhere."""
+    H = rows.shape[2]
+    out[:] = 0
+    for s in range(first, last):
+        row, start = rows[s, head], (s - first) * padded
+        for h in range(0, H // LANES * LANES, LANES):
+            store(out, start + h, load(row, h))
+        for h in range(H // LANES * LANES, H):
+            out[start + h] = load_one(row, h)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _many_block(packed, keys, values, H, padded, where, positions, window, scale, cap, scores, state, totals):
+    """2 · LANES queries as lanes: scores = keys · packed, online softmax down the keys, totals += valuesᵀ · probs."""
+    lanes = 2 * LANES
+    S = len(where)
+    for s in range(0, S, ROWS):
+        tile = tile_zeros()
+        for h in range(H):
+            tile = tile_add_outer(tile, keys, s * padded + h, padded, packed, h * lanes)
+        tile_store(tile, scores, s * lanes, lanes)
+    hidden, lowest, width, multiplier = splat(float32(-np.inf)), splat(LOWEST), splat(window), splat(scale)
+    for half in range(0, lanes, LANES):
+        query, top = load(positions, half), load(state, half)
+        before = top
+        for s in range(S):
+            x = load(scores, s * lanes + half) * multiplier
+            if cap > 0:
+                x = soft_cap_lanes(x, cap)
+            distance = query - splat(where[s])
+            x = where_less(distance, zeros(), hidden, where_less(distance, width, x, hidden))
+            top = maximum(top, x)
+            store(scores, s * lanes + half, x)
+        summed = zeros()
+        for s in range(S):
+            p = exp(load(scores, s * lanes + half) - top)
+            summed = summed + p
+            store(scores, s * lanes + half, p)
+        shrink = exp(before - top)
+        store(state, half, top)
+        store(state, lanes + half, fma(load(state, lanes + half), shrink, summed))
+        for h in range(H):
+            store(totals, h * lanes + half, load(totals, h * lanes + half) * shrink)
+    for h in range(0, H, ROWS):
+        tile = tile_load(totals, h * lanes, lanes)
+        for s in range(S):
+            tile = tile_add_outer(tile, values, s * padded + h, 1, scores, s * lanes)
+        tile_store(tile, totals, h * lanes, lanes)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _many_columns(q, k, v, head, query_positions, key_positions, window, scale, cap, first, last, out):
+    """Columns first … last - 1 of one group: column c is query c // G, head c % G. q, out [T, K, G, H]; k, v [S, K, H]."""
+    G, H = q.shape[2:]
+    lanes = 2 * LANES
+    tiles = (last - first + lanes - 1) // lanes
+    padded = (H + ROWS - 1) // ROWS * ROWS
+    packed = np.zeros((tiles, H * lanes), np.float32)
+    positions = np.full((tiles, lanes), LOWEST)  # a column of padding sees nothing
+    state = np.zeros((tiles, 2 * lanes), np.float32)  # maxima, then sums
+    totals = np.zeros((tiles, padded * lanes), np.float32)
+    keys, values = np.empty(MANY_BLOCK * padded, np.float32), np.empty(MANY_BLOCK * padded, np.float32)
+    scores, where = np.empty(MANY_BLOCK * lanes, np.float32), np.empty(MANY_BLOCK, np.float32)
+    for c in range(first, last):
+        tile, lane = (c - first) // lanes, (c - first) % lanes
+        positions[tile, lane], state[tile, lane] = query_positions[c // G], LOWEST
+        for h in range(H):
+            packed[tile, h * lanes + lane] = q[c // G, head, c % G, h]
+    newest, oldest = query_positions[(last - 1) // G], query_positions[first // G]
+    for s in range(0, len(k), MANY_BLOCK):
+        until = min(s + MANY_BLOCK, len(k))
+        first_key, last_key = key_positions[s], key_positions[s]
+        for i in range(s, until):
+            where[i - s] = key_positions[i]
+            first_key, last_key = min(first_key, key_positions[i]), max(last_key, key_positions[i])
+        if first_key > newest or last_key <= oldest - window:
+            continue  # all in the future, or all out of the window
+        _widen_keys(k, head, s, until, padded, keys)
+        _widen_keys(v, head, s, until, padded, values)
+        for i in range(tiles):
+            _many_block(
+                packed[i], keys, values, H, padded, where[: until - s], positions[i], window, scale, cap, scores, state[i], totals[i]
+            )
+    for c in range(first, last):
+        tile, lane = (c - first) // lanes, (c - first) % lanes
+        summed = state[tile, lanes + lane]
+        for h in range(H):
+            out[c // G, head, c % G, h] = totals[tile, h * lanes + lane] / summed
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _many_chunks(q, k, v, query_positions, key_positions, window, scale, cap, worker, workers, out):
+    """Every workers-th chunk of columns: later ones see more keys, so that ranges would be unfair."""
+    columns = q.shape[0] * q.shape[2]
+    chunks = (columns + COLUMNS - 1) // COLUMNS
+    for task in range(worker, q.shape[1] * chunks, workers):
+        head, first = task % q.shape[1], task // q.shape[1] * COLUMNS
+        last = min(first + COLUMNS, columns)
+        _many_columns(q, k, v, head, query_positions, key_positions, window, scale, cap, first, last, out)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+def _many_workers(q, k, v, query_positions, key_positions, window, scale, cap, workers, out):
+    for worker in prange(workers):
+        _many_chunks(q, k, v, query_positions, key_positions, window, scale, cap, worker, workers, out)
+
+
+def _many_queries(q, k, v, query_positions, key_positions, window, scale, cap, workers):
+    """Prompts: lanes are queries, so that both products run as tiles. Query positions must rise."""
+    out = np.empty_like(q)
+    _many_workers(q, k, v, query_positions, key_positions, window, scale, cap, workers, out)
+    return out
+
+
+@attention.kernel
+def _attention(q, k, v, query_positions, key_positions, window, scale, cap):
+    T, N, H = q.shape
+    K = k.shape[1]
+    decoding = T <= FEW and H % (2 * LANES) == 0
+    numbers = np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0), get_num_threads()
+    grouped = q.reshape(T, K, N // K, H)
+    return (_few_queries if decoding else _many_queries)(
+        grouped, k, v, query_positions, key_positions, *numbers
+    ).reshape(q.shape)

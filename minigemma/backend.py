@@ -1,0 +1,94 @@
+"""Two ways to compute one formula: the definition in plain NumPy, and the kernel under it.
+
+    @definition
+    def soft_cap(x, cap):                  # the formula, which is also what a reader steps through
+        return cap * np.tanh(x / cap)
+
+    @soft_cap.kernel
+    @njit(cache=True)
+    def _soft_cap(x, cap): ...             # the same arguments, the same result, faster
+
+Whoever calls `soft_cap` gets the kernel; inside `with formulas_only():` the definition. The choice is a context variable,
+so two threads may differ.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import update_wrapper
+from typing import Generic, ParamSpec, TypeVar
+
+import numba
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+# Sums may be reordered and multiply-adds fused; NaN and infinity keep their meaning (masks are -inf).
+FASTMATH = {"contract", "nsz", "reassoc"}
+
+# A parallel region costs 1.5 µs under OpenMP and 110 µs under Numba's own workqueue.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+DEFINITIONS: dict[str, Definition] = {}  # every definition by its name, so that one test can walk them all
+
+_formulas_only: ContextVar[bool] = ContextVar("formulas_only", default=False)
+
+
+@contextmanager
+def formulas_only(wanted: bool = True) -> Iterator[None]:
+    """Inside this block every formula runs as its NumPy definition (with False: as outside of it)."""
+    token = _formulas_only.set(wanted or _formulas_only.get())
+    try:
+        yield
+    finally:
+        _formulas_only.reset(token)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside this block kernels share their work among `count` threads; afterwards among as many as before."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(count)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def default_threads() -> int:
+    """As many threads as this process may use cores, and no more than Numba was started with."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, numba.config.NUMBA_NUM_THREADS))
+
+
+class Definition(Generic[P, Result]):
+    """A formula in NumPy, and perhaps a kernel that computes the same."""
+
+    def __init__(self, formula: Callable[P, Result]) -> None:
+        update_wrapper(self, formula)
+        self.formula = formula
+        self.fast: Callable[P, Result] | None = None
+
+    def kernel(self, fast: Callable[P, Result]) -> Callable[P, Result]:
+        """Decorator: `fast` takes the same arguments, by name and order, and returns the same."""
+        mine, theirs = (list(inspect.signature(f).parameters) for f in (self.formula, getattr(fast, "py_func", fast)))
+        if mine != theirs:
+            raise TypeError(f"{self.__name__}{mine} and its kernel {theirs} must take the same arguments")
+        self.fast = fast
+        return fast
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
+        if self.fast is None or _formulas_only.get():
+            return self.formula(*args, **kwargs)
+        return self.fast(*args, **kwargs)
+
+
+def definition(formula: Callable[P, Result]) -> Definition[P, Result]:
+    """Decorator: this NumPy function is the definition of a formula."""
+    made = Definition(formula)
+    DEFINITIONS[formula.__name__] = made
+    return made

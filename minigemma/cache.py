@@ -1,0 +1,127 @@
+"""What a model remembers of the tokens before: keys and values, each layer by itself.
+
+The caller holds the cache; a model has no state. `position` tokens are in it. A forward pass writes where no later token
+needs what is overwritten, and moves `position` on once, when all layers are done: a pass that is interrupted leaves the
+cache as it was.
+
+A local layer's ring has exactly as many slots as its window shows keys, position p in slot p mod window. A global layer's
+ring is as long as the context and so never wraps. Both begin small and double until they are full size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import F32, I32, U16, round_bf16
+
+FIRST_SLOTS = 256
+
+
+@lru_cache(maxsize=16)
+def _slot_positions(count: int, slots: int) -> I32:
+    """Which of the positions 0 … count - 1 each slot holds: the last one that is its number modulo `slots`."""
+    slot = np.arange(min(count, slots))
+    positions = (count - 1 - (count - 1 - slot) % slots).astype(np.int32)
+    positions.setflags(write=False)
+    return positions
+
+
+class KeyValueRing:
+    """Keys and values of one layer, [slots, K, H] each, float32 or bf16 (as uint16)."""
+
+    def __init__(self, limit: int, kv_heads: int, head_dim: int, dtype: type) -> None:
+        self.limit = limit
+        slots = min(limit, FIRST_SLOTS)
+        self.keys: NDArray = np.zeros((slots, kv_heads, head_dim), dtype)
+        self.values: NDArray = np.zeros((slots, kv_heads, head_dim), dtype)
+        self._pending: tuple[NDArray, NDArray] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def extend(self, keys: F32, values: F32, position: int) -> tuple[F32 | U16, F32 | U16, I32]:
+        """Take in the keys and values [T, K, H] of the tokens from `position` on.
+
+        Returns what those tokens attend to: keys, values [S, K, H] as stored, and their positions [S] int32. Nothing that a
+        repeated call would need is overwritten before `commit`.
+        """
+        if self.keys.dtype == np.uint16:
+            keys, values = round_bf16(keys), round_bf16(values)
+        count = position + len(keys)
+        self._grow(min(count, self.limit))
+        if len(keys) == 1 or count <= self.limit:
+            first = position % self.limit
+            self.keys[first : first + len(keys)] = keys
+            self.values[first : first + len(values)] = values
+            filled = min(count, self.limit)
+            return self.keys[:filled], self.values[:filled], _slot_positions(count, self.limit)
+        self._pending = keys, values
+        before = np.arange(max(0, position - self.limit + 1), position)  # what the first new token may still see
+        slots = before % self.limit
+        together = [np.concatenate([a[slots], b]) for a, b in ((self.keys, keys), (self.values, values))]
+        return together[0], together[1], np.arange(count - len(together[0]), count, dtype=np.int32)
+
+    def commit(self, count: int) -> None:
+        """Put away what `extend` held back: the tokens up to `count`, of which the last `limit` stay."""
+        if self._pending is None:
+            return
+        keys, values = (a[-self.limit :] for a in self._pending)
+        slots = np.arange(count - len(keys), count) % self.limit
+        self.keys[slots], self.values[slots] = keys, values
+        self._pending = None
+
+    def _grow(self, slots: int) -> None:
+        if slots > len(self.keys):
+            size = min(self.limit, max(slots, 2 * len(self.keys)))
+            for name in ("keys", "values"):
+                old = getattr(self, name)
+                new = np.zeros((size, *old.shape[1:]), old.dtype)
+                new[: len(old)] = old
+                setattr(self, name, new)
+
+    def copy(self) -> KeyValueRing:
+        """A ring of its own with the same contents."""
+        other = object.__new__(KeyValueRing)
+        other.limit, other._pending = self.limit, None
+        other.keys, other.values = self.keys.copy(), self.values.copy()
+        return other
+
+
+class Cache:
+    """The state of one sequence: a ring for each layer, and how many tokens they have seen."""
+
+    def __init__(self, layers: tuple[KeyValueRing, ...], max_tokens: int) -> None:
+        self.layers = layers
+        self.max_tokens = max_tokens
+        self.position = 0
+        self._moving_to: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers' state."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def advance(self, tokens: int) -> None:
+        """All layers are done with `tokens` more: put them away. Interrupted, it is finished by `settle`."""
+        self._moving_to = self.position + tokens
+        self.settle()
+
+    def settle(self) -> None:
+        """Finish an `advance` that was interrupted half-way; else nothing."""
+        if self._moving_to is not None:
+            for layer in self.layers:
+                layer.commit(self._moving_to)
+            self.position = self._moving_to
+            self._moving_to = None
+
+    def copy(self) -> Cache:
+        """An independent cache with the same contents, so that one prompt can have several continuations."""
+        self.settle()
+        other = Cache(tuple(layer.copy() for layer in self.layers), self.max_tokens)
+        other.position = self.position
+        return other

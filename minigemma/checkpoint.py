@@ -1,0 +1,317 @@
+"""From files to a model: which tensor is which weight, in which format it runs, and `load`.
+
+Weights are used where they lie: a bf16 safetensors file and the Q8_0 and Q4_0 tensors of a GGUF file are mapped into memory
+and never copied. Other GGUF tensors, and every tensor when `dtype` asks for another format, are converted one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import F32, read_only, round_bf16
+from .config import TextConfig
+from .config_file import config_from_gguf, config_from_json, read_json
+from .decoder import Decoder, DecoderWeights
+from .errors import ModelFormatError
+from .feedforward import FeedForwardWeights
+from .gemma import Gemma, GemmaBlock
+from .gemma2 import Gemma2, Gemma2Block
+from .gemma3 import Gemma3, Gemma3Block
+from .gguf_file import open_gguf
+from .gqa import AttentionWeights
+from .linear import BLOCK, Weight
+from .locate import locate
+from .quantize import dequantise, quantise_int4, quantise_int8, to_int8
+from .safetensors_file import open_checkpoint_files
+from .tokenizer import Tokenizer
+
+FORMATS = ("f32", "bf16", "int8", "int4")
+
+# weight: (name in a Hugging Face file, name in a GGUF file, shape). Names of layers follow "layers.{i}." and "blk.{i}.".
+MODEL_TENSORS = {
+    "embedding": ("embed_tokens.weight", "token_embd.weight", "V D"),
+    "final_norm": ("norm.weight", "output_norm.weight", "D"),
+}
+LAYER_TENSORS = {
+    "pre_attention_norm": ("input_layernorm.weight", "attn_norm.weight", "D"),
+    "attention.q": ("self_attn.q_proj.weight", "attn_q.weight", "NH D"),
+    "attention.k": ("self_attn.k_proj.weight", "attn_k.weight", "KH D"),
+    "attention.v": ("self_attn.v_proj.weight", "attn_v.weight", "KH D"),
+    "attention.o": ("self_attn.o_proj.weight", "attn_output.weight", "D NH"),
+    "pre_ffn_norm": ("pre_feedforward_layernorm.weight", "ffn_norm.weight", "D"),
+    "ffn.gate": ("mlp.gate_proj.weight", "ffn_gate.weight", "F D"),
+    "ffn.up": ("mlp.up_proj.weight", "ffn_up.weight", "F D"),
+    "ffn.down": ("mlp.down_proj.weight", "ffn_down.weight", "D F"),
+}
+POST_NORMS = {
+    "post_attention_norm": ("post_attention_layernorm.weight", "post_attention_norm.weight", "D"),
+    "post_ffn_norm": ("post_feedforward_layernorm.weight", "post_ffw_norm.weight", "D"),
+}
+HEAD_NORMS = {
+    "attention.q_norm": ("self_attn.q_norm.weight", "attn_q_norm.weight", "H"),
+    "attention.k_norm": ("self_attn.k_norm.weight", "attn_k_norm.weight", "H"),
+}
+FAMILIES: dict[str, tuple[type[Decoder], type, dict[str, tuple[str, str, str]]]] = {
+    # In Gemma 1's files "post_attention_layernorm" is the norm before the feed-forward block.
+    "gemma": (
+        Gemma,
+        GemmaBlock,
+        LAYER_TENSORS | {"pre_ffn_norm": ("post_attention_layernorm.weight", "ffn_norm.weight", "D")},
+    ),
+    "gemma2": (Gemma2, Gemma2Block, LAYER_TENSORS | POST_NORMS),
+    "gemma3": (Gemma3, Gemma3Block, LAYER_TENSORS | POST_NORMS | HEAD_NORMS),
+}
+
+# Text tensors have had three prefixes; the parts of a model with a vision tower that a text model leaves alone have had two.
+PREFIXES = ("model.", "language_model.model.", "model.language_model.", "language_model.", "")
+HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
+NOT_TEXT = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.|\.rotary_emb\.inv_freq$")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as its file has it: `kind` is the file's name of its type ("BF16", "Q5_0", …), `shape` [R, D] or [D]."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    array: NDArray
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the files of a checkpoint say, before any weight has been read."""
+
+    path: Path
+    config: TextConfig
+    tensors: dict[str, Stored]  # by our names
+    norm_offset: float  # what a stored norm has too much: 1 in a GGUF file
+    make_tokenizer: Callable[[], Tokenizer | None]
+    eos: tuple[int, ...]
+    instruction_tuned: bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `minigemma inspect` prints: all of it from headers, no weight is read."""
+
+    config: TextConfig
+    files: tuple[Path, ...]
+    tensors: dict[str, tuple[str, tuple[int, ...], int]]  # name → (type in the file, shape, bytes)
+    weight_bytes: int
+    instruction_tuned: bool
+
+
+def load(
+    name: str | Path,
+    dtype: str | None = None,
+    backend: str = "numba",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Decoder:
+    """The model in a folder or file, under a name in weights/, in the Hugging Face cache, or "gemma-3-270m", the demo weights.
+
+    dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4" (whose embedding is int8)
+    backend  "numba": kernels; "numpy": the definitions alone, which a debugger can step through
+    threads  how many cores a kernel uses; None: all that this process may use
+    progress is called with (bytes done, bytes in all) after each tensor
+
+    Raises ModelFormatError for files that cannot be used, ValueError for arguments that cannot.
+    """
+    if dtype not in (None, *FORMATS):
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(FORMATS)}, or None for as stored")
+    if backend not in ("numba", "numpy"):
+        raise ValueError(f"backend is {backend!r}; it must be 'numba' or 'numpy'")
+    _check_threads(threads)
+    files = open_files(locate(name))
+    total, done = sum(t.array.nbytes for t in files.tensors.values()), 0
+    weights: dict[str, Any] = {}
+    for ours, tensor in files.tensors.items():
+        weights[ours] = _norm(tensor, files) if len(tensor.shape) == 1 else _matrix(tensor, dtype, ours)
+        done += tensor.array.nbytes
+        if progress:
+            progress(done, total)
+    stored = files.tensors["embedding"].kind
+    tokenizer = files.make_tokenizer()
+    if tokenizer and tokenizer.size > files.config.vocab:
+        raise ModelFormatError(
+            files.path,
+            f"its tokenizer has {tokenizer.size} pieces, its embedding {files.config.vocab} rows",
+            "take the tokenizer.model that was released with these weights",
+        )
+    return FAMILIES[files.config.family][0](
+        files.config,
+        _assembled(files.config, weights),
+        tokenizer=tokenizer,
+        exact=dtype == "f32" or (dtype is None and stored == "F32"),
+        round_scale=stored != "F32",
+        backend=backend,
+        threads=threads,
+        eos=_stop_ids(files, tokenizer),
+        instruction_tuned=files.instruction_tuned,
+    )
+
+
+def describe(name: str | Path) -> Description:
+    """What a checkpoint is, read from its headers alone. Raises ModelFormatError as `load` does."""
+    files = open_files(locate(name))
+    tensors = {ours: (t.kind, t.shape, t.array.nbytes) for ours, t in files.tensors.items()}
+    folder = files.path.parent if files.path.is_file() else files.path
+    parts = (files.path,) if files.path.is_file() else tuple(sorted(folder.glob("*.safetensors")))
+    return Description(files.config, parts, tensors, sum(t[2] for t in tensors.values()), files.instruction_tuned)
+
+
+def open_files(path: Path) -> Files:
+    """The headers of a checkpoint, every tensor found, named and of the right shape; else ModelFormatError."""
+    files = _open_folder(path) if path.is_dir() else _open_gguf(path)
+    c = files.config
+    sizes = {"V": c.vocab, "D": c.width, "F": c.ffn_width, "H": c.head_dim}
+    sizes |= {"NH": c.heads * c.head_dim, "KH": c.kv_heads * c.head_dim}
+    for ours, tensor in files.tensors.items():
+        letters = (MODEL_TENSORS | FAMILIES[c.family][2]).get(re.sub(r"^blocks\.\d+\.", "", ours), ("", "", "V D"))[2]
+        expected = tuple(sizes[letter] for letter in letters.split())
+        if tensor.shape != expected:
+            raise ModelFormatError(
+                path,
+                f"{tensor.name} is {list(tensor.shape)}, the config implies {list(expected)} ({letters})",
+                "weights and config are of different models: take both from one release",
+            )
+    return files
+
+
+def _open_folder(folder: Path) -> Files:
+    config, fields = config_from_json(folder / "config.json")
+    stored = open_checkpoint_files(folder)
+    prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in stored), None)
+    if prefix is None:
+        raise ModelFormatError(folder, "its files hold no embed_tokens.weight", "these are not the weights of a Gemma")
+    named = {ours: f"{prefix}{theirs}" for ours, theirs in _names(config, 0, "layers.")}
+    head = next((name for name in HEADS if name in stored), None)
+    if head and not fields["tie_word_embeddings"]:
+        named["head"] = head
+    ignored = {name for name in stored if NOT_TEXT.search(name)} | set(HEADS)
+    _report(folder, set(named.values()) - set(stored), set(stored) - set(named.values()) - ignored)
+    tensors = {ours: Stored(name, stored[name].dtype, stored[name].array.shape, stored[name].array) for ours, name in named.items()}
+    _check_kinds(folder, tensors)
+    eos, chatty = _folder_eos(folder, fields)
+    return Files(folder, config, tensors, 0.0, partial(_folder_tokenizer, folder), eos, chatty)
+
+
+def _open_gguf(path: Path) -> Files:
+    gguf = open_gguf(path)
+    embedding = gguf.tensors.get("token_embd.weight")
+    config = config_from_gguf(path, gguf.metadata, embedding.shape[0] if embedding else 1)
+    named = dict(_names(config, 1, "blk."))
+    if "output.weight" in gguf.tensors:
+        named["head"] = "output.weight"
+    _report(path, set(named.values()) - set(gguf.tensors), {n for n in gguf.tensors if n not in named.values() and n != "rope_freqs.weight"})
+    tensors = {ours: Stored(name, gguf.tensors[name].type, gguf.tensors[name].shape, gguf.tensors[name].blocks) for ours, name in named.items()}
+    eos = gguf.metadata.get("tokenizer.ggml.eos_token_id", 1)
+    name = f"{gguf.metadata.get('general.name', '')} {path.name}"
+    chatty = "tokenizer.chat_template" in gguf.metadata or bool(re.search(r"\bit\b", name))
+
+    def make_tokenizer() -> Tokenizer | None:
+        return Tokenizer.from_vocabulary(*gguf.vocabulary, path=path) if "tokenizer.ggml.tokens" in gguf.metadata else None
+
+    return Files(path, config, tensors, 1.0, make_tokenizer, (int(eos),), chatty)
+
+
+def _names(config: TextConfig, column: int, layer_prefix: str) -> Iterator[tuple[str, str]]:
+    """(our name, the file's name) of every tensor that a model of this config has."""
+    for ours, theirs in MODEL_TENSORS.items():
+        yield ours, theirs[column]
+    for i in range(config.layers):
+        for ours, theirs in FAMILIES[config.family][2].items():
+            yield f"blocks.{i}.{ours}", f"{layer_prefix}{i}.{theirs[column]}"
+
+
+def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
+    for what, names in (("lacks", missing), ("has beside a Gemma's", unexpected)):
+        if names:
+            first = ", ".join(sorted(names)[:5]) + (" …" if len(names) > 5 else "")
+            raise ModelFormatError(path, f"{what} {len(names)} tensors: {first}", "config and weights are of different models")
+
+
+def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
+    for tensor in tensors.values():
+        if tensor.kind not in ("F32", "F16", "BF16"):
+            raise ModelFormatError(path, f"{tensor.name} is of type {tensor.kind}", "take the released bf16 or float32 file")
+
+
+def _norm(tensor: Stored, files: Files) -> F32:
+    return read_only(dequantise(tensor.kind, tensor.array).astype(np.float32) - np.float32(files.norm_offset))
+
+
+def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
+    """The matrix in the format that `dtype` asks for, or the nearest of ours to the stored one."""
+    kind, array = tensor.kind, tensor.array
+    wanted = dtype or {"F32": "f32", "BF16": "bf16", "F16": "bf16", "Q4_0": "int4"}.get(kind, "int8")
+    if wanted == "int4" and ours in ("embedding", "head") and kind != "Q4_0":
+        wanted = "int8"
+    if wanted in ("int8", "int4") and tensor.shape[1] % BLOCK:
+        wanted = "f32" if kind == "F32" else "bf16"  # rows that do not divide into blocks
+    if {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}.get(kind) == wanted:
+        return read_only(array)
+    if wanted == "int8":
+        return read_only(to_int8(kind, array))
+    wide = dequantise(kind, array).reshape(tensor.shape)
+    return read_only({"f32": np.asarray, "bf16": round_bf16, "int4": quantise_int4, "int8": quantise_int8}[wanted](wide))
+
+
+def _assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:
+    """The flat names as the dataclasses that the models read."""
+    block_class = FAMILIES[config.family][1]
+    blocks = []
+    for i in range(config.layers):
+        prefix = f"blocks.{i}."
+        mine = {ours.removeprefix(prefix): w for ours, w in weights.items() if ours.startswith(prefix)}
+        parts = {"attention": {}, "ffn": {}, "": {}}  # type: dict[str, dict[str, Any]]
+        for ours, weight in mine.items():
+            part, _, field = ours.rpartition(".")
+            parts[part][field] = weight
+        blocks.append(
+            block_class(
+                attention=AttentionWeights(**parts["attention"]), ffn=FeedForwardWeights(**parts["ffn"]), **parts[""]
+            )
+        )
+    return DecoderWeights(weights["embedding"], tuple(blocks), weights["final_norm"], weights.get("head"))
+
+
+def _folder_tokenizer(folder: Path) -> Tokenizer | None:
+    path = folder / "tokenizer.model"
+    return Tokenizer.from_model_file(path) if path.exists() else None
+
+
+def _folder_eos(folder: Path, fields: dict[str, Any]) -> tuple[tuple[int, ...], bool]:
+    """Ids that end a text, from everywhere they may be stated, and whether the model was tuned to instructions."""
+    generation = folder / "generation_config.json"
+    stated = [fields.get("eos_token_id", 1), read_json(generation).get("eos_token_id", 1) if generation.exists() else 1]
+    ids = {i for value in stated for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+    chatty = any((folder / name).exists() for name in ("chat_template.json", "chat_template.jinja"))
+    described = folder / "tokenizer_config.json"
+    chatty = chatty or (described.exists() and "chat_template" in read_json(described))
+    chatty = chatty or len(ids) > 1 or bool(re.search(r"\bit\b", folder.name))
+    return tuple(sorted(ids)), chatty
+
+
+def _stop_ids(files: Files, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """eos, and the end of a turn where the model was taught to end turns."""
+    end = tokenizer.id_of("<end_of_turn>") if tokenizer and files.instruction_tuned else None
+    return files.eos if end is None else tuple(sorted({*files.eos, end}))
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    import numba
+
+    if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
+        raise ValueError(f"threads is {threads}; this machine offers 1 … {numba.config.NUMBA_NUM_THREADS}")

@@ -1,0 +1,572 @@
+"""The command line: minigemma generate | chat | score | inspect | download.
+
+stdout carries the answer and nothing else; timings, progress and warnings go to stderr. No colours are used.
+Exit codes: 0 done · 1 failed, with one line that says why · 2 wrong usage · 130 interrupted by Ctrl-C.
+
+Everything that takes time to import is imported inside the function that needs it, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .chat import Chat
+    from .checkpoint import Description
+    from .config import TextConfig
+    from .decoder import Decoder
+
+DEMO = "gemma-3-270m"
+SIZES = ("width", "ffn_width", "heads", "kv_heads", "head_dim", "vocab", "context")
+START = time.monotonic()
+CHAT_HELP = """\
+/reset        forget the conversation        /system TEXT  start anew with this instruction
+/save FILE    write the conversation (JSON)  /help         this list
+/exit         leave, as Ctrl-D does          Ctrl-C        stops the answer
+A message that begins with a slash of its own needs a space before it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; only wrong usage leaves by SystemExit, with 2."""
+    args = build_parser().parse_args(argv)
+    if args.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        # What a terminal cannot show comes out escaped instead of ending the answer.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone. Python flushes stdout once more on its way out, so that goes nowhere too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"minigemma: {one_line(error, args.model)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def one_line(error: Exception, model: str) -> str:
+    """What went wrong as `path: problem; remedy`."""
+    from .errors import ModelFormatError
+
+    if isinstance(error, ModelFormatError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}; check the path"
+    elif isinstance(error, (ValueError, OSError, ImportError)):
+        text = f"{model}: {error}"
+    elif isinstance(error, MemoryError):
+        text = f"{model}: not enough memory; `minigemma inspect` says how much it takes, -c and --dtype lower it"
+    else:
+        text = f"{model}: {type(error).__name__}: {error}; this is a bug, --debug shows where"
+    return " ".join(text.split())
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+Flags = Callable[[argparse.ArgumentParser], None]
+
+
+def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
+    """An argparse type: a number from `low` (not itself, if `above`) to `high`."""
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not (low <= value <= high) or (above and value == low):
+            bounds = f"{'above' if above else 'at least'} {low:g} and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds.removesuffix(' and at most inf')}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says "invalid int value"
+    return parse
+
+
+def nonempty(text: str) -> str:
+    """An argparse type: any text but none."""
+    if not text:
+        raise argparse.ArgumentTypeError("the text is empty")
+    return text
+
+
+class Version(argparse.Action):
+    """--version, asking the installed package only when it is used."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the version and leave."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print("minigemma", version("minigemma"))
+        except PackageNotFoundError:
+            print("minigemma (run from its folder, not installed)")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    parser = argparse.ArgumentParser(prog="minigemma", description="Gemma models on the CPU.")
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and leave")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(run: Callable[[argparse.Namespace], None], *flags: Flags) -> argparse.ArgumentParser:
+        doc = (run.__doc__ or "").split("\n")[0]
+        made = commands.add_parser(run.__name__, help=doc, description=doc)
+        for add in (*flags, add_common):
+            add(made)
+        made.set_defaults(run=run)
+        return made
+
+    generating = command(generate, add_text, add_model, add_machine, add_sampling, add_json)
+    chatting = command(chat, add_model, add_machine, add_sampling)
+    command(score, add_text, add_model, add_machine, add_json)
+    command(inspect, add_model, add_json)
+    generating.add_argument("--raw", action="store_true", help="continue the text as it is, without the turn format")
+    generating.set_defaults(temperature=0.0)
+    chatting.set_defaults(temperature=1.0, top_k=64, top_p=0.95)
+    downloading = command(download)
+    downloading.add_argument("model", help="Hugging Face id, such as google/gemma-3-1b-it")
+    downloading.add_argument("--revision", help="branch, tag or commit (default: main)")
+    return parser
+
+
+def add_common(to: argparse.ArgumentParser) -> None:
+    """Flags of every command."""
+    to.add_argument("--offline", action="store_true", help="never ask the network")
+    to.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+    to.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_json(to: argparse.ArgumentParser) -> None:
+    """For programs that read the output."""
+    to.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_model(to: argparse.ArgumentParser) -> None:
+    """Which model, and how much of its context."""
+    to.add_argument("-m", "--model", default=DEMO, help="folder, file, name or Hugging Face id (default: %(default)s)")
+    to.add_argument(
+        "-c", "--ctx-size", type=number(int, 1), metavar="N", help="context in tokens (default: the model's)"
+    )
+
+
+def add_text(to: argparse.ArgumentParser) -> None:
+    """Where the text comes from: exactly one of three."""
+    source = to.add_mutually_exclusive_group(required=True)
+    source.add_argument("text", nargs="?", metavar="TEXT", help="the text; - reads standard input")
+    source.add_argument("-p", "--prompt", metavar="TEXT", help="the same as a flag")
+    source.add_argument("-f", "--file", type=Path, help="read the text from a file")
+
+
+def add_machine(to: argparse.ArgumentParser) -> None:
+    """How the model is run."""
+    to.add_argument("-v", "--verbose", action="store_true", help="show tokens")
+    to.add_argument("-t", "--threads", type=number(int, 1), metavar="N", help="(default: all cores)")
+    to.add_argument("--dtype", choices=["f32", "bf16", "int8", "int4"], help="hold the weights so (default: as stored)")
+
+
+def add_sampling(to: argparse.ArgumentParser) -> None:
+    """What is asked of the model, and how its next token is chosen."""
+    to.add_argument("--system", metavar="TEXT", help="an instruction that holds for the whole conversation")
+    to.add_argument("--image", action="append", default=[], metavar="FILE", help="show the model an image; repeatable")
+    flags = ("-n", "--max-new-tokens", "--max-tokens")
+    to.add_argument(*flags, type=number(int, 1), default=256, metavar="N", help="(default: %(default)s)")
+    to.add_argument("--temperature", "--temp", type=number(float, 0), metavar="X", help="0: always the likeliest token")
+    to.add_argument("--top-k", type=number(int, 1), metavar="N", help="choose among the N likeliest")
+    to.add_argument("--top-p", type=number(float, 0, 1, above=True), metavar="X", help="… among those that make up X")
+    to.add_argument("--min-p", type=number(float, 0, 1), metavar="X", help="… at least X times as likely as the first")
+    to.add_argument("-s", "--seed", type=number(int, 0, 2**64 - 1), metavar="N", help="make sampling repeatable")
+    to.add_argument("--stop", action="append", default=[], type=nonempty, metavar="TEXT", help="end before; repeatable")
+
+
+def read_text(args: argparse.Namespace) -> str:
+    """The text that the command line, a file or standard input gives, which must be Unicode."""
+    given = args.text if args.prompt is None else args.prompt
+    name = str(args.file or ("standard input" if given == "-" else "the text"))
+    try:
+        if args.file:
+            return args.file.read_bytes().decode()
+        # A command line's stray bytes arrive as lone surrogates, which strict encoding refuses.
+        return (sys.stdin.buffer.read() if given == "-" else given.encode()).decode()
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise ValueError(f"{name} is not UTF-8 (near byte {error.start:,}); convert it first") from None
+
+
+# ------------------------------------------------------------------------------------------------ what takes time
+
+
+class Progress:
+    """Says on stderr what is being waited for, once the wait has lasted a second.
+
+    On a terminal the line goes away when the wait is over. That kernels are being compiled is said anywhere, and stays.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        """With `quiet` it says nothing at all."""
+        self.quiet = quiet
+        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.doing, self.since, self.shown = "", START, ""
+        self.compiling = self.announced = False
+        self.over = threading.Event()
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Progress:
+        """Begin to watch the clock."""
+        self.watcher = threading.Thread(target=self.watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave a clean line."""
+        self.over.set()
+        self.watcher.join()
+        self("")
+
+    def __call__(self, doing: str) -> None:
+        """From now on this is waited for; with "" nothing is."""
+        with self.lock:
+            self.erase()
+            self.doing, self.since = doing, time.monotonic()
+
+    def erase(self) -> None:
+        """Take back the line on the terminal, if there is one."""
+        if self.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self.shown = ""
+
+    def watch(self) -> None:
+        """Look every tenth of a second whether there is something to say."""
+        while not self.over.wait(0.1):
+            with self.lock:
+                if not self.quiet and self.doing and time.monotonic() - self.since > 1:
+                    self.say()
+
+    def say(self) -> None:
+        """Print what is not on the screen yet."""
+        if self.compiling and not self.announced:
+            self.erase()
+            print("minigemma: compiling kernels for this processor, once (about 10 s) …", file=sys.stderr, flush=True)
+            self.announced = True
+        if self.terminal and self.shown != self.doing:
+            self.erase()
+            print(f"{self.doing} …", end="", file=sys.stderr, flush=True)
+            self.shown = self.doing
+
+    def compile_listener(self) -> Any:
+        """A Numba listener: `numba:compile` is broadcast when no compiled kernel was found on disk."""
+        from numba.core import event
+
+        progress = self
+
+        class Listener(event.Listener):
+            def on_start(self, event: Any) -> None:
+                progress.compiling = True
+
+            def on_end(self, event: Any) -> None:
+                pass
+
+        return event.install_listener("numba:compile", Listener())
+
+
+def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack) -> Decoder:
+    """The model that -m names, as the flags want it."""
+    progress(f"loading {args.model}")
+    from .backend import default_threads
+    from .checkpoint import load
+
+    if args.threads and args.threads > default_threads():
+        note(args, f"{args.threads} threads are more than there are cores for; using {default_threads()}")
+        args.threads = default_threads()
+    until.enter_context(progress.compile_listener())
+    return load(args.model, dtype=args.dtype, threads=args.threads)
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Continue a text, or, with an instruction-tuned model, answer it."""
+    text = read_text(args)
+    with ExitStack() as until:
+        progress = until.enter_context(Progress(args.quiet))
+        model = open_model(args, progress, until)
+        ids = prompt_ids(model, text, args)
+        if args.verbose:
+            note(args, f"prompt {[(i, model.tokenizer.decode([i])) for i in ids]}")
+        progress(f"reading the prompt ({len(ids):,} tokens)")
+        from .generation import stream_generate
+
+        settings = sampling(args) | {"max_new_tokens": min(args.max_new_tokens, context_left(model, ids, args, 1))}
+        pieces = stream_generate(model, ids, images=args.image, stop=args.stop, **settings)
+        report = show(pieces, progress, silent=args.json)
+    report["prompt_tokens"] = len(ids)
+    if args.json:
+        print_json(report)
+    elif not args.quiet:
+        tell_speed(report)
+
+
+def prompt_ids(model: Decoder, text: str, args: argparse.Namespace) -> list[int]:
+    """The prompt as token ids: a turn of a conversation where the model knows turns and --raw is not given."""
+    from .prompt import conversation_ids, text_ids
+
+    if model.instruction_tuned and not args.raw:
+        messages = [{"role": "user", "content": text}]
+        if args.system:
+            messages.insert(0, {"role": "system", "content": args.system})
+        return conversation_ids(model.tokenizer, model.config.family, messages)
+    if args.system:
+        why = "--raw has no turns" if args.raw else f"{model.name} is pretrained only and knows no turns"
+        raise ValueError(f"{why}, so --system has no place; put the instruction into the text")
+    return text_ids(model.tokenizer, text)
+
+
+def context_left(model: Decoder, ids: Sequence[int], args: argparse.Namespace, needed: int = 0) -> int:
+    """How many tokens the context still holds after these; ValueError if fewer than are needed."""
+    context = context_size(model.config, args)
+    if context - len(ids) < needed:
+        remedy = f"shorten it, or raise -c (up to {model.config.context:,})" if args.ctx_size else "shorten it"
+        raise ValueError(f"the text has {len(ids):,} tokens and the context holds {context:,}; {remedy}")
+    return context - len(ids)
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling flags, as `stream_generate` names them."""
+    return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+
+
+def show(pieces: Iterator[Any], progress: Progress, silent: bool = False) -> dict[str, Any]:
+    """Print the pieces as they come and return what is known when they end."""
+    texts, tokens, first, piece = [], [], 0.0, None
+    for piece in pieces:
+        progress("")
+        first = first or time.monotonic() - START
+        texts.append(piece.text)
+        tokens.append(piece.token)
+        if not silent:
+            print(piece.text, end="", flush=True)
+    text = "".join(texts)
+    if not silent and not text.endswith("\n"):
+        print(flush=True)
+    report = {"text": text, "tokens": tokens, "seconds_to_first_token": round(first, 3)}
+    return report | {k: getattr(piece, k, None) for k in ("finish_reason", "prompt_tps", "generation_tps")}
+
+
+def tell_speed(report: dict[str, Any]) -> None:
+    """One line of timings on stderr."""
+    print(
+        f"[prompt {report['prompt_tokens']:,} tokens, {report['prompt_tps']:,.0f}/s · "
+        f"answer {len(report['tokens']):,} tokens, {report['generation_tps']:,.1f}/s · "
+        f"first after {report['seconds_to_first_token']:.2f} s · ended by {report['finish_reason']}]",
+        file=sys.stderr,
+    )
+
+
+def print_json(report: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    import json
+
+    print(json.dumps(report, ensure_ascii=False))
+
+
+def score(args: argparse.Namespace) -> None:
+    """Say how likely a text is: perplexity and, with -v, each token."""
+    text = read_text(args)
+    with ExitStack() as until:
+        progress = until.enter_context(Progress(args.quiet))
+        model = open_model(args, progress, until)
+        from .prompt import text_ids
+        from .scoring import score as score_ids
+
+        ids = text_ids(model.tokenizer, text)
+        context_left(model, ids, args)
+        progress(f"scoring {len(ids):,} tokens")
+        result = score_ids(model, ids)
+    pieces = [(model.tokenizer.decode([token]), float(p)) for token, p in zip(ids[1:], result.logprobs, strict=True)]
+    if args.json:
+        print_json({"perplexity": result.perplexity, "tokens": len(pieces), "logprobs": pieces})
+        return
+    if args.verbose:
+        for piece, logprob in pieces:
+            print(f"{logprob:9.4f}  {piece!r}")
+    print(f"perplexity {result.perplexity:.4f} over {len(pieces):,} tokens")
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Show sizes, layers, formats and the memory it takes, reading headers only."""
+    from .checkpoint import describe
+    from .locate import locate
+
+    about = describe(locate(args.model))
+    report = summary(about, context_size(about.config, args))
+    if args.json:
+        print_json(report)
+        return
+    memory = report["memory"]
+    print(f"{report['name']}: {report['family']}, {report['kind']}")
+    print(
+        "files       " + "\n            ".join(f"{name}  {megabytes(size)}" for name, size in report["files"].items())
+    )
+    print(f"parameters  {report['parameters']:,}, {report['embedding_parameters']:,} of them the embedding")
+    print("sizes       " + ", ".join(f"{name} {size:,}" for name, size in report["sizes"].items()))
+    print(
+        f"layers      {report['layers']}: {report['pattern']}  (l: window of {report['window']} tokens, g: all tokens)"
+    )
+    for label, row in zip(chain(["tensors"], repeat("")), report["tensors"], strict=False):
+        size, shape = megabytes(row["bytes"]), str(row["shape"])
+        print(f"{label:12}{row['count']:3} × {row['format']:5} {shape:16} {size:>9}  {row['name']}")
+    print(
+        f"memory      weights {megabytes(memory['weights'])} + cache of {report['context']:,} tokens "
+        f"{megabytes(memory['cache'])} = {megabytes(memory['total'])}"
+    )
+
+
+def context_size(config: TextConfig, args: argparse.Namespace) -> int:
+    """The context that -c asks for, or the model's."""
+    if args.ctx_size and args.ctx_size > config.context:
+        raise ValueError(f"the context is {config.context:,} tokens and -c asks for {args.ctx_size:,}; ask for less")
+    return args.ctx_size or config.context
+
+
+def summary(about: Description, context: int) -> dict[str, Any]:
+    """What `inspect` tells, as plain numbers and texts."""
+    config = about.config
+    windows = [config.attention(layer).window for layer in range(config.layers)]
+    cache = config.cache_bytes(context)
+    return {
+        "name": config.name,
+        "family": config.family,
+        "kind": "instruction-tuned" if about.instruction_tuned else "pretrained only",
+        "files": {str(file): file.stat().st_size for file in about.files},
+        "parameters": config.embedding_parameters + config.non_embedding_parameters,
+        "embedding_parameters": config.embedding_parameters,
+        "sizes": {name: getattr(config, name) for name in SIZES},
+        "layers": config.layers,
+        "pattern": "".join("l" if window else "g" for window in windows),
+        "window": next((window for window in windows if window), None),
+        "tensors": tensor_kinds(about.tensors),
+        "context": context,
+        "memory": {"weights": about.weight_bytes, "cache": cache, "total": about.weight_bytes + cache},
+    }
+
+
+def tensor_kinds(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> list[dict[str, Any]]:
+    """One row for all layers' tensors of one role, format and shape."""
+    rows: dict[tuple, dict[str, Any]] = {}
+    for name, (form, shape, size) in tensors.items():
+        role = re.sub(r"\.\d+\.", ".*.", name)
+        row = rows.setdefault(
+            (role, form, shape), {"name": role, "format": form, "shape": list(shape), "count": 0, "bytes": 0}
+        )
+        row["count"] += 1
+        row["bytes"] += size
+    return list(rows.values())
+
+
+def megabytes(size: float) -> str:
+    """A number of bytes for people: 253.1 MB, 5.4 GB."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def download(args: argparse.Namespace) -> None:
+    """Fetch a model from the Hugging Face hub into its cache (needs minigemma[hub])."""
+    from .download import download as fetch
+
+    print(fetch(args.model, args.revision))
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Converse; /help lists the commands."""
+    with ExitStack() as until:
+        progress = until.enter_context(Progress(args.quiet))
+        model = open_model(args, progress, until)
+        from .chat import Chat
+
+        context_size(model.config, args)
+        talk = Chat(model, system=args.system)
+        progress("")
+        if not model.instruction_tuned:
+            note(
+                args,
+                f"{model.name} is pretrained only: it continues text and was never taught to answer; take an -it one",
+            )
+        note(args, "/help lists the commands, Ctrl-D leaves")
+        while (line := read_line()) is not None and line.strip() != "/exit":
+            if line.startswith("/"):
+                print(chat_command(talk, line), file=sys.stderr)
+            elif line.strip():
+                answer(talk, line, args, progress)
+
+
+def note(args: argparse.Namespace, text: str) -> None:
+    """A remark on stderr, but for -q."""
+    if not args.quiet:
+        print(f"minigemma: {text}", file=sys.stderr, flush=True)
+
+
+def read_line() -> str | None:
+    """What the user types next, with line editing; None at the end of input. Ctrl-C here leaves."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  input() edits lines once this is imported
+    try:
+        return input("> " if sys.stdin.isatty() and sys.stdout.isatty() else "")
+    except EOFError:
+        return None
+
+
+def answer(talk: Chat, text: str, args: argparse.Namespace, progress: Progress) -> None:
+    """Show the model's answer to one message; Ctrl-C stops it and what was said stays said."""
+    progress("reading")
+    settings = sampling(args) | {"max_new_tokens": args.max_new_tokens, "stop": args.stop}
+    try:
+        show(talk.stream(text, images=args.image, **settings), progress)
+    except KeyboardInterrupt:
+        print(flush=True)
+    except ValueError as error:  # too long, say: the conversation goes on without this message
+        note(args, str(error))
+    finally:
+        progress("")
+        args.image = []  # shown once
+
+
+def chat_command(talk: Chat, line: str) -> str:
+    """Carry out /reset, /system TEXT, /save FILE or /help, and say what was done."""
+    name, _, rest = line.strip().partition(" ")
+    rest = rest.strip()
+    if name == "/reset":
+        talk.reset()
+        return "forgotten"
+    if name == "/system" and rest:
+        talk.reset(system=rest)
+        return "begun anew with this instruction"
+    if name == "/save" and rest:
+        return save(talk, Path(rest))
+    return CHAT_HELP if name == "/help" else f"{line.strip()!r} is no command\n{CHAT_HELP}"
+
+
+def save(talk: Chat, path: Path) -> str:
+    """Write the conversation, complete or not at all."""
+    import json
+
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(talk.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        return f"{path}: {error.strerror}; nothing was saved"
+    return f"saved {len(talk.messages)} messages in {path}"

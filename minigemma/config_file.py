@@ -1,0 +1,252 @@
+"""From a checkpoint's own words to a config: config.json of a Hugging Face folder, or the metadata of a GGUF file.
+
+Released config.json files leave out what their class had as default, nest the text model in `text_config` where there is
+a vision tower, and spell rope and the layer pattern in an older and a newer way. All of that ends here: whoever comes
+after sees only `TextConfig`. What would change the mathematics and is not known is refused, never passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .config import RELEASED, Gemma2Config, Gemma3Config, GemmaConfig, TextConfig
+from .errors import ModelFormatError
+
+Json = dict[str, Any]
+MAX_BYTES = 10_000_000
+
+# What a config.json means by leaving a field out, by model_type.
+GEMMA = {
+    "vocab_size": 256_000,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": True,
+}
+GEMMA2 = GEMMA | {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA3 = GEMMA | {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131_072,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+}
+DEFAULTS: dict[str, Json] = {"gemma": GEMMA, "gemma2": GEMMA2, "gemma3_text": GEMMA3}
+ACTIVATIONS = {"gelu_pytorch_tanh", "gelu", "gelu_new", None}  # each means the tanh form here
+RUNS = "minigemma runs gemma, gemma2 and gemma3"
+
+
+def read_json(path: Path) -> Json:
+    """A JSON object from a file, or a ModelFormatError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ModelFormatError(path, f"has {path.stat().st_size} bytes; no config has more than {MAX_BYTES}")
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelFormatError(
+            path, "does not exist", "a model folder holds config.json beside its .safetensors files; fetch the folder again"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ModelFormatError(path, f"cannot be read as JSON ({error})", "fetch the file again") from None
+    if not isinstance(content, dict):
+        raise ModelFormatError(path, "is not a JSON object", "fetch the file again")
+    return content
+
+
+def config_from_json(path: Path) -> tuple[TextConfig, Json]:
+    """The text model's config of a config.json, and all of its fields (those left out filled in)."""
+    whole = read_json(path)
+    kind = whole.get("model_type")
+    text = whole
+    if kind == "gemma3":  # with a vision tower
+        text = whole.get("text_config") or {}
+        if not isinstance(text, dict):
+            raise ModelFormatError(path, "text_config is not an object", "fetch the file again")
+        kind = "gemma3_text"
+    if kind not in DEFAULTS:
+        raise ModelFormatError(path, f"model_type is {kind!r}", f"{RUNS}: take one of their checkpoints")
+    shared = {k: whole[k] for k in ("eos_token_id", "tie_word_embeddings", "name_or_path") if k in whole}
+    fields = DEFAULTS[kind] | shared | {k: v for k, v in text.items() if k != "model_type"}
+    try:
+        return _named(_from_fields(kind, fields)), fields
+    except ModelFormatError:
+        raise
+    except KeyError as error:
+        raise ModelFormatError(path, f"has no {error.args[0]}", "fetch the file again") from None
+    except (ValueError, TypeError) as error:
+        raise ModelFormatError(path, str(error), "take the config.json that was released with these weights") from None
+
+
+def _from_fields(kind: str, f: Json) -> TextConfig:
+    if f.get("attention_bias") or f.get("use_bidirectional_attention"):
+        raise ValueError("attention_bias or use_bidirectional_attention is set; no Gemma text model has either")
+    activation = f.get("hidden_activation", f.get("hidden_act"))
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"hidden_activation is {activation!r}; Gemma's is gelu_pytorch_tanh")
+    common: Json = {
+        "width": _whole(f, "hidden_size"),
+        "layers": _whole(f, "num_hidden_layers"),
+        "heads": _whole(f, "num_attention_heads"),
+        "kv_heads": _whole(f, "num_key_value_heads"),
+        "head_dim": _whole(f, "head_dim"),
+        "ffn_width": _whole(f, "intermediate_size"),
+        "vocab": _whole(f, "vocab_size"),
+        "context": _whole(f, "max_position_embeddings"),
+        "eps": float(f["rms_norm_eps"]),
+    }
+    if kind == "gemma":
+        return GemmaConfig(**common, rope_base=_rope(f, "full_attention")[0])
+    common["query_pre_attn_scalar"] = float(f["query_pre_attn_scalar"])
+    common["window"] = _whole(f, "sliding_window")
+    if kind == "gemma2":
+        _pattern(f, common["layers"], 2)
+        if (common["width"], common["layers"]) == (3584, 42):  # 9B was first released with 224; it was trained with 256
+            common["query_pre_attn_scalar"] = 256.0
+        caps = {"attention_cap": f["attn_logit_softcapping"], "logit_cap": f["final_logit_softcapping"]}
+        return Gemma2Config(**common, **caps, rope_base=_rope(f, "full_attention")[0])
+    if f["attn_logit_softcapping"] is not None:
+        raise ValueError(f"attn_logit_softcapping is {f['attn_logit_softcapping']}; Gemma 3 has no cap on scores")
+    base, scale = _rope(f, "full_attention")
+    local, local_scale = _rope(f, "sliding_attention")
+    if local_scale != 1:
+        raise ValueError(f"rope of sliding_attention is scaled by {local_scale}; Gemma 3 scales global layers only")
+    return Gemma3Config(
+        **common,
+        rope_base=base,
+        rope_base_local=local,
+        rope_scale=scale,
+        pattern=_pattern(f, common["layers"], 6),
+        logit_cap=f["final_logit_softcapping"],
+    )
+
+
+def _whole(fields: Json, name: str) -> int:
+    value = fields[name]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number")
+    return value
+
+
+def _rope(f: Json, kind: str) -> tuple[float, float]:
+    """(base, scale) of global ("full_attention") or local ("sliding_attention") layers, in either spelling."""
+    new = f.get("rope_parameters")
+    if new is not None:
+        stated = new.get(kind, new) if isinstance(new, dict) else new
+        base = stated.get("rope_theta", f["rope_theta"]) if isinstance(stated, dict) else None
+    elif kind == "full_attention":
+        stated, base = f.get("rope_scaling"), f["rope_theta"]
+    else:
+        stated, base = None, f["rope_local_base_freq"]
+    if stated is None:
+        return float(base), 1.0
+    if not isinstance(stated, dict):
+        raise ValueError(f"rope settings are {stated!r}; they must be an object")
+    form = stated.get("rope_type", stated.get("type", "default"))
+    if form not in ("default", "linear"):
+        raise ValueError(f"rope_type is {form!r}; Gemma's is default or linear")
+    return float(base), float(stated["factor"]) if form == "linear" else 1.0
+
+
+def _pattern(f: Json, layers: int, usual: int) -> int:
+    """Every how many layers one is global: stated as a number, as the list of all layers, or not at all."""
+    period = f.get("sliding_window_pattern", f.get("_sliding_window_pattern")) or usual
+    kinds = f.get("layer_types")
+    if kinds is None:
+        return period
+    for candidate in (period, *range(1, layers + 2)):
+        expected = [("full" if i % candidate == candidate - 1 else "sliding") + "_attention" for i in range(layers)]
+        if kinds == expected:
+            return candidate
+    raise ValueError(f"layer_types {kinds} do not repeat with one full_attention layer at the end of each period")
+
+
+def _named(config: TextConfig) -> TextConfig:
+    """The config with the name of the released model that has these sizes, if one has."""
+
+    def sizes(c: TextConfig) -> tuple:
+        return c.family, c.width, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_width
+
+    return next((replace(config, name=r.name) for r in RELEASED.values() if sizes(r) == sizes(config)), config)
+
+
+def config_from_gguf(path: Path, metadata: Mapping[str, Any], rows: int) -> TextConfig:
+    """The config of a GGUF file; `rows` is how many the embedding has, since files differ in that.
+
+    A GGUF does not say: the layer pattern, the local rope base, and the attention scale of the 27Bs; and older ones leave out
+    the factor 8 of the large Gemma 3's. llama.cpp has these as constants, and so has this function.
+    """
+    family = metadata.get("general.architecture")
+    if family not in ("gemma", "gemma2", "gemma3"):
+        what = "the vision part of a model (mmproj)" if family == "clip" else f"of architecture {family!r}"
+        raise ModelFormatError(path, f"is a GGUF {what}", f"{RUNS}: take one of their checkpoints")
+
+    def get(key: str, *default: Any) -> Any:
+        value = metadata.get(f"{family}.{key}", *default)
+        if value is None and not default:
+            raise ModelFormatError(path, f"has no {family}.{key}", "convert the model again with a current llama.cpp")
+        return value
+
+    try:
+        config = _from_gguf(family, get, rows)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ModelFormatError):
+            raise
+        raise ModelFormatError(path, str(error), "convert the model again with a current llama.cpp") from None
+    return _named(config)
+
+
+def _from_gguf(family: str, get: Any, rows: int) -> TextConfig:
+    heads, width, layers = get("attention.head_count"), get("embedding_length"), get("block_count")
+    common: Json = {
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": get("attention.head_count_kv", heads),
+        "head_dim": get("attention.key_length", 256),
+        "ffn_width": get("feed_forward_length"),
+        "vocab": rows,
+        "context": get("context_length"),
+        "eps": float(get("attention.layer_norm_rms_epsilon")),
+    }
+    for name, value in common.items():
+        if name != "eps":
+            _whole({name: value}, name)
+    if family == "gemma":
+        return GemmaConfig(**common, rope_base=float(get("rope.freq_base", 10_000.0)))
+    if layers == (46 if family == "gemma2" else 62):  # the 27Bs
+        common["query_pre_attn_scalar"] = width / heads
+    if family == "gemma2":
+        return Gemma2Config(
+            **common,
+            window=get("attention.sliding_window", 4096),
+            attention_cap=get("attn_logit_softcapping", 50.0),
+            logit_cap=get("final_logit_softcapping", 30.0),
+            rope_base=float(get("rope.freq_base", 10_000.0)),
+        )
+    return Gemma3Config(
+        **common,
+        window=get("attention.sliding_window"),
+        rope_base=float(get("rope.freq_base", 1_000_000.0)),
+        rope_base_local=float(get("rope.freq_base_swa", 10_000.0)),
+        rope_scale=float(get("rope.scaling.factor", 8.0 if layers in (34, 48, 62) else 1.0)),
+        pattern=get("attention.sliding_window_pattern", 6),
+    )

@@ -1,0 +1,56 @@
+"""GeGLU: a feed-forward layer whose one half opens and shuts the other (Shazeer 2020, eq. 6).
+
+    GeGLU(x) = W_down ( gelu(W_gate x) · W_up x )
+    gelu(z)  = z / 2 · (1 + tanh(√(2/π) · (z + 0.044715 z³)))
+
+All Gemma models and SigLIP use this tanh form of GELU, also where an old config.json says plain "gelu".
+The reports print the feed-forward width as the sum of both branches; F here is that of one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, njit, prange
+
+from .arrays import F32
+from .backend import definition
+from .simd import LANES, fma, load, splat, store, tanh
+
+SLOPE = np.float32(np.sqrt(2 / np.pi))
+CUBIC = np.float32(0.044715)
+
+
+def gelu(z: F32) -> F32:
+    """z / 2 · (1 + tanh(√(2/π) · (z + 0.044715 z³)))      [Hendrycks & Gimpel 2016 §2]"""
+    return z * np.float32(0.5) * (1 + np.tanh(SLOPE * (z + CUBIC * z * z * z)))
+
+
+@definition
+def gated_gelu(gate: F32, up: F32) -> F32:
+    """gelu(gate) · up      [Shazeer 2020 eq. 6; Gemma 1 §2]
+
+    gate [T, F] float32, up [T, F] float32 → [T, F] float32
+    """
+    return gelu(gate) * up
+
+
+@njit(cache=True, error_model="numpy")
+def _row(gate, up, y):
+    half, one, slope, cubic = splat(float32(0.5)), splat(float32(1)), splat(SLOPE), splat(CUBIC)
+    whole = gate.size // LANES * LANES
+    for f in range(0, whole, LANES):
+        z = load(gate, f)
+        bent = fma(cubic * z * z, z, z)
+        store(y, f, z * half * (one + tanh(slope * bent)) * load(up, f))
+    for f in range(whole, gate.size):
+        z = gate[f]
+        y[f] = z * float32(0.5) * (float32(1) + np.tanh(SLOPE * (z + CUBIC * z * z * z))) * up[f]
+
+
+@gated_gelu.kernel
+@njit(cache=True, parallel=True, error_model="numpy")
+def _gated_gelu(gate, up):
+    y = np.empty_like(gate)
+    for t in prange(len(gate)):
+        _row(gate[t], up[t], y[t])
+    return y

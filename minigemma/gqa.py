@@ -1,0 +1,58 @@
+"""Grouped-query attention: the attention block of every Gemma (Ainslie et al. 2023; Gemma 2 §2; Gemma 3 §2).
+
+    q, k, v = W_q x, W_k x, W_v x            N query heads share K key/value heads
+    q, k    = RMSNorm(q), RMSNorm(k)         Gemma 3 only, each head by itself: "QK-norm" in place of soft-caps
+    q, k    = rope(q), rope(k)               and the turned keys are what the cache keeps
+    y       = W_o · attention(q, k, v)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arrays import F32, widen_bf16
+from .attention import attention, attention_probs, attention_scores
+from .cache import KeyValueRing
+from .config import AttentionConfig
+from .linear import Weight, linear
+from .rmsnorm import rms_norm
+from .rope import rope
+from .taps import Scope
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """The matrices of one layer's attention."""
+
+    q: Weight  # [N · H, D]
+    k: Weight  # [K · H, D]
+    v: Weight  # [K · H, D]
+    o: Weight  # [D, N · H]
+    q_norm: F32 | None = None  # [H]
+    k_norm: F32 | None = None  # [H]
+
+
+def grouped_query_attention(
+    x: F32, w: AttentionWeights, config: AttentionConfig, head_dim: int, eps: float, ring: KeyValueRing, position: int, taps: Scope
+) -> F32:
+    """The attention of one layer: x [T, D], the tokens from `position` on, → [T, D] float32.
+
+    `ring` is extended by their keys and values, and by nothing else changed.
+    """
+    T = len(x)
+    q, k, v = (linear(x, matrix).reshape(T, -1, head_dim) for matrix in (w.q, w.k, w.v))
+    if w.q_norm is not None and w.k_norm is not None:
+        q, k = rms_norm(q, w.q_norm, eps), rms_norm(k, w.k_norm, eps)
+    positions = np.arange(position, position + T, dtype=np.int32)
+    q = taps("attention.q", rope(q, positions, config.rope_base, config.rope_scale, head_dim))
+    k = taps("attention.k", rope(k, positions, config.rope_base, config.rope_scale, head_dim))
+    v = taps("attention.v", v)
+    keys, values, key_positions = ring.extend(k, v, position)
+    if taps.wants("attention.scores") or taps.wants("attention.probs"):
+        wide = widen_bf16(keys) if keys.dtype == np.uint16 else keys
+        scores = taps("attention.scores", attention_scores(q, wide, config.query_scale, config.soft_cap))
+        taps("attention.probs", attention_probs(scores, positions, key_positions, config.window))
+    mixed = attention(q, keys, values, positions, key_positions, config.window, config.query_scale, config.soft_cap)
+    return taps("attention.out", linear(mixed.reshape(T, -1), w.o))

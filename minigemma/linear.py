@@ -1,0 +1,269 @@
+"""The linear map y = x Wᵀ over weights as their files hold them. No Gemma text projection has a bias.
+
+A weight is one array; its dtype and shape say its format:
+
+    f32    float32 [R, D]
+    bf16   uint16  [R, D]            the upper 16 bits of each float32
+    int8   uint8   [R, D/32, 34]     blocks of 32: a float16 scale d, then 32 signed bytes q;      w = d · q
+    int4   uint8   [R, D/32, 18]     blocks of 32: a float16 scale d, then 16 bytes of two nibbles; w = d · (q - 8)
+                                     (low nibbles are weights 0 … 15, high ones 16 … 31)
+
+The last two are GGUF's Q8_0 and Q4_0, so that such tensors run from the mapped file. 8.5 and 4.5 bits a weight.
+
+Nothing is unpacked ahead: one token reads every weight once and widens it in a register (that read is the cost of a
+token); many tokens share a panel of rows that is widened to float32 once and stays in the second-level cache.
+Sums are float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import overload
+
+from .arrays import F32, U8, U16, widen_bf16
+from .backend import FASTMATH, definition
+from .simd import (
+    LANES,
+    ROWS,
+    fma,
+    load,
+    load_half,
+    load_high_nibbles,
+    load_low_nibbles,
+    load_one,
+    load_signed,
+    prefetch,
+    splat,
+    store,
+    sum_lanes,
+    tile_add_outer,
+    tile_load,
+    tile_store,
+    tile_zeros,
+    zeros,
+)
+
+BLOCK = 32  # weights that share a scale
+BLOCK_BYTES = {"int8": 2 + BLOCK, "int4": 2 + BLOCK // 2}
+FEW = 8  # up to so many tokens a row of weights is used as it is read, without a panel
+PANEL = 8 * ROWS  # rows of weights that are widened together
+DEPTH = 512  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
+AHEAD = 4096  # bytes read ahead into the second-level cache: the processor's own prefetcher stops at each 4 KiB page
+
+Weight = F32 | U16 | U8
+
+
+def format_of(weight: Weight) -> str:
+    """The name of a weight's format: "f32", "bf16", "int8" or "int4"."""
+    if weight.ndim == 2 and weight.dtype in (np.float32, np.uint16):
+        return "f32" if weight.dtype == np.float32 else "bf16"
+    for name, size in BLOCK_BYTES.items():
+        if weight.ndim == 3 and weight.dtype == np.uint8 and weight.shape[-1] == size:
+            return name
+    raise ValueError(f"{weight.dtype} {list(weight.shape)} is no weight: see the formats at the top of linear.py")
+
+
+def rows_columns(weight: Weight) -> tuple[int, int]:
+    """(R, D) of a weight, whatever its format."""
+    return weight.shape[0], weight.shape[1] * (BLOCK if weight.ndim == 3 else 1)
+
+
+def widen(weight: Weight) -> F32:
+    """The weight as float32 [R, D], exact for every format."""
+    name = format_of(weight)
+    if name == "f32":
+        return weight
+    if name == "bf16":
+        return widen_bf16(weight)
+    scale = np.ascontiguousarray(weight[..., :2]).view(np.float16).astype(np.float32)  # [R, D/32, 1]
+    if name == "int8":
+        q = weight[..., 2:].view(np.int8).astype(np.float32)
+    else:
+        q = np.concatenate([weight[..., 2:] & 15, weight[..., 2:] >> 4], axis=-1).astype(np.float32) - 8
+    return (scale * q).reshape(len(weight), -1)
+
+
+def embed(ids: np.ndarray, weight: Weight, scale: float) -> F32:
+    """Rows `ids` of the embedding, times `scale`: ids [T], weight [V, D] → [T, D] float32      [Gemma 1 §2]"""
+    return widen(weight[ids]) * np.float32(scale)
+
+
+@definition
+def linear(x: F32, weight: Weight) -> F32:
+    """y = x Wᵀ
+
+    x [T, D] float32, weight [R, D] → [T, R] float32
+    """
+    if weight.size < 1 << 24:
+        return x @ widen(weight).T
+    # An embedding goes in pieces: all of it in float32 at once would be gigabytes.
+    return np.concatenate([x @ widen(weight[r : r + 16384]).T for r in range(0, len(weight), 16384)], axis=-1)
+
+
+# ---- kernels: a row of weights is [D] float32 or uint16, or its blocks as uint8 [D/32 · size], size 34 or 18
+
+
+def _dot(row, x):
+    """Σ row · x, for a row of any format."""
+
+
+def _widen_row(row, size, first, out):
+    """out = row[first : first + out.size], widened; `first` and out.size are multiples of 32 for blocks of `size` bytes."""
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _dot_plain(row, x):
+    """float32 or bf16. Four sums at once hide the four cycles that each multiply-add takes."""
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    step = 4 * LANES
+    whole = row.size // step * step
+    for k in range(0, whole, step):
+        prefetch(row, k + AHEAD // row.itemsize)
+        if row.itemsize * step > 64:
+            prefetch(row, k + AHEAD // row.itemsize + 64 // row.itemsize)
+        a = fma(load(row, k), load(x, k), a)
+        b = fma(load(row, k + LANES), load(x, k + LANES), b)
+        c = fma(load(row, k + 2 * LANES), load(x, k + 2 * LANES), c)
+        d = fma(load(row, k + 3 * LANES), load(x, k + 3 * LANES), d)
+    total = sum_lanes((a + b) + (c + d))
+    for k in range(whole, row.size):
+        total += load_one(row, k) * x[k]
+    return total
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _dot_int8(row, x):
+    """Blocks of a float16 scale and 32 signed bytes."""
+    a, b = zeros(), zeros()
+    for block in range(row.size // 34):
+        at, k = block * 34, block * 32
+        prefetch(row, at + AHEAD)
+        even, odd = zeros(), zeros()
+        for j in range(0, 32, 2 * LANES):
+            even = fma(load_signed(row, at + 2 + j), load(x, k + j), even)
+            odd = fma(load_signed(row, at + 2 + j + LANES), load(x, k + j + LANES), odd)
+        scale = splat(load_half(row, at))
+        a, b = fma(even, scale, a), fma(odd, scale, b)
+    return sum_lanes(a + b)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _dot_int4(row, x):
+    """Blocks of a float16 scale and 16 bytes of two nibbles."""
+    a, b = zeros(), zeros()
+    eight = splat(np.float32(8))
+    for block in range(row.size // 18):
+        at, k = block * 18, block * 32
+        prefetch(row, at + AHEAD)
+        low, high = zeros(), zeros()
+        for j in range(0, 16, LANES):
+            low = fma(load_low_nibbles(row, at + 2 + j) - eight, load(x, k + j), low)
+            high = fma(load_high_nibbles(row, at + 2 + j) - eight, load(x, k + 16 + j), high)
+        scale = splat(load_half(row, at))
+        a, b = fma(low, scale, a), fma(high, scale, b)
+    return sum_lanes(a + b)
+
+
+@overload(_dot)
+def _choose_dot(row, x):
+    if row.dtype != types.uint8:
+        return lambda row, x: _dot_plain(row, x)
+    return lambda row, x: _dot_int8(row, x) if row.size == x.size // 32 * 34 else _dot_int4(row, x)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _widen_plain(row, size, first, out):
+    whole = out.size // LANES * LANES
+    for k in range(0, whole, LANES):
+        store(out, k, load(row, first + k))
+    for k in range(whole, out.size):
+        out[k] = load_one(row, first + k)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _widen_blocks(row, size, first, out):
+    eight = splat(np.float32(8))
+    for block in range(out.size // 32):
+        at, k = (first // 32 + block) * size, block * 32
+        scale = splat(load_half(row, at))
+        if size == 34:
+            for j in range(0, 32, LANES):
+                store(out, k + j, load_signed(row, at + 2 + j) * scale)
+        else:
+            for j in range(0, 16, LANES):
+                store(out, k + j, (load_low_nibbles(row, at + 2 + j) - eight) * scale)
+                store(out, k + 16 + j, (load_high_nibbles(row, at + 2 + j) - eight) * scale)
+
+
+@overload(_widen_row)
+def _choose_widen_row(row, size, first, out):
+    chosen = _widen_blocks if row.dtype == types.uint8 else _widen_plain
+    return lambda row, size, first, out: chosen(row, size, first, out)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+def _few_tokens(x, weight):
+    """Each row of weights is read once, in order, a contiguous range of rows a thread."""
+    y = np.empty((len(x), len(weight)), np.float32)
+    for r in prange(len(weight)):
+        for t in range(len(x)):
+            y[t, r] = _dot(weight[r], x[t])
+    return y
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+def _pack(x):
+    """x [T, D] → [T/16, D · 16]: tokens become lanes (2 · LANES of them), the last block padded with zeros."""
+    T, D = x.shape
+    lanes = 2 * LANES
+    packed = np.empty(((T + lanes - 1) // lanes, D * lanes), np.float32)
+    for block in prange(len(packed)):
+        for lane in range(lanes):
+            t = block * lanes + lane
+            for d in range(D):
+                packed[block, d * lanes + lane] = x[t, d] if t < T else np.float32(0)
+    return packed
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _multiply_panel(panel, packed, first, depth, sums):
+    """sums [blocks, PANEL, 2 · LANES] += panel [PANEL, depth] · packed[:, first : first + depth]."""
+    lanes = 2 * LANES
+    for block in range(len(packed)):
+        tokens, out = packed[block], sums[block]
+        for r in range(0, PANEL, ROWS):
+            tile = tile_load(out, r * lanes, lanes) if first else tile_zeros()
+            for d in range(depth):
+                tile = tile_add_outer(tile, panel, r * DEPTH + d, DEPTH, tokens, (first + d) * lanes)
+            tile_store(tile, out, r * lanes, lanes)
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+def _many_tokens(packed, weight, size, columns, T):
+    """PANEL rows of weights at a time are widened, DEPTH columns at a time, and used for all tokens while in the cache."""
+    R, lanes = len(weight), 2 * LANES
+    y = np.empty((T, R), np.float32)
+    for p in prange((R + PANEL - 1) // PANEL):
+        panel = np.zeros(PANEL * DEPTH, np.float32)
+        sums = np.empty((len(packed), PANEL * lanes), np.float32)
+        rows = min(PANEL, R - p * PANEL)
+        for first in range(0, columns, DEPTH):
+            depth = min(DEPTH, columns - first)
+            for r in range(rows):
+                _widen_row(weight[p * PANEL + r], size, first, panel[r * DEPTH : r * DEPTH + depth])
+            _multiply_panel(panel, packed, first, depth, sums)
+        for t in range(T):
+            block, lane = t // lanes, t % lanes
+            for r in range(rows):
+                y[t, p * PANEL + r] = sums[block, r * lanes + lane]
+    return y
+
+
+@linear.kernel
+def _linear(x, weight):
+    columns, size = rows_columns(weight)[1], weight.shape[-1]
+    rows = weight.reshape(len(weight), -1)
+    if len(x) <= FEW:
+        return _few_tokens(x, rows)
+    return _many_tokens(_pack(x), rows, size, columns, len(x))

@@ -1,0 +1,50 @@
+"""RMSNorm: each vector is divided by its root mean square (Zhang & Sennrich 2019, eq. 4).
+
+    y = x / √(mean(x²) + ε) · (1 + w)
+
+Gemma's weight w is the gain less one, in every released safetensors file; a GGUF file already holds 1 + w. w may be
+large, -1, or below: nothing here assumes a positive gain.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from .arrays import F32
+from .backend import FASTMATH, definition
+
+
+@definition
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """y = x / √(mean(x²) + ε) · (1 + w)      [Zhang & Sennrich 2019 eq. 4; Gemma 1 §2]
+
+    x [..., D] float32, weight [D] float32 → [..., D] float32
+
+    >>> rms_norm(np.array([[3.0, 4.0]], np.float32), np.zeros(2, np.float32), 0.0).round(3)
+    array([[0.849, 1.131]], dtype=float32)
+    """
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * (1 + weight)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+def _row(x, weight, eps, y):
+    squares = np.float32(0)
+    for d in range(x.size):
+        squares += x[d] * x[d]
+    scale = np.float32(1) / np.sqrt(squares / np.float32(x.size) + np.float32(eps))
+    for d in range(x.size):
+        y[d] = x[d] * scale * (np.float32(1) + weight[d])
+
+
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+def _rows(x, weight, eps):
+    y = np.empty_like(x)
+    for t in prange(len(x)):
+        _row(x[t], weight, eps, y[t])
+    return y
+
+
+@rms_norm.kernel
+def _rms_norm(x, weight, eps):
+    return _rows(x.reshape(-1, x.shape[-1]), weight, eps).reshape(x.shape)

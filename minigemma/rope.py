@@ -1,0 +1,60 @@
+"""RoPE: a query and a key are turned by angles that grow with their positions, so that their product depends on the
+distance between them (Su et al. 2021, §3.2).
+
+    angle_j = position / scale · base^(-2j / R)          j = 0 … R/2 - 1
+    (u, v)  = (x_j, x_{j + R/2})                         pairs lie half the rotated width apart
+    u' = u cos(angle_j) - v sin(angle_j)
+    v' = v cos(angle_j) + u sin(angle_j)
+
+base    θ: 10,000; 1,000,000 on Gemma 3's global layers (Gemma 3 §2)
+scale   positions are divided by it: 8 on the global layers of Gemma 3 4B and larger (Gemma 3 §5.3)
+R       rotated width: the whole head, or its first half in RecurrentGemma; the rest of the head passes unchanged
+
+Departs from Su et al. in the pairs: they turn neighbours (2j, 2j + 1), all of Gemma's code turns (j, j + R/2). The weights
+decide which is right. Angles are float32: in bf16 all positions past 256 would fall together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from .arrays import F32, I32
+from .backend import definition
+
+
+@definition
+def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32:
+    """Turn the pairs (j, j + R/2) of every head by position / scale · base^(-2j/R), R = rotated      [Su et al. 2021 §3.2]
+
+    x [T, N, H] float32, positions [T] int32 → [T, N, H] float32
+    """
+    half = rotated // 2
+    frequency = (base ** (-np.arange(half) / half) / scale).astype(np.float32)
+    angle = positions[:, None, None].astype(np.float32) * frequency  # [T, 1, R/2]
+    cos, sin = np.cos(angle), np.sin(angle)
+    u, v, rest = x[..., :half], x[..., half:rotated], x[..., rotated:]
+    return np.concatenate([u * cos - v * sin, v * cos + u * sin, rest], axis=-1)
+
+
+@rope.kernel
+@njit(cache=True, parallel=True, error_model="numpy", fastmath={"contract", "nsz"})
+def _rope(x, positions, base, scale, rotated):
+    y = np.empty_like(x)
+    half = rotated // 2
+    frequency = np.empty(half, np.float32)
+    for j in range(half):
+        frequency[j] = base ** (-j / half) / scale
+    for t in prange(len(x)):
+        cos, sin = np.empty(half, np.float32), np.empty(half, np.float32)
+        for j in range(half):
+            angle = np.float32(positions[t]) * frequency[j]
+            cos[j], sin[j] = np.cos(angle), np.sin(angle)
+        for n in range(x.shape[1]):
+            for j in range(half):
+                u, v = x[t, n, j], x[t, n, j + half]
+                y[t, n, j] = u * cos[j] - v * sin[j]
+                y[t, n, j + half] = v * cos[j] + u * sin[j]
+            for j in range(rotated, x.shape[2]):
+                y[t, n, j] = x[t, n, j]
+    return y

@@ -1,0 +1,404 @@
+"""Vectors as Numba values, so that a kernel can say which vector instruction runs.
+
+A modern core multiplies and adds 8 or 16 float32 numbers in one instruction. LLVM finds such vectors in plain loops by
+itself only when the loop is simple; where it does not, a kernel says it with this page:
+
+    total = zeros()
+    for d in range(0, D, LANES):
+        total = fma(load(row, d), load(x, d), total)      # LANES products and sums at once
+    y = sum_lanes(total)
+
+`Vector` is a Numba type whose machine form is an LLVM vector of LANES float32 numbers; each operation is an LLVM
+instruction and knows no maker's name: LLVM turns it into AVX-512, AVX2 or NEON, whichever the processor has.
+`load` takes float32, bf16 (as uint16), int8 and uint8 arrays and widens to float32 on the way.
+
+`Tile` is a block of ROWS x 2 such vectors that stays in registers, the unit of a matrix product:
+
+    tile = tile_zeros()
+    for d in range(D):
+        tile = tile_add_outer(tile, column of ROWS numbers, row of 2 * LANES numbers)
+
+Each number loaded is then used ROWS or 2 * LANES times, which is what makes a product run at the speed of arithmetic
+and not of loads.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+
+import numba
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import types
+from numba.extending import intrinsic, models, overload, register_model
+
+_F32, _I8, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(32)
+
+# A path below the processor's own can be forced, so that tests can run it: MINIGEMMA_CPU=generic takes AVX-512 away.
+# Numba's cache is keyed by these features, so that code compiled for one path is never run on the other.
+_features = get_host_cpu_features()
+if os.environ.get("MINIGEMMA_CPU") == "generic":
+    for _name in _features:
+        if _name.startswith(("avx512", "avx10", "amx")):
+            _features[_name] = False
+    numba.config.CPU_FEATURES = _features.flatten()
+LANES = 16 if _features.get("avx512f") else 8
+ROWS = 12 if LANES == 16 else 6  # accumulators: 24 of 32 registers, or 12 of 16
+
+
+class _VectorType(types.Type):
+    """LANES float32 numbers."""
+
+    llvm = ir.VectorType(_F32, LANES)
+
+    def __init__(self) -> None:
+        super().__init__(name=f"f32x{LANES}")
+
+
+class _TileType(types.Type):
+    """ROWS x 2 vectors."""
+
+    llvm = ir.ArrayType(_VectorType.llvm, ROWS * 2)
+
+    def __init__(self) -> None:
+        super().__init__(name=f"f32x{LANES}x{ROWS}x2")
+
+
+@register_model(_VectorType)
+@register_model(_TileType)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, kind.llvm)
+
+
+VECTOR, TILE = _VectorType(), _TileType()
+
+
+def _constant(value, kind=_F32):
+    return ir.Constant(ir.VectorType(kind, LANES), [kind(value)] * LANES)
+
+
+def _llvm(builder, name, result, *arguments):
+    """The LLVM intrinsic `name`, declared once a module."""
+    known = builder.module.globals.get(name)
+    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _splat(builder, scalar):
+    one = builder.insert_element(ir.Constant(VECTOR.llvm, ir.Undefined), scalar, _I32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+
+
+def _element(context, builder, array_type, array, index):
+    """The address of array[index], for a one-dimensional array without gaps."""
+    if array_type.ndim != 1 or array_type.layout != "C":
+        raise TypeError(f"vectors are read from one axis without gaps, not from {array_type}")
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+def _read(builder, address, element, lanes=LANES):
+    vector = ir.VectorType(element, lanes)
+    value = builder.load(builder.bitcast(address, vector.as_pointer()))
+    value.align = 1  # a mapped file promises no alignment
+    return value
+
+
+def _widened(builder, address, dtype):
+    """LANES numbers of `dtype` from `address` on, as float32."""
+    if dtype == types.float32:
+        return _read(builder, address, _F32)
+    words = ir.VectorType(_I32, LANES)
+    if dtype == types.uint16:  # bf16 is the upper half of a float32
+        high = builder.shl(builder.zext(_read(builder, address, ir.IntType(16)), words), _constant(16, _I32))
+        return builder.bitcast(high, VECTOR.llvm)
+    extend = builder.sext if dtype == types.int8 else builder.zext
+    return builder.sitofp(extend(_read(builder, address, _I8), words), VECTOR.llvm)
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """LANES numbers from array[index] on, widened to float32. float32, uint16 (bf16), int8 or uint8, one axis."""
+
+    def codegen(context, builder, signature, args):
+        address = _element(context, builder, signature.args[0], *args)
+        return _widened(builder, address, signature.args[0].dtype)
+
+    return VECTOR(array, types.intp), codegen
+
+
+@intrinsic
+def load_one(typingctx, array, index):
+    """array[index] widened to float32: a float32 or a uint16 (bf16)."""
+
+    def codegen(context, builder, signature, args):
+        value = builder.load(_element(context, builder, signature.args[0], *args))
+        if signature.args[0].dtype == types.float32:
+            return value
+        return builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), _F32)
+
+    return types.float32(array, types.intp), codegen
+
+
+@intrinsic
+def load_half(typingctx, array, index):
+    """The float16 in bytes index and index + 1 of a uint8 array, as float32. Finite ones only.
+
+    Shifted into a float32's place its exponent is too small by 127 - 15 = 112; a product sets that right, also for
+    subnormals.
+    """
+
+    def codegen(context, builder, signature, args):
+        address = _element(context, builder, signature.args[0], *args)
+        half = builder.load(builder.bitcast(address, ir.IntType(16).as_pointer()))
+        half.align = 1
+        bits = builder.zext(half, _I32)
+        magnitude = builder.bitcast(builder.shl(builder.and_(bits, _I32(0x7FFF)), _I32(13)), _F32)
+        magnitude = builder.bitcast(builder.fmul(magnitude, _F32(2.0**112)), _I32)
+        return builder.bitcast(builder.or_(magnitude, builder.shl(builder.and_(bits, _I32(0x8000)), _I32(16))), _F32)
+
+    return types.float32(array, types.intp), codegen
+
+
+@intrinsic
+def load_signed(typingctx, array, index):
+    """LANES numbers from array[index] on, of a uint8 array whose bytes are two's complement (int8)."""
+
+    def codegen(context, builder, signature, args):
+        return _widened(builder, _element(context, builder, signature.args[0], *args), types.int8)
+
+    return VECTOR(array, types.intp), codegen
+
+
+def _nibbles(high):
+    @intrinsic
+    def load_nibbles(typingctx, array, index):
+        def codegen(context, builder, signature, args):
+            value = _read(builder, _element(context, builder, signature.args[0], *args), _I8)
+            value = builder.lshr(value, _constant(4, _I8)) if high else builder.and_(value, _constant(15, _I8))
+            return builder.uitofp(builder.zext(value, ir.VectorType(_I32, LANES)), VECTOR.llvm)
+
+        return VECTOR(array, types.intp), codegen
+
+    return load_nibbles
+
+
+load_low_nibbles, load_high_nibbles = _nibbles(False), _nibbles(True)
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """array[index : index + LANES] = value, float32."""
+
+    def codegen(context, builder, signature, args):
+        address = _element(context, builder, signature.args[0], args[0], args[1])
+        builder.store(args[2], builder.bitcast(address, VECTOR.llvm.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, VECTOR), codegen
+
+
+@intrinsic
+def splat(typingctx, value):
+    """One number in every lane."""
+    return VECTOR(types.float32), lambda context, builder, signature, args: _splat(builder, args[0])
+
+
+@intrinsic
+def zeros(typingctx):
+    """Zero in every lane."""
+    return VECTOR(), lambda context, builder, signature, args: _constant(0.0)
+
+
+@intrinsic
+def fma(typingctx, x, y, z):
+    """x · y + z, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        return builder.call(_llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4), args)
+
+    return VECTOR(VECTOR, VECTOR, VECTOR), codegen
+
+
+def _binary(symbol, emit):
+    """Teach Numba what `x symbol y` is for two vectors."""
+
+    @intrinsic
+    def apply(typingctx, x, y):
+        return VECTOR(VECTOR, VECTOR), lambda context, builder, signature, args: emit(builder, *args)
+
+    @overload(symbol)
+    def overloaded(x, y):
+        if x is VECTOR and y is VECTOR:
+            return lambda x, y: apply(x, y)
+        return None
+
+    return apply
+
+
+_binary(operator.add, lambda builder, x, y: builder.fadd(x, y))
+_binary(operator.sub, lambda builder, x, y: builder.fsub(x, y))
+_binary(operator.mul, lambda builder, x, y: builder.fmul(x, y))
+_binary(operator.truediv, lambda builder, x, y: builder.fdiv(x, y))
+
+
+@intrinsic
+def where_less(typingctx, x, y, value, otherwise):
+    """`value` in lanes where x < y, else `otherwise`, which is also what a NaN gets."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return VECTOR(*[VECTOR] * 4), codegen
+
+
+@numba.njit(cache=True, error_model="numpy")
+def maximum(x, y):
+    """The larger of each lane; NaN where x is."""
+    return where_less(x, y, y, x)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def minimum(x, y):
+    """The smaller of each lane; NaN where x is."""
+    return where_less(y, x, y, x)
+
+
+def _reduction(name, start):
+    @intrinsic
+    def reduce(typingctx, x):
+        def codegen(context, builder, signature, args):
+            full = f"llvm.vector.reduce.{name}.v{LANES}f32"
+            if start is None:
+                return builder.call(_llvm(builder, full, _F32, VECTOR.llvm), args)
+            function = _llvm(builder, full, _F32, _F32, VECTOR.llvm)
+            return builder.call(function, [_F32(start), args[0]], fastmath=("reassoc",))
+
+        return types.float32(VECTOR), codegen
+
+    return reduce
+
+
+sum_lanes, max_lanes = _reduction("fadd", 0.0), _reduction("fmax", None)
+
+
+@intrinsic
+def _round(typingctx, x):
+    def codegen(context, builder, signature, args):
+        return builder.call(_llvm(builder, f"llvm.rint.v{LANES}f32", VECTOR.llvm, VECTOR.llvm), args)
+
+    return VECTOR(VECTOR), codegen
+
+
+@intrinsic
+def _power_of_two(typingctx, n):
+    """2ⁿ for whole n in -126 … 127: n goes where a float32 keeps its exponent."""
+
+    def codegen(context, builder, signature, args):
+        whole = builder.fptosi(args[0], ir.VectorType(_I32, LANES))
+        bits = builder.shl(builder.add(whole, _constant(127, _I32)), _constant(23, _I32))
+        return builder.bitcast(bits, VECTOR.llvm)
+
+    return VECTOR(VECTOR), codegen
+
+
+@numba.njit(cache=True, error_model="numpy")
+def exp(x):
+    """eˣ in every lane; relative error below 2e-7 for -87 < x < 88, 0 below (no subnormals), e⁸⁸ above, NaN for NaN.
+
+    eˣ = 2ⁿ · eʳ with n = round(x / ln 2) and |r| ≤ ln 2 / 2, where a Taylor polynomial of degree 7 suffices.
+    ln 2 is taken off in two parts, so that r keeps all its digits.
+    """
+    f = numba.float32
+    clamped = minimum(maximum(x, splat(f(-87.0))), splat(f(88.0)))
+    n = _round(clamped * splat(f(1.4426950408889634)))
+    r = fma(n, splat(f(-0.693359375)), clamped)
+    r = fma(n, splat(f(2.12194440e-4)), r)
+    p = splat(f(1 / 5040))
+    for c in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        p = fma(p, r, splat(f(c)))
+    return where_less(x, splat(f(-87.0)), zeros(), p * _power_of_two(n))
+
+
+@numba.njit(cache=True, error_model="numpy")
+def tanh(x):
+    """tanh x = 1 - 2 / (e²ˣ + 1) in every lane; absolute error below 2e-7."""
+    f = numba.float32
+    return splat(f(1.0)) - splat(f(2.0)) / (exp(x + x) + splat(f(1.0)))
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of array[index] to come into the second-level cache. The index may lie outside."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.bitcast(_element(context, builder, signature.args[0], *args), _I8.as_pointer())
+        function = _llvm(builder, "llvm.prefetch.p0", ir.VoidType(), _I8.as_pointer(), _I32, _I32, _I32)
+        builder.call(function, [pointer, _I32(0), _I32(2), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def tile_zeros(typingctx):
+    """ROWS x (2 · LANES) zeros."""
+    return TILE(), lambda context, builder, signature, args: ir.Constant(TILE.llvm, [_constant(0.0)] * ROWS * 2)
+
+
+@intrinsic
+def tile_load(typingctx, array, start, stride):
+    """The tile whose row r is array[start + r · stride : … + 2 · LANES]; float32."""
+
+    def codegen(context, builder, signature, args):
+        array, start, stride = args
+        row = _element(context, builder, signature.args[0], array, start)
+        tile = ir.Constant(TILE.llvm, ir.Undefined)
+        for r in range(ROWS):
+            for half in range(2):
+                value = _read(builder, builder.gep(row, [_I32(half * LANES)]), _F32)
+                tile = builder.insert_value(tile, value, r * 2 + half)
+            row = builder.gep(row, [stride])
+        return tile
+
+    return TILE(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_add_outer(typingctx, tile, a, start, stride, b, index):
+    """tile[r, :] += a[start + r · stride] · b[index : index + 2 · LANES], for r in 0 … ROWS - 1. a, b float32."""
+
+    def codegen(context, builder, signature, args):
+        tile, a, start, stride, b, index = args
+        multiply_add = _llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4)
+        row = _element(context, builder, signature.args[4], b, index)
+        right = [_read(builder, row, _F32), _read(builder, builder.gep(row, [_I32(LANES)]), _F32)]
+        left = _element(context, builder, signature.args[1], a, start)
+        for r in range(ROWS):
+            one = _splat(builder, builder.load(left))
+            left = builder.gep(left, [stride])
+            for half in range(2):
+                before = builder.extract_value(tile, r * 2 + half)
+                tile = builder.insert_value(tile, builder.call(multiply_add, [one, right[half], before]), r * 2 + half)
+        return tile
+
+    return TILE(TILE, a, types.intp, types.intp, b, types.intp), codegen
+
+
+@intrinsic
+def tile_store(typingctx, tile, out, start, stride):
+    """out[start + r · stride : … + 2 · LANES] = tile[r, :], for r in 0 … ROWS - 1. out float32."""
+
+    def codegen(context, builder, signature, args):
+        tile, out, start, stride = args
+        row = _element(context, builder, signature.args[1], out, start)
+        for r in range(ROWS):
+            for half in range(2):
+                at = builder.gep(row, [_I32(half * LANES)])
+                value = builder.extract_value(tile, r * 2 + half)
+                builder.store(value, builder.bitcast(at, VECTOR.llvm.as_pointer())).align = 1
+            row = builder.gep(row, [stride])
+        return context.get_dummy_value()
+
+    return types.void(TILE, out, types.intp, types.intp), codegen

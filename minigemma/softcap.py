@@ -1,0 +1,57 @@
+"""Soft-capping: a smooth bound on attention scores and logits (Gemma 2 §2, "Logit soft-capping").
+
+    y = cap · tanh(x / cap)          -cap < y < cap, and y ≈ x while |x| is small
+
+Gemma 2 caps the scaled attention scores at 50 before the mask, and the logits at 30; RecurrentGemma caps only the logits.
+Before the mask: a masked -∞ capped afterwards would come back as -50.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, njit, prange
+
+from .arrays import F32
+from .backend import definition
+from .simd import LANES, load, splat, store, tanh
+
+
+@definition
+def soft_cap(x: F32, cap: float) -> F32:
+    """y = cap · tanh(x / cap)      [Gemma 2 §2]
+
+    x [..., V] float32 → [..., V] float32
+
+    >>> soft_cap(np.array([[0.0, 1.0, 1000.0]], np.float32), 30.0).round(4)
+    array([[ 0.    ,  0.9996, 30.    ]], dtype=float32)
+    """
+    return np.float32(cap) * np.tanh(x / np.float32(cap))
+
+
+@njit(cache=True, error_model="numpy")
+def soft_cap_lanes(x, cap):
+    """soft_cap of one vector, for kernels that hold their scores in vectors."""
+    return splat(cap) * tanh(x * splat(float32(1) / cap))
+
+
+@njit(cache=True, error_model="numpy")
+def _row(x, cap, y):
+    cap = np.float32(cap)
+    whole = x.size // LANES * LANES
+    for v in range(0, whole, LANES):
+        store(y, v, soft_cap_lanes(load(x, v), cap))
+    for v in range(whole, x.size):
+        y[v] = cap * np.tanh(x[v] / cap)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def _rows(x, cap):
+    y = np.empty_like(x)
+    for t in prange(len(x)):
+        _row(x[t], cap, y[t])
+    return y
+
+
+@soft_cap.kernel
+def _soft_cap(x, cap):
+    return _rows(np.ascontiguousarray(x).reshape(-1, x.shape[-1]), cap).reshape(x.shape)

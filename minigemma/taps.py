@@ -1,0 +1,59 @@
+"""Named values of a run, for whoever wants to look inside.
+
+    taps = Taps("blocks.*.attention.probs", "logits")
+    model.forward(ids, taps=taps)
+    taps["blocks.5.attention.probs"]              # [N, T, S] float32
+
+A model names a value on the line that makes it, and gets it back unchanged:
+
+    x = taps("residual.out", x + h)
+
+Untapped, that line costs the look at one attribute and nothing is kept.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Taps(dict[str, NDArray]):
+    """Values by name, filled by `model.forward(…, taps=…)`: those whose names match one of the glob patterns."""
+
+    def __init__(self, *patterns: str) -> None:
+        super().__init__()
+        self.patterns = patterns
+
+    def wants(self, name: str) -> bool:
+        """Is this value asked for? Asked where making it costs something."""
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+    def within(self, prefix: str) -> Scope:
+        """The same taps for a part of the model, whose names begin with `prefix` and a dot."""
+        return Scope(self, prefix)
+
+    def __call__(self, name: str, value: NDArray) -> NDArray:
+        """Keep a copy of `value` if it is asked for; return it unchanged."""
+        if self.patterns and self.wants(name):
+            self[name] = np.array(value)
+        return value
+
+
+class Scope:
+    """Taps as one part of the model sees them."""
+
+    def __init__(self, taps: Taps, prefix: str) -> None:
+        self.taps, self.prefix = taps, prefix
+
+    def wants(self, name: str) -> bool:
+        """Is this value of this part asked for?"""
+        return bool(self.taps.patterns) and self.taps.wants(f"{self.prefix}.{name}")
+
+    def __call__(self, name: str, value: NDArray) -> NDArray:
+        """Keep a copy of `value` if it is asked for; return it unchanged."""
+        return self.taps(f"{self.prefix}.{name}", value) if self.taps.patterns else value
+
+
+NO_TAPS = Taps()
