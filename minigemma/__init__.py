@@ -1,8 +1,8 @@
 """minigemma: the Gemma papers as running code, and the released weights on your CPU at the speed of its memory.
 
-    import minigemma as mg
-    model = mg.load("gemma-3-270m")
-    print(mg.generate(model, "Once upon a time", max_new_tokens=40))
+import minigemma as mg
+model = mg.load("gemma-3-270m")
+print(mg.generate(model, "Once upon a time", max_new_tokens=40))
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ A sequence is [T, D]; there is no batch axis.
 
 Names follow Google's own code: T S N K G H D V as in the einsums of its Gemma, E as in its RecurrentGemma.
 
-NumPy and Numba have no bfloat16: a bf16 array is kept as uint16, the upper half of the float32 of the same value, so that
-widening is a shift and every bit pattern of the file stays where it is.
+NumPy and Numba have no bfloat16: a bf16 array is kept as uint16, the upper half of the float32 of the same value, so
+that widening is a shift and every bit pattern of the file stays where it is.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ I32 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
 
 
-def widen_bf16(x: U16) -> F32:
-    """bf16 → float32, exact: the 16 bits become the upper half of 32."""
+def widen_bf16(x: U16 | F32) -> F32:
+    """bf16 → float32, exact: the 16 bits become the upper half of 32. float32 comes back as it is."""
+    if x.dtype == np.float32:
+        return x  # type: ignore[return-value]
     return (x.astype(np.uint32) << 16).view(np.float32)
 
 
@@ -38,6 +40,6 @@ def round_bf16(x: F32) -> U16:
 
 
 def read_only(x: NDArray) -> NDArray:
-    """The same array, locked: nobody can damage a model, and Numba compiles a kernel for one kind of array instead of two."""
+    """The same array, locked: nobody can damage a model, and Numba compiles a kernel for one kind of array, not two."""
     x.setflags(write=False)
     return x

@@ -1,6 +1,6 @@
 """Attention: every query reads a weighted mean of the values whose keys it may see (Vaswani et al. 2017, §3.2).
 
-    score[n, t, s] = cap( q[t, n] · k[s, n // G] · scale )          scale: query_pre_attn_scalar^-1/2, cap: see softcap.py
+    score[n, t, s] = cap( q[t, n] · k[s, n // G] · scale )          scale: query_pre_attn_scalar^-1/2; cap: softcap.py
     seen[t, s]     = 0 ≤ position_t - position_s < window           local layers; without a window, global ones
     probs[n, t, :] = softmax over seen keys of score[n, t, :]
     out[t, n]      = Σ_s probs[n, t, s] · v[s, n // G]
@@ -15,10 +15,10 @@ bf16 as uint16.
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, get_num_threads, njit, prange
+from numba import float32, get_num_threads, prange
 
 from .arrays import F32, I32, U16, Bool, widen_bf16
-from .backend import FASTMATH, definition
+from .backend import definition, jit, jit_inner, jit_parallel
 from .simd import (
     LANES,
     ROWS,
@@ -48,8 +48,8 @@ def visible(query: I32, key: I32, window: int | None) -> Bool:
 
         0 ≤ query - key < window          [Gemma 2 §2 "Local sliding window", Gemma 3 §2]
 
-    query [T] int32, key [S] int32 → [T, S] bool. Without a window (None) every earlier key is seen. A key exactly `window`
-    back is out of sight; RecurrentGemma's code shows one key more, so its window here is its W + 1.
+    query [T] int32, key [S] int32 → [T, S] bool. Without a window (None) every earlier key is seen. A key exactly
+    `window` back is out of sight; RecurrentGemma's code shows one key more, so its window here is its W + 1.
     """
     distance = query[:, None] - key[None, :]
     return (distance >= 0) & (distance < (EVERYTHING if window is None else window))
@@ -61,14 +61,16 @@ def softmax(x: F32) -> F32:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def attention_scores(q: F32, k: F32, scale: float, cap: float | None) -> F32:
+def attention_scores(q: F32, k: F32 | U16, scale: float, cap: float | None) -> F32:
     """cap(q · k · scale), before the mask      [Vaswani et al. 2017 eq. 1; Gemma 2 §2]
 
-    q [T, N, H] float32, k [S, K, H] float32 → [N, T, S] float32
+    q [T, N, H] float32, k [S, K, H] float32 or bf16 → [N, T, S] float32
     """
     T, N, H = q.shape
     grouped = q.reshape(T, k.shape[1], N // k.shape[1], H)
-    scores = np.einsum("TKGH,SKH->KGTS", grouped, k, optimize=True).reshape(N, T, len(k)) * np.float32(scale)
+    scores = np.einsum("TKGH,SKH->KGTS", grouped, widen_bf16(k), optimize=True).reshape(N, T, len(k)) * np.float32(
+        scale
+    )
     return scores if cap is None else soft_cap(scores, cap)
 
 
@@ -93,14 +95,13 @@ def attention(
 
     q [T, N, H] float32, k and v [S, K, H] float32 or bf16, positions [T] and [S] int32 → [T, N, H] float32
     """
-    k, v = (widen_bf16(a) if a.dtype == np.uint16 else a for a in (k, v))
     probs = attention_probs(attention_scores(q, k, scale, cap), query_positions, key_positions, window)
     grouped = probs.reshape(k.shape[1], -1, len(q), len(k))
-    return np.einsum("KGTS,SKH->TKGH", grouped, v, optimize=True).reshape(q.shape)
+    return np.einsum("KGTS,SKH->TKGH", grouped, widen_bf16(v), optimize=True).reshape(q.shape)
 
 
-# ---- kernels. Both walk the keys in blocks and keep, for each query, the maximum so far, the sum of exponentials and the
-# ---- weighted sum of values; a new maximum rescales what was summed (Milakov & Gimelshein 2018, "online softmax").
+# ---- kernels. Both walk the keys in blocks and keep, for each query, the maximum so far, the sum of exponentials and
+# ---- the weighted sum of values; a new maximum rescales what was summed (Milakov & Gimelshein 2018, "online softmax").
 
 FEW = 8  # queries that still count as decoding
 FEW_BLOCK = 64  # keys at a time while decoding
@@ -109,7 +110,7 @@ MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
 COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _dot(row, x):
     """Σ row · x, row float32 or bf16; sizes are multiples of 2 · LANES."""
     a, b = zeros(), zeros()
@@ -119,9 +120,9 @@ def _dot(row, x):
     return sum_lanes(a + b)
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _softmax_step(scores, cap, state, total):
-    """One query and one block of scores: they become exponentials, `state` (maximum, sum) and `total` are brought up."""
+    """One query, one block: scores become exponentials; `state` (maximum, sum) and `total` are brought up to date."""
     top = state[0]
     for s in range(0, scores.size, LANES):
         x = load(scores, s)
@@ -141,7 +142,7 @@ def _softmax_step(scores, cap, state, total):
         store(total, h, load(total, h) * splat(shrink))
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _few_block(q, k, v, head, query, keys, window, scale, cap, first, last, state, totals, scores):
     """One query position, the G heads of a group: q [G, H]. Keys first … last - 1 of k, v [S, K, H]."""
     for s in range(first, last):
@@ -163,7 +164,7 @@ def _few_block(q, k, v, head, query, keys, window, scale, cap, first, last, stat
             store(total, h + LANES, b)
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _few_part(q, k, v, query_positions, keys, window, scale, cap, parts, task, states, totals):
     """One query position, one group, one part of the keys, block by block; `task` counts all of them."""
     t, head, part = task // (q.shape[1] * parts), task // parts % q.shape[1], task % parts
@@ -181,9 +182,12 @@ def _few_part(q, k, v, query_positions, keys, window, scale, cap, parts, task, s
         _few_block(group, k, v, head, query, keys, window, scale, cap, s, until, state, total, scores)
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit
 def _join(states, totals, out):
-    """Put the parts of each group together: states [groups · parts, G, 2], totals [groups · parts, G, H] → out [groups, G, H]."""
+    """Put the parts of each group together.
+
+    states [groups · parts, G, 2], totals [groups · parts, G, H] → out [groups, G, H]
+    """
     parts = len(states) // len(out)
     for i in range(len(out)):
         for g in range(out.shape[1]):
@@ -201,10 +205,11 @@ def _join(states, totals, out):
                 out[i, g, h] /= summed
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+@jit_parallel
 def _few_parts(q, k, v, query_positions, key_positions, window, scale, cap, parts, states, totals):
     for task in prange(len(states)):
-        _few_part(q, k, v, query_positions, key_positions, window, scale, cap, parts, task, states, totals)
+        # A plain int64: prange counts in another type, and the function would be compiled for both.
+        _few_part(q, k, v, query_positions, key_positions, window, scale, cap, parts, np.int64(task), states, totals)
 
 
 def _few_queries(q, k, v, query_positions, key_positions, window, scale, cap, workers):
@@ -218,7 +223,7 @@ def _few_queries(q, k, v, query_positions, key_positions, window, scale, cap, wo
     return out
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _widen_keys(rows, head, first, last, padded, out):
     """rows[first : last, head] of [S, K, H] float32 or bf16 → out [last - first, padded] float32, zeros elsewhere."""
     H = rows.shape[2]
@@ -231,7 +236,7 @@ def _widen_keys(rows, head, first, last, padded, out):
             out[start + h] = load_one(row, h)
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _many_block(packed, keys, values, H, padded, where, positions, window, scale, cap, scores, state, totals):
     """2 · LANES queries as lanes: scores = keys · packed, online softmax down the keys, totals += valuesᵀ · probs."""
     lanes = 2 * LANES
@@ -241,7 +246,7 @@ def _many_block(packed, keys, values, H, padded, where, positions, window, scale
         for h in range(H):
             tile = tile_add_outer(tile, keys, s * padded + h, padded, packed, h * lanes)
         tile_store(tile, scores, s * lanes, lanes)
-    hidden, lowest, width, multiplier = splat(float32(-np.inf)), splat(LOWEST), splat(window), splat(scale)
+    hidden, width, multiplier = splat(float32(-np.inf)), splat(window), splat(scale)
     for half in range(0, lanes, LANES):
         query, top = load(positions, half), load(state, half)
         before = top
@@ -270,9 +275,12 @@ def _many_block(packed, keys, values, H, padded, where, positions, window, scale
         tile_store(tile, totals, h * lanes, lanes)
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _many_columns(q, k, v, head, query_positions, key_positions, window, scale, cap, first, last, out):
-    """Columns first … last - 1 of one group: column c is query c // G, head c % G. q, out [T, K, G, H]; k, v [S, K, H]."""
+    """Columns first … last - 1 of one group: column c is query c // G, head c % G.
+
+    q, out [T, K, G, H]; k, v [S, K, H]
+    """
     G, H = q.shape[2:]
     lanes = 2 * LANES
     tiles = (last - first + lanes - 1) // lanes
@@ -301,7 +309,19 @@ def _many_columns(q, k, v, head, query_positions, key_positions, window, scale, 
         _widen_keys(v, head, s, until, padded, values)
         for i in range(tiles):
             _many_block(
-                packed[i], keys, values, H, padded, where[: until - s], positions[i], window, scale, cap, scores, state[i], totals[i]
+                packed[i],
+                keys,
+                values,
+                H,
+                padded,
+                where[: until - s],
+                positions[i],
+                window,
+                scale,
+                cap,
+                scores,
+                state[i],
+                totals[i],
             )
     for c in range(first, last):
         tile, lane = (c - first) // lanes, (c - first) % lanes
@@ -310,7 +330,7 @@ def _many_columns(q, k, v, head, query_positions, key_positions, window, scale, 
             out[c // G, head, c % G, h] = totals[tile, h * lanes + lane] / summed
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _many_chunks(q, k, v, query_positions, key_positions, window, scale, cap, worker, workers, out):
     """Every workers-th chunk of columns: later ones see more keys, so that ranges would be unfair."""
     columns = q.shape[0] * q.shape[2]
@@ -321,10 +341,10 @@ def _many_chunks(q, k, v, query_positions, key_positions, window, scale, cap, wo
         _many_columns(q, k, v, head, query_positions, key_positions, window, scale, cap, first, last, out)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+@jit_parallel
 def _many_workers(q, k, v, query_positions, key_positions, window, scale, cap, workers, out):
     for worker in prange(workers):
-        _many_chunks(q, k, v, query_positions, key_positions, window, scale, cap, worker, workers, out)
+        _many_chunks(q, k, v, query_positions, key_positions, window, scale, cap, np.int64(worker), workers, out)
 
 
 def _many_queries(q, k, v, query_positions, key_positions, window, scale, cap, workers):

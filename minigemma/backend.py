@@ -8,8 +8,8 @@
     @njit(cache=True)
     def _soft_cap(x, cap): ...             # the same arguments, the same result, faster
 
-Whoever calls `soft_cap` gets the kernel; inside `with formulas_only():` the definition. The choice is a context variable,
-so two threads may differ.
+Whoever calls `soft_cap` gets the kernel; inside `with formulas_only():` the definition. The choice is a context
+variable, so two threads may differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import update_wrapper
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numba
 
@@ -29,6 +29,23 @@ Result = TypeVar("Result")
 
 # Sums may be reordered and multiply-adds fused; NaN and infinity keep their meaning (masks are -inf).
 FASTMATH = {"contract", "nsz", "reassoc"}
+
+
+def jit(function: Callable) -> Any:
+    """Decorator: a kernel on one core."""
+    return numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH)(function)
+
+
+def jit_parallel(function: Callable) -> Any:
+    """Decorator: a kernel whose `prange` loops are shared out among threads."""
+    return numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH, parallel=True)(function)
+
+
+def jit_inner(function: Callable) -> Any:
+    """Decorator: a function that only kernels call. With no way in from Python it compiles faster."""
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(error_model="numpy", fastmath=FASTMATH, **options)(function)
+
 
 # A parallel region costs 1.5 µs under OpenMP and 110 µs under Numba's own workqueue.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
@@ -59,10 +76,15 @@ def threads(count: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
+def most_threads() -> int:
+    """How many threads a kernel may use: what Numba was started with, by default one a core."""
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
 def default_threads() -> int:
     """As many threads as this process may use cores, and no more than Numba was started with."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, numba.config.NUMBA_NUM_THREADS))
+    return max(1, min(cores, most_threads()))
 
 
 class Definition(Generic[P, Result]):
@@ -70,6 +92,7 @@ class Definition(Generic[P, Result]):
 
     def __init__(self, formula: Callable[P, Result]) -> None:
         update_wrapper(self, formula)
+        self.__name__ = formula.__name__
         self.formula = formula
         self.fast: Callable[P, Result] | None = None
 
@@ -82,6 +105,7 @@ class Definition(Generic[P, Result]):
         return fast
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
+        """The result, by the kernel if there is one and it may run."""
         if self.fast is None or _formulas_only.get():
             return self.formula(*args, **kwargs)
         return self.fast(*args, **kwargs)

@@ -1,11 +1,11 @@
 """What a model remembers of the tokens before: keys and values, each layer by itself.
 
-The caller holds the cache; a model has no state. `position` tokens are in it. A forward pass writes where no later token
-needs what is overwritten, and moves `position` on once, when all layers are done: a pass that is interrupted leaves the
-cache as it was.
+The caller holds the cache; a model has no state. `position` tokens are in it. A forward pass writes where no later
+token needs what is overwritten, and moves `position` on once, when all layers are done: a pass that is interrupted
+leaves the cache as it was.
 
-A local layer's ring has exactly as many slots as its window shows keys, position p in slot p mod window. A global layer's
-ring is as long as the context and so never wraps. Both begin small and double until they are full size.
+A local layer's ring has exactly as many slots as its window shows keys, position p in slot p mod window. A global
+layer's ring is as long as the context and so never wraps. Both begin small and double until they are full size.
 """
 
 from __future__ import annotations
@@ -47,12 +47,15 @@ class KeyValueRing:
     def extend(self, keys: F32, values: F32, position: int) -> tuple[F32 | U16, F32 | U16, I32]:
         """Take in the keys and values [T, K, H] of the tokens from `position` on.
 
-        Returns what those tokens attend to: keys, values [S, K, H] as stored, and their positions [S] int32. Nothing that a
-        repeated call would need is overwritten before `commit`.
+        Returns what those tokens attend to: keys, values [S, K, H] as stored, and their positions [S] int32. Nothing
+        that a repeated call would need is overwritten before `commit`.
         """
         if self.keys.dtype == np.uint16:
-            keys, values = round_bf16(keys), round_bf16(values)
-        count = position + len(keys)
+            return self._extend(round_bf16(keys), round_bf16(values), position)
+        return self._extend(keys, values, position)
+
+    def _extend(self, keys: NDArray, values: NDArray, position: int) -> tuple[NDArray, NDArray, I32]:
+        count, self._pending = position + len(keys), None
         self._grow(min(count, self.limit))
         if len(keys) == 1 or count <= self.limit:
             first = position % self.limit

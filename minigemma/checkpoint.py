@@ -1,6 +1,7 @@
 """From files to a model: which tensor is which weight, in which format it runs, and `load`.
 
-Weights are used where they lie: a bf16 safetensors file and the Q8_0 and Q4_0 tensors of a GGUF file are mapped into memory
+Weights are used where they lie: a bf16 safetensors file and the Q8_0 and Q4_0 tensors of a GGUF file are mapped into
+memory
 and never copied. Other GGUF tensors, and every tensor when `dtype` asks for another format, are converted one by one.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import F32, read_only, round_bf16
+from .backend import most_threads
 from .config import TextConfig
 from .config_file import config_from_gguf, config_from_json, read_json
 from .decoder import Decoder, DecoderWeights
@@ -35,7 +37,8 @@ from .tokenizer import Tokenizer
 
 FORMATS = ("f32", "bf16", "int8", "int4")
 
-# weight: (name in a Hugging Face file, name in a GGUF file, shape). Names of layers follow "layers.{i}." and "blk.{i}.".
+# weight: (name in a Hugging Face file, name in a GGUF file, shape). Names of layers follow "layers.{i}." and
+# "blk.{i}.".
 MODEL_TENSORS = {
     "embedding": ("embed_tokens.weight", "token_embd.weight", "V D"),
     "final_norm": ("norm.weight", "output_norm.weight", "D"),
@@ -70,7 +73,8 @@ FAMILIES: dict[str, tuple[type[Decoder], type, dict[str, tuple[str, str, str]]]]
     "gemma3": (Gemma3, Gemma3Block, LAYER_TENSORS | POST_NORMS | HEAD_NORMS),
 }
 
-# Text tensors have had three prefixes; the parts of a model with a vision tower that a text model leaves alone have had two.
+# Text tensors have had three prefixes; the parts of a model with a vision tower that a text model leaves alone have
+# had two.
 PREFIXES = ("model.", "language_model.model.", "model.language_model.", "language_model.", "")
 HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
 NOT_TEXT = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.|\.rotary_emb\.inv_freq$")
@@ -117,7 +121,7 @@ def load(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
-    """The model in a folder or file, under a name in weights/, in the Hugging Face cache, or "gemma-3-270m", the demo weights.
+    """The model in a folder or file, by a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
     dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4" (whose embedding is int8)
     backend  "numba": kernels; "numpy": the definitions alone, which a debugger can step through
@@ -130,7 +134,8 @@ def load(
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(FORMATS)}, or None for as stored")
     if backend not in ("numba", "numpy"):
         raise ValueError(f"backend is {backend!r}; it must be 'numba' or 'numpy'")
-    _check_threads(threads)
+    if threads is not None and not 1 <= threads <= most_threads():
+        raise ValueError(f"threads is {threads}; this machine offers 1 … {most_threads()}")
     files = open_files(locate(name))
     total, done = sum(t.array.nbytes for t in files.tensors.values()), 0
     weights: dict[str, Any] = {}
@@ -199,7 +204,10 @@ def _open_folder(folder: Path) -> Files:
         named["head"] = head
     ignored = {name for name in stored if NOT_TEXT.search(name)} | set(HEADS)
     _report(folder, set(named.values()) - set(stored), set(stored) - set(named.values()) - ignored)
-    tensors = {ours: Stored(name, stored[name].dtype, stored[name].array.shape, stored[name].array) for ours, name in named.items()}
+    tensors = {
+        ours: Stored(name, stored[name].dtype, stored[name].array.shape, stored[name].array)
+        for ours, name in named.items()
+    }
     _check_kinds(folder, tensors)
     eos, chatty = _folder_eos(folder, fields)
     return Files(folder, config, tensors, 0.0, partial(_folder_tokenizer, folder), eos, chatty)
@@ -212,14 +220,23 @@ def _open_gguf(path: Path) -> Files:
     named = dict(_names(config, 1, "blk."))
     if "output.weight" in gguf.tensors:
         named["head"] = "output.weight"
-    _report(path, set(named.values()) - set(gguf.tensors), {n for n in gguf.tensors if n not in named.values() and n != "rope_freqs.weight"})
-    tensors = {ours: Stored(name, gguf.tensors[name].type, gguf.tensors[name].shape, gguf.tensors[name].blocks) for ours, name in named.items()}
+    _report(
+        path,
+        set(named.values()) - set(gguf.tensors),
+        {n for n in gguf.tensors if n not in named.values() and n != "rope_freqs.weight"},
+    )
+    tensors = {
+        ours: Stored(name, gguf.tensors[name].type, gguf.tensors[name].shape, gguf.tensors[name].blocks)
+        for ours, name in named.items()
+    }
     eos = gguf.metadata.get("tokenizer.ggml.eos_token_id", 1)
     name = f"{gguf.metadata.get('general.name', '')} {path.name}"
     chatty = "tokenizer.chat_template" in gguf.metadata or bool(re.search(r"\bit\b", name))
 
     def make_tokenizer() -> Tokenizer | None:
-        return Tokenizer.from_vocabulary(*gguf.vocabulary, path=path) if "tokenizer.ggml.tokens" in gguf.metadata else None
+        return (
+            Tokenizer.from_vocabulary(*gguf.vocabulary, path=path) if "tokenizer.ggml.tokens" in gguf.metadata else None
+        )
 
     return Files(path, config, tensors, 1.0, make_tokenizer, (int(eos),), chatty)
 
@@ -237,13 +254,17 @@ def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
     for what, names in (("lacks", missing), ("has beside a Gemma's", unexpected)):
         if names:
             first = ", ".join(sorted(names)[:5]) + (" …" if len(names) > 5 else "")
-            raise ModelFormatError(path, f"{what} {len(names)} tensors: {first}", "config and weights are of different models")
+            raise ModelFormatError(
+                path, f"{what} {len(names)} tensors: {first}", "config and weights are of different models"
+            )
 
 
 def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
     for tensor in tensors.values():
         if tensor.kind not in ("F32", "F16", "BF16"):
-            raise ModelFormatError(path, f"{tensor.name} is of type {tensor.kind}", "take the released bf16 or float32 file")
+            raise ModelFormatError(
+                path, f"{tensor.name} is of type {tensor.kind}", "take the released bf16 or float32 file"
+            )
 
 
 def _norm(tensor: Stored, files: Files) -> F32:
@@ -263,7 +284,9 @@ def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
     if wanted == "int8":
         return read_only(to_int8(kind, array))
     wide = dequantise(kind, array).reshape(tensor.shape)
-    return read_only({"f32": np.asarray, "bf16": round_bf16, "int4": quantise_int4, "int8": quantise_int8}[wanted](wide))
+    return read_only(
+        {"f32": np.asarray, "bf16": round_bf16, "int4": quantise_int4, "int8": quantise_int8}[wanted](wide)
+    )
 
 
 def _assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:
@@ -306,12 +329,3 @@ def _stop_ids(files: Files, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """eos, and the end of a turn where the model was taught to end turns."""
     end = tokenizer.id_of("<end_of_turn>") if tokenizer and files.instruction_tuned else None
     return files.eos if end is None else tuple(sorted({*files.eos, end}))
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    import numba
-
-    if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
-        raise ValueError(f"threads is {threads}; this machine offers 1 … {numba.config.NUMBA_NUM_THREADS}")

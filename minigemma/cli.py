@@ -20,6 +20,8 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
+
 if TYPE_CHECKING:
     from .chat import Chat
     from .checkpoint import Description
@@ -104,24 +106,10 @@ def nonempty(text: str) -> str:
     return text
 
 
-class Version(argparse.Action):
-    """--version, asking the installed package only when it is used."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Print the version and leave."""
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print("minigemma", version("minigemma"))
-        except PackageNotFoundError:
-            print("minigemma (run from its folder, not installed)")
-        parser.exit()
-
-
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     parser = argparse.ArgumentParser(prog="minigemma", description="Gemma models on the CPU.")
-    parser.add_argument("--version", action=Version, nargs=0, help="show the version and leave")
+    parser.add_argument("--version", action="version", version=f"minigemma {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(run: Callable[[argparse.Namespace], None], *flags: Flags) -> argparse.ArgumentParser:
@@ -293,7 +281,11 @@ def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack) -
         note(args, f"{args.threads} threads are more than there are cores for; using {default_threads()}")
         args.threads = default_threads()
     until.enter_context(progress.compile_listener())
-    return load(args.model, dtype=args.dtype, threads=args.threads)
+
+    def loaded(done: int, total: int) -> None:
+        progress.doing = f"loading {args.model}: {100 * done // max(total, 1)} %"
+
+    return load(args.model, dtype=args.dtype, threads=args.threads, progress=loaded)
 
 
 # ------------------------------------------------------------------------------------------------------- commands
@@ -449,7 +441,7 @@ def summary(about: Description, context: int) -> dict[str, Any]:
     windows = [config.attention(layer).window for layer in range(config.layers)]
     cache = config.cache_bytes(context)
     return {
-        "name": config.name,
+        "name": config.name or about.files[0].stem,
         "family": config.family,
         "kind": "instruction-tuned" if about.instruction_tuned else "pretrained only",
         "files": {str(file): file.stat().st_size for file in about.files},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +142,7 @@ class Gemma3Config(TextConfig):
 
 
 def _gemma(name: str, D: int, layers: int, N: int, K: int, F: int) -> GemmaConfig:
-    return GemmaConfig(
-        name=name, width=D, layers=layers, heads=N, kv_heads=K, head_dim=256, ffn_width=F, vocab=256_000
-    )
+    return GemmaConfig(name=name, width=D, layers=layers, heads=N, kv_heads=K, head_dim=256, ffn_width=F, vocab=256_000)
 
 
 def _gemma2(name: str, D: int, layers: int, N: int, K: int, H: int, F: int, scalar: int) -> Gemma2Config:
@@ -160,8 +159,9 @@ def _gemma2(name: str, D: int, layers: int, N: int, K: int, H: int, F: int, scal
     )
 
 
-def _gemma3(name: str, D: int, layers: int, N: int, K: int, H: int, F: int, scalar: int = 256, **rest) -> Gemma3Config:
-    large = {"vocab": 262_208, "rope_scale": 8.0} if D >= 2560 else {"vocab": 262_144, "context": 32_768, "window": 512}
+def _gemma3(name: str, D: int, layers: int, N: int, K: int, H: int, F: int, scalar: int = 256) -> Gemma3Config:
+    small: dict[str, Any] = {"vocab": 262_144, "context": 32_768, "window": 512}
+    large: dict[str, Any] = {"vocab": 262_208, "rope_scale": 8.0}
     return Gemma3Config(
         name=name,
         width=D,
@@ -171,7 +171,7 @@ def _gemma3(name: str, D: int, layers: int, N: int, K: int, H: int, F: int, scal
         head_dim=H,
         ffn_width=F,
         query_pre_attn_scalar=scalar,
-        **{**large, **rest},
+        **(large if D >= 2560 else small),
     )
 
 

@@ -1,8 +1,8 @@
 """From a checkpoint's own words to a config: config.json of a Hugging Face folder, or the metadata of a GGUF file.
 
-Released config.json files leave out what their class had as default, nest the text model in `text_config` where there is
-a vision tower, and spell rope and the layer pattern in an older and a newer way. All of that ends here: whoever comes
-after sees only `TextConfig`. What would change the mathematics and is not known is refused, never passed over.
+Released config.json files leave out what their class had as default, nest the text model in `text_config` where there
+is a vision tower, and spell rope and the layer pattern in an older and a newer way. All of that ends here: whoever
+comes after sees only `TextConfig`. What would change the mathematics and is not known is refused, never passed over.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def read_json(path: Path) -> Json:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ModelFormatError(
-            path, "does not exist", "a model folder holds config.json beside its .safetensors files; fetch the folder again"
+            path,
+            "does not exist",
+            "a model folder holds config.json beside its .safetensors files; fetch the folder again",
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ModelFormatError(path, f"cannot be read as JSON ({error})", "fetch the file again") from None
@@ -148,18 +150,16 @@ def _whole(fields: Json, name: str) -> int:
 
 def _rope(f: Json, kind: str) -> tuple[float, float]:
     """(base, scale) of global ("full_attention") or local ("sliding_attention") layers, in either spelling."""
-    new = f.get("rope_parameters")
-    if new is not None:
-        stated = new.get(kind, new) if isinstance(new, dict) else new
-        base = stated.get("rope_theta", f["rope_theta"]) if isinstance(stated, dict) else None
-    elif kind == "full_attention":
-        stated, base = f.get("rope_scaling"), f["rope_theta"]
-    else:
-        stated, base = None, f["rope_local_base_freq"]
+    base: float = f["rope_theta"] if kind == "full_attention" else f["rope_local_base_freq"]
+    both = f.get("rope_parameters")
+    stated = both.get(kind, both) if isinstance(both, dict) else both
+    if both is None and kind == "full_attention":
+        stated = f.get("rope_scaling")
     if stated is None:
         return float(base), 1.0
     if not isinstance(stated, dict):
         raise ValueError(f"rope settings are {stated!r}; they must be an object")
+    base = stated.get("rope_theta", base)
     form = stated.get("rope_type", stated.get("type", "default"))
     if form not in ("default", "linear"):
         raise ValueError(f"rope_type is {form!r}; Gemma's is default or linear")
@@ -191,8 +191,8 @@ def _named(config: TextConfig) -> TextConfig:
 def config_from_gguf(path: Path, metadata: Mapping[str, Any], rows: int) -> TextConfig:
     """The config of a GGUF file; `rows` is how many the embedding has, since files differ in that.
 
-    A GGUF does not say: the layer pattern, the local rope base, and the attention scale of the 27Bs; and older ones leave out
-    the factor 8 of the large Gemma 3's. llama.cpp has these as constants, and so has this function.
+    A GGUF does not say: the layer pattern, the local rope base, and the attention scale of the 27Bs; and older ones
+    leave out the factor 8 of the large Gemma 3's. llama.cpp has these as constants, and so has this function.
     """
     family = metadata.get("general.architecture")
     if family not in ("gemma", "gemma2", "gemma3"):

@@ -4,8 +4,8 @@
     x      = block_i(x)                      i = 0 … layers - 1: what a paper's own file defines
     logits = E · RMSNorm(x)                  the head is the embedding, unscaled; soft-capped in Gemma 2
 
-√D: all of DeepMind's bf16 runs round it to bf16 (25.25 for 270M, where √640 = 25.298), so it is rounded here wherever the
-embedding is stored in bf16 or quantised, and not where it is stored in float32.
+√D: all of DeepMind's bf16 runs round it to bf16 (25.25 for 270M, where √640 = 25.298), so it is rounded here wherever
+the embedding is stored in bf16 or quantised, and not where it is stored in float32.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ class Decoder(ABC):
         cache.settle()
         if cache.position + len(tokens) > cache.max_tokens:
             held = f"{cache.position} held + {len(tokens)} new tokens"
-            raise ValueError(f"{held} are more than the cache's {cache.max_tokens}; make it with new_cache(max_tokens=…)")
+            raise ValueError(
+                f"{held} are more than the cache's {cache.max_tokens}; make it with new_cache(max_tokens=…)"
+            )
         taps = NO_TAPS if taps is None else taps
         piece = len(tokens) if taps.patterns else PIECE
         with formulas_only(self.backend == "numpy"), threads(self.threads):
@@ -138,8 +140,10 @@ class Decoder(ABC):
     def _checked(self, ids: Sequence[int], images: Any) -> np.ndarray:
         """The ids as an array, or a ValueError that says what is wrong with them: kernels check no index."""
         if images is not None and len(images):
-            raise ValueError(f"{self.name or 'this model'} has no vision tower, but {len(images)} image(s) were given; "
-                             "use gemma-3-4b or larger")
+            raise ValueError(
+                f"{self.name or 'this model'} has no vision tower, but {len(images)} image(s) were given; "
+                "use gemma-3-4b or larger"
+            )
         tokens = np.asarray(ids)
         if tokens.ndim != 1 or not len(tokens):
             raise ValueError(f"ids must be a sequence of at least one token id, not of shape {list(tokens.shape)}")
@@ -147,5 +151,7 @@ class Decoder(ABC):
             raise ValueError(f"token ids must be whole numbers, not {tokens.dtype}")
         wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab)]
         if len(wrong):
-            raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {self.config.vocab} (0 … {self.config.vocab - 1})")
+            raise ValueError(
+                f"token id {wrong[0]} is outside the vocabulary of {self.config.vocab} (0 … {self.config.vocab - 1})"
+            )
         return tokens.astype(np.int64)

@@ -1,6 +1,6 @@
 """The feed-forward block of every Gemma: GeGLU between three matrices (Shazeer 2020, eq. 6; Gemma 1 §2).
 
-    y = W_down ( gelu(W_gate x) · W_up x )
+y = W_down ( gelu(W_gate x) · W_up x )
 """
 
 from __future__ import annotations

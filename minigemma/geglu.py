@@ -10,10 +10,10 @@ The reports print the feed-forward width as the sum of both branches; F here is 
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, njit, prange
+from numba import float32, prange
 
 from .arrays import F32
-from .backend import definition
+from .backend import definition, jit_inner, jit_parallel
 from .simd import LANES, fma, load, splat, store, tanh
 
 SLOPE = np.float32(np.sqrt(2 / np.pi))
@@ -34,7 +34,7 @@ def gated_gelu(gate: F32, up: F32) -> F32:
     return gelu(gate) * up
 
 
-@njit(cache=True, error_model="numpy")
+@jit_inner
 def _row(gate, up, y):
     half, one, slope, cubic = splat(float32(0.5)), splat(float32(1)), splat(SLOPE), splat(CUBIC)
     whole = gate.size // LANES * LANES
@@ -48,7 +48,7 @@ def _row(gate, up, y):
 
 
 @gated_gelu.kernel
-@njit(cache=True, parallel=True, error_model="numpy")
+@jit_parallel
 def _gated_gelu(gate, up):
     y = np.empty_like(gate)
     for t in prange(len(gate)):

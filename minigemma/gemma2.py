@@ -3,8 +3,9 @@
     h = x + norm(attention(norm(x)))         local (the last 4,096 tokens) and global in turn, scores capped at 50
     y = h + norm(feed_forward(norm(h)))
 
-New since Gemma 1: a norm after each branch as well as before it, local layers, soft-caps on scores and logits, and two query
-heads to a key/value head in every size. The numbers of a layer's attention come from `Gemma2Config.attention`.
+New since Gemma 1: a norm after each branch as well as before it, local layers, soft-caps on scores and logits, and
+two query heads to a key/value head in every size. The numbers of a layer's attention come from
+`Gemma2Config.attention`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Gemma2(Decoder):
     """Gemma 2."""
 
     def block(self, x: F32, layer: int, ring: KeyValueRing, position: int, taps: Scope) -> F32:
-        """x [T, D] → [T, D]      Each branch is normed on its way in and on its way out (Gemma 2 §2, "post-norm and pre-norm")."""
+        """x [T, D] → [T, D]      Each branch is normed on its way in and out (Gemma 2 §2, "post-norm and pre-norm")."""
         w: Gemma2Block = self.weights.blocks[layer]
         c = self.config
         h = rms_norm(x, w.pre_attention_norm, c.eps)

@@ -3,9 +3,10 @@
     h = x + norm(attention(norm(x)))         five local layers (512 or 1,024 tokens), then a global one
     y = h + norm(feed_forward(norm(h)))
 
-New since Gemma 2: 5 local layers to 1 global, norms on queries and keys in place of the soft-caps, a rope base of 1,000,000
-on global layers, whose positions are divided by 8 in 4B and larger, and so a context of 128K with a small cache. All of that
-is numbers (`Gemma3Config.attention`) and two more norms in `AttentionWeights`: the block itself is Gemma 2's.
+New since Gemma 2: 5 local layers to 1 global, norms on queries and keys in place of the soft-caps, a rope base of
+1,000,000 on global layers, whose positions are divided by 8 in 4B and larger, and so a context of 128K with a small
+cache. All of that is numbers (`Gemma3Config.attention`) and two more norms in `AttentionWeights`: the block itself is
+Gemma 2's.
 """
 
 from __future__ import annotations

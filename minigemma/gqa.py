@@ -1,9 +1,9 @@
 """Grouped-query attention: the attention block of every Gemma (Ainslie et al. 2023; Gemma 2 §2; Gemma 3 §2).
 
-    q, k, v = W_q x, W_k x, W_v x            N query heads share K key/value heads
-    q, k    = RMSNorm(q), RMSNorm(k)         Gemma 3 only, each head by itself: "QK-norm" in place of soft-caps
-    q, k    = rope(q), rope(k)               and the turned keys are what the cache keeps
-    y       = W_o · attention(q, k, v)
+q, k, v = W_q x, W_k x, W_v x            N query heads share K key/value heads
+q, k    = RMSNorm(q), RMSNorm(k)         Gemma 3 only, each head by itself: "QK-norm" in place of soft-caps
+q, k    = rope(q), rope(k)               and the turned keys are what the cache keeps
+y       = W_o · attention(q, k, v)
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import F32, widen_bf16
+from .arrays import F32
 from .attention import attention, attention_probs, attention_scores
 from .cache import KeyValueRing
 from .config import AttentionConfig
@@ -35,7 +35,14 @@ class AttentionWeights:
 
 
 def grouped_query_attention(
-    x: F32, w: AttentionWeights, config: AttentionConfig, head_dim: int, eps: float, ring: KeyValueRing, position: int, taps: Scope
+    x: F32,
+    w: AttentionWeights,
+    config: AttentionConfig,
+    head_dim: int,
+    eps: float,
+    ring: KeyValueRing,
+    position: int,
+    taps: Scope,
 ) -> F32:
     """The attention of one layer: x [T, D], the tokens from `position` on, → [T, D] float32.
 
@@ -51,8 +58,7 @@ def grouped_query_attention(
     v = taps("attention.v", v)
     keys, values, key_positions = ring.extend(k, v, position)
     if taps.wants("attention.scores") or taps.wants("attention.probs"):
-        wide = widen_bf16(keys) if keys.dtype == np.uint16 else keys
-        scores = taps("attention.scores", attention_scores(q, wide, config.query_scale, config.soft_cap))
+        scores = taps("attention.scores", attention_scores(q, keys, config.query_scale, config.soft_cap))
         taps("attention.probs", attention_probs(scores, positions, key_positions, config.window))
     mixed = attention(q, keys, values, positions, key_positions, config.window, config.query_scale, config.soft_cap)
     return taps("attention.out", linear(mixed.reshape(T, -1), w.o))

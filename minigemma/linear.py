@@ -17,12 +17,15 @@ Sums are float32.
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload
+from typing import Any
 
-from .arrays import F32, U8, U16, widen_bf16
-from .backend import FASTMATH, definition
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from .arrays import F32, widen_bf16
+from .backend import definition, jit_inner, jit_parallel
 from .simd import (
     LANES,
     ROWS,
@@ -51,7 +54,7 @@ PANEL = 8 * ROWS  # rows of weights that are widened together
 DEPTH = 512  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
 AHEAD = 4096  # bytes read ahead into the second-level cache: the processor's own prefetcher stops at each 4 KiB page
 
-Weight = F32 | U16 | U8
+Weight = NDArray[Any]  # one of the formats above
 
 
 def format_of(weight: Weight) -> str:
@@ -109,10 +112,10 @@ def _dot(row, x):
 
 
 def _widen_row(row, size, first, out):
-    """out = row[first : first + out.size], widened; `first` and out.size are multiples of 32 for blocks of `size` bytes."""
+    """out = row[first : first + out.size], widened; both multiples of 32 for blocks of `size` bytes."""
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _dot_plain(row, x):
     """float32 or bf16. Four sums at once hide the four cycles that each multiply-add takes."""
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
@@ -132,7 +135,7 @@ def _dot_plain(row, x):
     return total
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _dot_int8(row, x):
     """Blocks of a float16 scale and 32 signed bytes."""
     a, b = zeros(), zeros()
@@ -148,7 +151,7 @@ def _dot_int8(row, x):
     return sum_lanes(a + b)
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _dot_int4(row, x):
     """Blocks of a float16 scale and 16 bytes of two nibbles."""
     a, b = zeros(), zeros()
@@ -172,7 +175,7 @@ def _choose_dot(row, x):
     return lambda row, x: _dot_int8(row, x) if row.size == x.size // 32 * 34 else _dot_int4(row, x)
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _widen_plain(row, size, first, out):
     whole = out.size // LANES * LANES
     for k in range(0, whole, LANES):
@@ -181,7 +184,7 @@ def _widen_plain(row, size, first, out):
         out[k] = load_one(row, first + k)
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _widen_blocks(row, size, first, out):
     eight = splat(np.float32(8))
     for block in range(out.size // 32):
@@ -202,7 +205,7 @@ def _choose_widen_row(row, size, first, out):
     return lambda row, size, first, out: chosen(row, size, first, out)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+@jit_parallel
 def _few_tokens(x, weight):
     """Each row of weights is read once, in order, a contiguous range of rows a thread."""
     y = np.empty((len(x), len(weight)), np.float32)
@@ -212,7 +215,7 @@ def _few_tokens(x, weight):
     return y
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+@jit_parallel
 def _pack(x):
     """x [T, D] → [T/16, D · 16]: tokens become lanes (2 · LANES of them), the last block padded with zeros."""
     T, D = x.shape
@@ -226,7 +229,7 @@ def _pack(x):
     return packed
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _multiply_panel(panel, packed, first, depth, sums):
     """sums [blocks, PANEL, 2 · LANES] += panel [PANEL, depth] · packed[:, first : first + depth]."""
     lanes = 2 * LANES
@@ -239,9 +242,9 @@ def _multiply_panel(panel, packed, first, depth, sums):
             tile_store(tile, out, r * lanes, lanes)
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+@jit_parallel
 def _many_tokens(packed, weight, size, columns, T):
-    """PANEL rows of weights at a time are widened, DEPTH columns at a time, and used for all tokens while in the cache."""
+    """PANEL rows of weights are widened, DEPTH columns at a time, and used for all tokens while in the cache."""
     R, lanes = len(weight), 2 * LANES
     y = np.empty((T, R), np.float32)
     for p in prange((R + PANEL - 1) // PANEL):

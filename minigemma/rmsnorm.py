@@ -9,10 +9,10 @@ large, -1, or below: nothing here assumes a positive gain.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from .arrays import F32
-from .backend import FASTMATH, definition
+from .backend import definition, jit_inner, jit_parallel
 
 
 @definition
@@ -27,7 +27,7 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * (1 + weight)
 
 
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
+@jit_inner
 def _row(x, weight, eps, y):
     squares = np.float32(0)
     for d in range(x.size):
@@ -37,7 +37,7 @@ def _row(x, weight, eps, y):
         y[d] = x[d] * scale * (np.float32(1) + weight[d])
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=FASTMATH)
+@jit_parallel
 def _rows(x, weight, eps):
     y = np.empty_like(x)
     for t in prange(len(x)):

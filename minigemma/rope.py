@@ -10,22 +10,22 @@ base    θ: 10,000; 1,000,000 on Gemma 3's global layers (Gemma 3 §2)
 scale   positions are divided by it: 8 on the global layers of Gemma 3 4B and larger (Gemma 3 §5.3)
 R       rotated width: the whole head, or its first half in RecurrentGemma; the rest of the head passes unchanged
 
-Departs from Su et al. in the pairs: they turn neighbours (2j, 2j + 1), all of Gemma's code turns (j, j + R/2). The weights
-decide which is right. Angles are float32: in bf16 all positions past 256 would fall together.
+Departs from Su et al. in the pairs: they turn neighbours (2j, 2j + 1), all of Gemma's code turns (j, j + R/2). The
+weights decide which is right. Angles are float32: in bf16 all positions past 256 would fall together.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from .arrays import F32, I32
-from .backend import definition
+from .backend import definition, jit_parallel
 
 
 @definition
 def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32:
-    """Turn the pairs (j, j + R/2) of every head by position / scale · base^(-2j/R), R = rotated      [Su et al. 2021 §3.2]
+    """Turn the pairs (j, j + R/2) by position / scale · base^(-2j/R), R = rotated      [Su et al. 2021 §3.2]
 
     x [T, N, H] float32, positions [T] int32 → [T, N, H] float32
     """
@@ -38,7 +38,7 @@ def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32
 
 
 @rope.kernel
-@njit(cache=True, parallel=True, error_model="numpy", fastmath={"contract", "nsz"})
+@jit_parallel
 def _rope(x, positions, base, scale, rotated):
     y = np.empty_like(x)
     half = rotated // 2

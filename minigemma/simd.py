@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numba
 from llvmlite import ir
@@ -73,6 +75,12 @@ class _Model(models.PrimitiveModel):
 
 
 VECTOR, TILE = _VectorType(), _TileType()
+
+
+def _inline(function: Callable) -> Any:
+    """Decorator: an operation made of others."""
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(**options)(function)
 
 
 def _constant(value, kind=_F32):
@@ -253,13 +261,13 @@ def where_less(typingctx, x, y, value, otherwise):
     return VECTOR(*[VECTOR] * 4), codegen
 
 
-@numba.njit(cache=True, error_model="numpy")
+@_inline
 def maximum(x, y):
     """The larger of each lane; NaN where x is."""
     return where_less(x, y, y, x)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@_inline
 def minimum(x, y):
     """The smaller of each lane; NaN where x is."""
     return where_less(y, x, y, x)
@@ -303,7 +311,7 @@ def _power_of_two(typingctx, n):
     return VECTOR(VECTOR), codegen
 
 
-@numba.njit(cache=True, error_model="numpy")
+@_inline
 def exp(x):
     """eˣ in every lane; relative error below 2e-7 for -87 < x < 88, 0 below (no subnormals), e⁸⁸ above, NaN for NaN.
 
@@ -321,7 +329,7 @@ def exp(x):
     return where_less(x, splat(f(-87.0)), zeros(), p * _power_of_two(n))
 
 
-@numba.njit(cache=True, error_model="numpy")
+@_inline
 def tanh(x):
     """tanh x = 1 - 2 / (e²ˣ + 1) in every lane; absolute error below 2e-7."""
     f = numba.float32

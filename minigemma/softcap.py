@@ -2,17 +2,17 @@
 
     y = cap · tanh(x / cap)          -cap < y < cap, and y ≈ x while |x| is small
 
-Gemma 2 caps the scaled attention scores at 50 before the mask, and the logits at 30; RecurrentGemma caps only the logits.
-Before the mask: a masked -∞ capped afterwards would come back as -50.
+Gemma 2 caps the scaled attention scores at 50 before the mask, and the logits at 30; RecurrentGemma caps only the
+logits. Before the mask: a masked -∞ capped afterwards would come back as -50.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, njit, prange
+from numba import float32, prange
 
 from .arrays import F32
-from .backend import definition
+from .backend import definition, jit_inner, jit_parallel
 from .simd import LANES, load, splat, store, tanh
 
 
@@ -28,13 +28,13 @@ def soft_cap(x: F32, cap: float) -> F32:
     return np.float32(cap) * np.tanh(x / np.float32(cap))
 
 
-@njit(cache=True, error_model="numpy")
+@jit_inner
 def soft_cap_lanes(x, cap):
     """soft_cap of one vector, for kernels that hold their scores in vectors."""
     return splat(cap) * tanh(x * splat(float32(1) / cap))
 
 
-@njit(cache=True, error_model="numpy")
+@jit_inner
 def _row(x, cap, y):
     cap = np.float32(cap)
     whole = x.size // LANES * LANES
@@ -44,7 +44,7 @@ def _row(x, cap, y):
         y[v] = cap * np.tanh(x[v] / cap)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@jit_parallel
 def _rows(x, cap):
     y = np.empty_like(x)
     for t in prange(len(x)):

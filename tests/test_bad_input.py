@@ -89,7 +89,7 @@ def truncated_weights(at):
 
 
 def missing_tensors(at):
-    return folder(at / "gemma"), ["missing"]
+    return folder(at / "gemma"), ["lacks", "model.norm.weight"]
 
 
 def lfs_pointer(at):

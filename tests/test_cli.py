@@ -29,6 +29,7 @@ def calls(monkeypatch):
     seen = SimpleNamespace(instruction_tuned=False, pieces=["Hel", "lo"], error=None)
 
     def load(name, **flags):
+        flags.pop("progress")(50, 100)
         seen.load = (name, flags)
         config = SimpleNamespace(context=CONTEXT, family="gemma3", name="toy")
         return SimpleNamespace(

@@ -12,13 +12,14 @@ ROWS = """
     attention
     gqa feedforward decoder
     gemma gemma2 gemma3
-    safetensors_file gguf_file quantize tokenizer prompt demo
+    safetensors_file gguf_file quantize tokenizer prompt demo config_file
     locate
     download
     checkpoint
     generation chat scoring
+    __init__
     cli bench
-    __init__ __main__
+    __main__
 """
 ROW = {name: row for row, names in enumerate(ROWS.strip().splitlines()) for name in names.split()}
 MODULES = sorted((Path(__file__).parents[1] / "minigemma").glob("**/*.py"))

@@ -334,3 +334,22 @@ def test_the_real_parts_have_the_published_sum():
         digest.update(part.read_bytes())
     published = demo.find_parts()[0].parents[2] / demo.PACKAGE / "data" / "SHA256SUMS"
     assert digest.hexdigest() == demo.SHA256 == published.read_text().split()[0]
+
+
+# ------------------------------------------------------------------------------------------------ weights/README.md
+
+
+def test_the_sizes_in_the_readme_are_those_of_the_configs():
+    from minigemma.config import RELEASED
+
+    readme = Path(__file__).parent.parent / "weights" / "README.md"
+    rows = [line.split("|") for line in readme.read_text().splitlines() if line.startswith("| `google/")]
+    assert len(rows) == 10
+    for _, ids, weights, cache, together, _ in rows:
+        id = ids.split("`")[1]
+        config = RELEASED[id.removeprefix("google/").removesuffix("-pt")]
+        weight_bytes = 2 * (config.embedding_parameters + config.non_embedding_parameters)
+        cache_bytes = config.cache_bytes(8192)
+        printed = f"{weight_bytes / 1e9:.2f}", f"{cache_bytes / 1e9:.2f}", f"{(weight_bytes + cache_bytes) / 1e9:.1f}"
+        assert (weights.strip(), cache.strip(), together.strip()) == printed
+        assert id in locate.RELEASED_IDS

@@ -1,0 +1,89 @@
+"""Rings: exactly the window's keys, whatever the pieces; an interrupted pass leaves the cache whole."""
+
+import numpy as np
+import pytest
+
+from minigemma.cache import Cache, KeyValueRing
+
+
+def token(position):
+    """Keys and values that tell their position: [1, 2, 3]."""
+    return np.full((1, 2, 3), position, np.float32)
+
+
+def tokens(first, count):
+    return np.concatenate([token(p) for p in range(first, first + count)])
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 300])
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 64])
+def test_what_is_offered_holds_every_visible_key_at_its_position(window, piece):
+    ring = KeyValueRing(window, 2, 3, np.float32)
+    for first in range(0, 700 if window == 300 else 60, piece):
+        keys, values, positions = ring.extend(tokens(first, piece), -tokens(first, piece), first)
+        assert (keys[:, 0, 0] == positions).all()
+        assert (values == -keys).all()
+        offered = set(positions.tolist())
+        assert len(offered) == len(positions)
+        assert offered >= set(range(max(0, first - window + 1), first + piece)) - set(range(first + piece, first))
+        ring.commit(first + piece)
+    assert len(ring.keys) == window
+    assert ring.nbytes == 2 * window * 2 * 3 * 4
+
+
+def test_a_global_ring_grows_and_never_wraps():
+    ring = KeyValueRing(2000, 2, 3, np.uint16)
+    small = ring.nbytes
+    for first in range(0, 2000, 100):
+        _, _, positions = ring.extend(tokens(first, 100), tokens(first, 100), first)
+        ring.commit(first + 100)
+        assert (positions == np.arange(first + 100)).all()
+    assert small < ring.nbytes == 2 * 2000 * 2 * 3 * 2
+
+
+@pytest.mark.parametrize("piece", [1, 3, 9])
+def test_an_interrupted_piece_can_be_repeated(piece):
+    """Nothing that the repetition needs is gone, even if the first attempt was for a longer piece."""
+    whole, broken = KeyValueRing(5, 2, 3, np.float32), KeyValueRing(5, 2, 3, np.float32)
+    for ring in (whole, broken):
+        ring.extend(tokens(0, 11), tokens(0, 11), 0)
+        ring.commit(11)
+    broken.extend(tokens(11, piece) + 1000, tokens(11, piece), 11)  # never committed
+    for first in (11, 12, 13):
+        expected, found = (ring.extend(tokens(first, 1), tokens(first, 1), first) for ring in (whole, broken))
+        for a, b in zip(expected, found, strict=True):
+            assert (a == b).all()
+        whole.commit(first + 1), broken.commit(first + 1)
+
+
+def make_cache():
+    return Cache((KeyValueRing(4, 2, 3, np.float32), KeyValueRing(50, 2, 3, np.float32)), 50)
+
+
+def test_position_moves_when_all_layers_are_done_and_copies_are_independent():
+    cache = make_cache()
+    for ring in cache.layers:
+        ring.extend(tokens(0, 6), tokens(0, 6), 0)
+    assert cache.position == 0
+    cache.advance(6)
+    assert cache.position == 6
+    other = cache.copy()
+    for ring in other.layers:
+        ring.extend(tokens(6, 1) + 100, tokens(6, 1), 6)
+    other.advance(1)
+    assert (cache.position, other.position) == (6, 7)
+    assert cache.layers[0].keys.max() == 5
+    assert other.layers[0].keys.max() == 106
+
+
+def test_an_interrupted_advance_is_finished_later():
+    cache = make_cache()
+    for ring in cache.layers:
+        ring.extend(tokens(0, 6), tokens(0, 6), 0)
+    commit, cache.layers[1].commit = cache.layers[1].commit, lambda count: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        cache.advance(6)
+    assert cache.position == 0
+    cache.layers[1].commit = commit
+    cache.settle()
+    assert cache.position == 6

@@ -1,0 +1,153 @@
+"""Every definition: its docstring tells the truth about shapes, and its kernel computes the same."""
+
+import importlib
+import pkgutil
+import re
+
+import numpy as np
+import pytest
+
+import minigemma
+from minigemma.arrays import round_bf16
+from minigemma.backend import DEFINITIONS, definition, formulas_only
+
+for module in pkgutil.iter_modules(minigemma.__path__):
+    if not module.name.startswith("__"):
+        importlib.import_module(f"minigemma.{module.name}")
+
+rng = np.random.default_rng(7)
+
+
+def normal(*shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+def positions(first, count):
+    return np.arange(first, first + count, dtype=np.int32)
+
+
+def blocks(rows, columns, size):
+    """Random int8 (34) or int4 (18) blocks with scales of either sign, some of them subnormal."""
+    made = rng.integers(0, 256, (rows, columns // 32, size), np.uint8)
+    scales = (rng.standard_normal((rows, columns // 32, 1)) * 0.1).astype(np.float16)
+    scales[0] = np.float16(3e-6)
+    made[..., :2] = scales.view(np.uint8).reshape(rows, columns // 32, 2)
+    made.setflags(write=False)
+    return made
+
+
+def attention_case(T, S, N, K, H, window, cap, *, bf16=False, shuffled=False):
+    k, v = normal(S, K, H), normal(S, K, H)
+    if bf16:
+        k, v = round_bf16(k), round_bf16(v)
+    where = rng.permutation(S).astype(np.int32) if shuffled else positions(0, S)
+    return normal(T, N, H) * 3, k, v, positions(S - T, T), where, window, H**-0.5, cap
+
+
+CASES = {
+    "rms_norm": [(normal(*shape) * 40, normal(shape[-1]), 1e-6) for shape in ((1, 7), (3, 640), (5, 2, 20), (67, 96))],
+    "rope": [
+        (normal(T, N, H), positions(first, T), base, scale, rotated)
+        for T, N, H, first, base, scale, rotated in (
+            (1, 3, 20, 0, 1e4, 1.0, 20),
+            (5, 2, 12, 1000, 1e6, 8.0, 12),
+            (37, 1, 256, 7, 1e4, 1.0, 128),
+        )
+    ],
+    "soft_cap": [(normal(*shape) * 100, cap) for shape, cap in (((1, 5), 30.0), ((3, 64), 50.0), ((2, 3, 77), 1.5))],
+    "gated_gelu": [(normal(T, F) * 5, normal(T, F)) for T, F in ((1, 3), (2, 64), (17, 101))],
+    "linear": [
+        (normal(T, D), weight)
+        for T in (1, 2, 8, 9, 16, 33, 130)
+        for D, weight in (
+            (33, normal(5, 33)),
+            (96, normal(131, 96)),
+            (67, round_bf16(normal(29, 67))),
+            (1120, round_bf16(normal(64, 1120))),
+            (64, blocks(3, 64, 34)),
+            (1056, blocks(101, 1056, 34)),
+            (96, blocks(7, 96, 18)),
+            (1056, blocks(101, 1056, 18)),
+        )
+    ],
+    "attention": [
+        attention_case(1, 1, 4, 1, 256, None, None),
+        attention_case(1, 1500, 4, 1, 64, None, None, bf16=True),
+        attention_case(1, 100, 4, 2, 32, 17, 2.0, shuffled=True),
+        attention_case(5, 700, 6, 3, 96, 33, None, bf16=True),
+        attention_case(1, 30, 4, 2, 20, 7, 3.0),
+        attention_case(70, 70, 4, 2, 20, 7, None),
+        attention_case(9, 200, 6, 1, 12, None, 3.0, bf16=True, shuffled=True),
+        attention_case(40, 300, 16, 8, 34, 1, None),
+        attention_case(130, 130, 2, 2, 64, 128, 5.0),
+    ],
+}
+
+
+def test_every_kernel_has_cases():
+    assert {name for name, made in DEFINITIONS.items() if made.fast} <= set(CASES)
+
+
+def tolerance(formula):
+    return 2e-6 * max(1.0, float(np.abs(formula).max()))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_computes_its_definition(name):
+    for case in CASES[name]:
+        fast = DEFINITIONS[name](*case)
+        with formulas_only():
+            formula = DEFINITIONS[name](*case)
+        assert fast.dtype == formula.dtype == np.float32
+        assert fast.shape == formula.shape
+        np.testing.assert_allclose(fast, formula, rtol=0, atol=tolerance(formula))
+
+
+def bound(letters, shape, known):
+    """Match "T, N, H" to (3, 4, 256): every letter one size everywhere. "..." stands for any axes in front."""
+    names = [part.strip() for part in letters.split(",")]
+    if names[0] == "...":
+        names, shape = names[1:], shape[len(shape) - len(names) + 1 :]
+    assert len(names) == len(shape), (letters, shape)
+    for letter, size in zip(names, shape, strict=True):
+        assert known.setdefault(letter, size) == size, (letter, size, known)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_docstring_gives_the_shapes(name):
+    made = DEFINITIONS[name]
+    line = next(line for line in made.__doc__.splitlines() if "→" in line and "[" in line)
+    left, right = line.split("→")
+    parameters = list(made.formula.__code__.co_varnames[: made.formula.__code__.co_argcount])
+    for case in CASES[name]:
+        known = {}
+        for parameter, letters in re.findall(r"(\w+) \[([^\]]*)\]", left):
+            value = case[parameters.index(parameter)]
+            if value.ndim == letters.count(",") + 1 or "..." in letters:  # blocks of weights have an axis of their own
+                bound(letters, value.shape, known)
+        bound(re.search(r"\[([^\]]*)\]", right)[1], made(*case).shape, known)
+
+
+def test_kernels_must_take_the_arguments_of_their_definition():
+    @definition
+    def twice(x):
+        return 2 * x
+
+    with pytest.raises(TypeError, match="same arguments"):
+        twice.kernel(lambda y: 2 * y)
+    del DEFINITIONS["twice"]
+
+
+def test_formulas_only_runs_no_kernel():
+    @definition
+    def number():
+        return "formula"
+
+    number.kernel(lambda: "kernel")
+    del DEFINITIONS["number"]
+    assert number() == "kernel"
+    with formulas_only():
+        assert number() == "formula"
+        with formulas_only(False):
+            assert number() == "formula"
+    assert number() == "kernel"
