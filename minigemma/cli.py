@@ -412,19 +412,18 @@ def inspect(args: argparse.Namespace) -> None:
     memory = report["memory"]
     print(f"{report['name']}: {report['family']}, {report['kind']}")
     print(
-        "files       " + "\n            ".join(f"{name}  {megabytes(size)}" for name, size in report["files"].items())
+        "files       " + "\n            ".join(f"{name}  {bytes_text(size)}" for name, size in report["files"].items())
     )
     print(f"parameters  {report['parameters']:,}, {report['embedding_parameters']:,} of them the embedding")
     print("sizes       " + ", ".join(f"{name} {size:,}" for name, size in report["sizes"].items()))
-    print(
-        f"layers      {report['layers']}: {report['pattern']}  (l: window of {report['window']} tokens, g: all tokens)"
-    )
+    meaning = f"(l: sees {report['window']:,} tokens, g: sees all)" if report["window"] else "(g: sees all tokens)"
+    print(f"layers      {report['layers']}: {report['pattern']}  {meaning}")
     for label, row in zip(chain(["tensors"], repeat("")), report["tensors"], strict=False):
-        size, shape = megabytes(row["bytes"]), str(row["shape"])
+        size, shape = bytes_text(row["bytes"]), str(row["shape"])
         print(f"{label:12}{row['count']:3} × {row['format']:5} {shape:16} {size:>9}  {row['name']}")
     print(
-        f"memory      weights {megabytes(memory['weights'])} + cache of {report['context']:,} tokens "
-        f"{megabytes(memory['cache'])} = {megabytes(memory['total'])}"
+        f"memory      weights {bytes_text(memory['weights'])} + cache of {report['context']:,} tokens "
+        f"{bytes_text(memory['cache'])} = {bytes_text(memory['total'])}"
     )
 
 
@@ -470,9 +469,10 @@ def tensor_kinds(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> lis
     return list(rows.values())
 
 
-def megabytes(size: float) -> str:
-    """A number of bytes for people: 253.1 MB, 5.4 GB."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+def bytes_text(size: float) -> str:
+    """A number of bytes for people: 4.6 kB, 253.1 MB, 5.4 GB."""
+    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or n == "kB")
+    return f"{size / unit:,.1f} {name}"
 
 
 def download(args: argparse.Namespace) -> None:

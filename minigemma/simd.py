@@ -170,6 +170,28 @@ def load_half(typingctx, array, index):
 
 
 @intrinsic
+def store_half(typingctx, array, index, value):
+    """Bytes index and index + 1 of a uint8 array = a float32 rounded to float16, to nearest even; |value| < 65,520.
+
+    The way of `load_half` back: 2⁻¹¹² brings the exponent into place, and 13 bits are rounded off.
+    """
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[2], _I32)
+        magnitude = builder.bitcast(builder.and_(bits, _I32(0x7FFFFFFF)), _F32)
+        scaled = builder.bitcast(builder.fmul(magnitude, _F32(2.0**-112)), _I32)
+        odd = builder.and_(builder.lshr(scaled, _I32(13)), _I32(1))
+        rounded = builder.lshr(builder.add(builder.add(scaled, _I32(0xFFF)), odd), _I32(13))
+        half = builder.or_(rounded, builder.and_(builder.lshr(bits, _I32(16)), _I32(0x8000)))
+        address = _element(context, builder, signature.args[0], args[0], args[1])
+        word = ir.IntType(16)
+        builder.store(builder.trunc(half, word), builder.bitcast(address, word.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float32), codegen
+
+
+@intrinsic
 def load_signed(typingctx, array, index):
     """LANES numbers from array[index] on, of a uint8 array whose bytes are two's complement (int8)."""
 

@@ -89,7 +89,7 @@ def truncated_weights(at):
 
 
 def missing_tensors(at):
-    return folder(at / "gemma"), ["lacks", "model.norm.weight"]
+    return folder(at / "gemma"), ["lacks"]
 
 
 def lfs_pointer(at):
@@ -97,7 +97,7 @@ def lfs_pointer(at):
 
 
 def html_page(at):
-    return folder(at / "gemma", **{"model.safetensors": HTML_PAGE}), ["model.safetensors", "HTML"]
+    return folder(at / "gemma", **{"model.safetensors": HTML_PAGE}), ["model.safetensors", "page"]
 
 
 def file_of(content, *causes):
@@ -124,7 +124,7 @@ CASES = {
     "LFS pointer as safetensors": lfs_pointer,
     "HTML page as safetensors": html_page,
     "LFS pointer as GGUF": file_of(LFS_POINTER, "LFS"),
-    "HTML page as GGUF": file_of(HTML_PAGE, "HTML"),
+    "HTML page as GGUF": file_of(HTML_PAGE, "page"),
     "empty GGUF": file_of(b"", "empty"),
     "GGUF cut in its header": file_of(b"GGUF" + struct.pack("<IQQ", 3, 9, 9)),
     "pickle as GGUF": file_of(b"\x80\x02}q\x00."),

@@ -367,7 +367,7 @@ def test_inspect_adds_up_weights_and_cache(described, capsys):
 def test_inspect_for_people(described, capsys):
     assert main(["inspect"]) == 0
     out = capsys.readouterr().out
-    for part in [f"{described}  0.0 MB", "26 × BF16", "model.layers.*.mlp.up_proj.weight", "cache of 32,768 tokens"]:
+    for part in [f"{described}  1.0 kB", "26 × BF16", "model.layers.*.mlp.up_proj.weight", "cache of 32,768 tokens"]:
         assert part in out
 
 

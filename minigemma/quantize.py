@@ -1,0 +1,326 @@
+"""GGUF's block formats: what their bytes mean, and the way from each to the formats that `linear` runs.
+
+A block of 32 or 256 weights shares its scales. All numbers are little-endian; d, m are float16.
+
+    Q4_0   d, 16 bytes of nibbles                    w = d (q - 8)       low nibbles are weights 0 … 15, high ones 16 … 31
+    Q4_1   d, m, nibbles                             w = d q + m
+    Q5_0   d, 32 fifth bits, nibbles                 w = d (q - 16)
+    Q5_1   d, m, 32 fifth bits, nibbles              w = d q + m
+    Q8_0   d, 32 signed bytes                        w = d q
+    Q4_K   d, m, 12 bytes of scales, 128 of nibbles  w = d s q - m t      8 sub-blocks of 32, each with 6-bit s and t
+    Q5_K   d, m, 12 bytes of scales, 32 of fifth bits, 128 of nibbles     as Q4_K
+    Q6_K   128 bytes of nibbles, 64 of two upper bits, 16 signed scales, d    w = d s (q - 32), 16 sub-blocks of 16
+
+(ggml's quants; see https://github.com/ggml-org/ggml/blob/master/docs/gguf.md for the file around them.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, get_num_threads, prange
+from numpy.typing import NDArray
+
+from .arrays import F32, U8, widen_bf16
+from .backend import definition, jit_inner, jit_parallel
+from .errors import ModelFormatError
+from .simd import load_half, store_half
+
+KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+WEIGHTS = {kind: 256 if kind.endswith("K") else 32 for kind in KINDS}
+Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
+
+
+def dequantise(kind: str, blocks: NDArray) -> F32:
+    """The weights of a tensor of a GGUF or safetensors type, float32, in the shape that they have.
+
+    Raises ModelFormatError for a type that is not in the table above and not F32, F16 or BF16.
+    """
+    if kind == "F32":
+        return blocks
+    if kind == "BF16":
+        return widen_bf16(blocks)
+    if kind == "F16":
+        return blocks.astype(np.float32)
+    if kind not in KINDS:
+        known = "F32, F16, BF16, " + ", ".join(KINDS)
+        raise ModelFormatError("tensor", f"is of type {kind}, which has no reader here", f"take a file of {known}")
+    wide = dequantise_blocks(blocks.reshape(-1, blocks.shape[-1]), KINDS.index(kind))
+    return wide.reshape(*blocks.shape[:-2], -1)
+
+
+def _half(columns: U8) -> F32:
+    """float16 in two bytes → float32: [blocks, 2] → [blocks, 1]."""
+    return np.ascontiguousarray(columns).view(np.float16).astype(np.float32)
+
+
+def _nibbles(packed: U8) -> NDArray:
+    """Low nibbles, then high ones: [..., n] → [..., 2n]."""
+    return np.concatenate([packed & 15, packed >> 4], axis=-1)
+
+
+def _fifth_bits(packed: U8) -> NDArray:
+    """Bit j of 32 is the fifth bit of weight j: [blocks, 4] → [blocks, 32], as 0 or 16."""
+    return np.unpackbits(packed, axis=-1, bitorder="little") << 4
+
+
+def _sub_scales(packed: U8) -> tuple[NDArray, NDArray]:
+    """The eight 6-bit scales and minima in the 12 bytes of Q4_K and Q5_K: [blocks, 12] → two of [blocks, 8, 1]."""
+    a, b, c = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    s = np.concatenate([a & 63, (c & 15) | (a >> 6 << 4)], axis=-1)
+    t = np.concatenate([b & 63, (c >> 4) | (b >> 6 << 4)], axis=-1)
+    return s[..., None], t[..., None]
+
+
+@definition
+def dequantise_blocks(blocks: U8, kind: int) -> F32:
+    """Each block's weights      [the table above]
+
+    blocks [B, bytes] uint8 → [B, weights] float32; `kind` is an index into KINDS
+    """
+    d = _half(blocks[:, :2])
+    if kind == Q4_0:
+        return d * (_nibbles(blocks[:, 2:]).astype(np.float32) - 8)
+    if kind == Q4_1:
+        return d * _nibbles(blocks[:, 4:]) + _half(blocks[:, 2:4])
+    if kind == Q5_0:
+        return d * ((_nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])).astype(np.float32) - 16)
+    if kind == Q5_1:
+        return d * (_nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])) + _half(blocks[:, 2:4])
+    if kind == Q8_0:
+        return d * blocks[:, 2:].view(np.int8)
+    if kind == Q6_K:
+        low, high = blocks[:, :128].reshape(-1, 2, 2, 32), blocks[:, 128:192].reshape(-1, 2, 1, 32)
+        nibbles = np.concatenate([low & 15, low >> 4], axis=2)  # [B, 2, 4, 32]
+        q = nibbles | (high >> np.arange(0, 8, 2, np.uint8)[:, None] & 3) << 4
+        s = blocks[:, 192:208].view(np.int8).reshape(-1, 16, 1)
+        d = _half(blocks[:, 208:])[..., None]
+        return (d * s * (q.reshape(-1, 16, 16).astype(np.float32) - 32)).reshape(-1, 256)
+    s, t = _sub_scales(blocks[:, 4:16])
+    q = _nibbles(blocks[:, -128:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    if kind == Q5_K:
+        q = q | (blocks[:, 16:48, None] >> np.arange(8, dtype=np.uint8) & 1).transpose(0, 2, 1) << 4
+    return ((d[..., None] * s) * q - _half(blocks[:, 2:4])[..., None] * t).reshape(-1, 256)
+
+
+@jit_inner
+def _old_block(block, kind, out):
+    """The 32 weights of a Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 block."""
+    d = load_half(block, 0)
+    if kind == Q8_0:
+        for j in range(32):
+            out[j] = d * float32(np.int8(block[2 + j]))
+        return
+    with_minimum, five = kind in (Q4_1, Q5_1), kind in (Q5_0, Q5_1)
+    m = load_half(block, 2) if with_minimum else (d * float32(-16) if five else d * float32(-8))
+    at = 4 if with_minimum else 2
+    bits = np.uint32(0)
+    if five:
+        for i in range(4):
+            bits |= np.uint32(block[at + i]) << np.uint32(8 * i)
+        at += 4
+    for j in range(16):
+        low, high = np.uint32(block[at + j] & 15), np.uint32(block[at + j] >> 4)
+        low |= (bits >> np.uint32(j) & np.uint32(1)) << np.uint32(4)
+        high |= (bits >> np.uint32(j + 16) & np.uint32(1)) << np.uint32(4)
+        if with_minimum:
+            out[j], out[j + 16] = d * float32(low) + m, d * float32(high) + m
+        else:  # d (q - 8): subtracted before the product, so that the result is rounded once, as in the definition
+            zero = float32(16) if five else float32(8)
+            out[j], out[j + 16] = d * (float32(low) - zero), d * (float32(high) - zero)
+
+
+@jit_inner
+def _k_block(block, five, out):
+    """The 256 weights of a Q4_K or Q5_K block."""
+    d, m = load_half(block, 0), load_half(block, 2)
+    nibbles = 48 if five else 16
+    for i in range(8):
+        if i < 4:
+            s, t = np.int64(block[4 + i]) & 63, np.int64(block[8 + i]) & 63
+        else:
+            s = (np.int64(block[8 + i]) & 15) | (np.int64(block[i]) >> 6 << 4)
+            t = (np.int64(block[8 + i]) >> 4) | (np.int64(block[4 + i]) >> 6 << 4)
+        scale, minimum = d * float32(s), m * float32(t)
+        for j in range(32):
+            low, high = np.int64(block[nibbles + i // 2 * 32 + j]), np.int64(block[16 + j])
+            q = (low >> 4 if i % 2 else low & 15) | ((high >> i & 1) << 4 if five else 0)
+            out[i * 32 + j] = scale * float32(q) - minimum
+
+
+@jit_inner
+def _q6_k_block(block, out):
+    """The 256 weights of a Q6_K block."""
+    d = load_half(block, 208)
+    for i in range(8):
+        half, quarter = i // 4, i % 4
+        for j in range(32):
+            low, high = np.int64(block[half * 64 + quarter % 2 * 32 + j]), np.int64(block[128 + half * 32 + j])
+            q = (low >> 4 if quarter > 1 else low & 15) | (high >> (2 * quarter) & 3) << 4
+            scale = d * float32(np.int8(block[192 + i * 2 + j // 16]))
+            out[i * 32 + j] = scale * (float32(q) - float32(32))
+
+
+@jit_inner
+def _block(block, kind, out):
+    if kind <= Q8_0:
+        _old_block(block, kind, out)
+    elif kind == Q6_K:
+        _q6_k_block(block, out)
+    else:
+        _k_block(block, kind == Q5_K, out)
+
+
+@jit_parallel
+def _dequantise_blocks(blocks, kind, out):
+    for b in prange(len(blocks)):
+        _block(blocks[b], kind, out[b])
+
+
+@dequantise_blocks.kernel
+def _dequantise(blocks, kind):
+    out = np.empty((len(blocks), WEIGHTS[KINDS[kind]]), np.float32)
+    _dequantise_blocks(blocks, kind, out)
+    return out
+
+
+# ---- and into the two block formats that `linear` runs
+
+
+def quantise_int8(x: F32) -> U8:
+    """float32 [R, D] → int8 blocks [R, D/32, 34]: d = max |w| / 127 as float16, q = round(w / d)."""
+    return quantise_blocks(x.reshape(-1, 32), 8).reshape(len(x), -1, 34)
+
+
+def quantise_int4(x: F32) -> U8:
+    """float32 [R, D] → int4 blocks [R, D/32, 18]: d = -w / 8 for the w farthest from 0, q = ⌊w / d + 8.5⌋, at most 15.
+
+    Q4_0's own rule: of the sixteen steps -8 d … 7 d the longer half goes to the side of the largest weight.
+    """
+    return quantise_blocks(x.reshape(-1, 32), 4).reshape(len(x), -1, 18)
+
+
+def to_int8(kind: str, blocks: NDArray) -> U8:
+    """A tensor of a GGUF or safetensors type → int8 blocks [R, D/32, 34].
+
+    Q4_0 and Q5_0 keep their scales and whole numbers, so that nothing is lost; from the others the rounding to 8 bits adds an
+    error of at most 1/254 of a block's largest weight.
+    """
+    if kind not in KINDS:
+        return quantise_int8(dequantise(kind, blocks))
+    return int8_blocks(blocks.reshape(-1, blocks.shape[-1]), KINDS.index(kind)).reshape(*blocks.shape[:-2], -1, 34)
+
+
+def _with_scale(d: F32, q: NDArray) -> U8:
+    """A float16 scale and bytes side by side: [B, 1] float32 and [B, n] bytes → [B, 2 + n]."""
+    return np.concatenate([d.astype(np.float16).view(np.uint8), q.view(np.uint8)], axis=-1)
+
+
+@definition
+def quantise_blocks(x: F32, bits: int) -> U8:
+    """int8 (bits = 8) or int4 blocks of 32 weights each      [Q8_0 and Q4_0]
+
+    x [B, 32] float32 → [B, bytes] uint8, 34 or 18 bytes
+    """
+    if bits == 8:
+        d = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+        stored = d.astype(np.float16).astype(np.float32)
+        q = np.rint(np.divide(x, stored, out=np.zeros_like(x), where=stored > 0))
+        return _with_scale(d, np.clip(q, -127, 127).astype(np.int8))
+    farthest = np.take_along_axis(x, np.abs(x).argmax(axis=-1)[:, None], axis=-1)
+    d = farthest / np.float32(-8)
+    stored = d.astype(np.float16).astype(np.float32)
+    q = np.divide(x, stored, out=np.zeros_like(x), where=stored != 0) + np.float32(8.5)
+    q = np.clip(q, 0, 15).astype(np.uint8)
+    return _with_scale(d, q[:, :16] | q[:, 16:] << 4)
+
+
+@definition
+def int8_blocks(blocks: U8, kind: int) -> U8:
+    """Blocks of any kind as int8 blocks, without loss where they have one scale and no minimum and fit.
+
+    blocks [B, bytes] uint8 → [C, 34] uint8, C = B · weights / 32; `kind` is an index into KINDS
+    """
+    if kind == Q8_0:
+        return blocks
+    if kind in (Q4_0, Q5_0):
+        q = _nibbles(blocks[:, -16:])
+        q = q - np.uint8(8) if kind == Q4_0 else (q | _fifth_bits(blocks[:, 2:6])) - np.uint8(16)
+        return np.concatenate([blocks[:, :2], q], axis=-1)
+    return quantise_blocks(dequantise_blocks(blocks, kind).reshape(-1, 32), 8)
+
+
+@jit_inner
+def _int8_block(x, out):
+    largest = float32(0)
+    for j in range(32):
+        largest = max(largest, abs(x[j]))
+    store_half(out, 0, largest / float32(127))
+    d = load_half(out, 0)
+    for j in range(32):
+        q = np.rint(x[j] / d) if d > 0 else float32(0)
+        out[2 + j] = np.uint8(np.int32(min(max(q, float32(-127)), float32(127))) & 255)
+
+
+@jit_inner
+def _int4_block(x, out):
+    farthest = float32(0)
+    for j in range(32):
+        farthest = x[j] if abs(x[j]) > abs(farthest) else farthest
+    store_half(out, 0, farthest / float32(-8))
+    d = load_half(out, 0)
+    for j in range(16):
+        low = x[j] / d + float32(8.5) if d != 0 else float32(8.5)
+        high = x[j + 16] / d + float32(8.5) if d != 0 else float32(8.5)
+        low, high = min(max(low, float32(0)), float32(15)), min(max(high, float32(0)), float32(15))
+        out[2 + j] = np.uint8(low) | np.uint8(high) << 4
+
+
+@jit_parallel
+def _quantise_blocks(x, bits, out):
+    for b in prange(len(x)):
+        if bits == 8:
+            _int8_block(x[b], out[b])
+        else:
+            _int4_block(x[b], out[b])
+
+
+@quantise_blocks.kernel
+def _quantise(x, bits):
+    out = np.empty((len(x), 34 if bits == 8 else 18), np.uint8)
+    _quantise_blocks(np.ascontiguousarray(x), bits, out)
+    return out
+
+
+@jit_inner
+def _to_int8(block, kind, wide, out):
+    """One block; `wide` is room for its weights, out [weights / 32, 34]."""
+    if kind in (Q4_0, Q5_0):
+        zero, at = (8, 2) if kind == Q4_0 else (16, 6)
+        for j in range(16):
+            low, high = np.int64(block[at + j]) & 15, np.int64(block[at + j]) >> 4
+            if kind == Q5_0:
+                low |= (np.int64(block[2 + j // 8]) >> (j % 8) & 1) << 4
+                high |= (np.int64(block[4 + j // 8]) >> (j % 8) & 1) << 4
+            out[0, 2 + j], out[0, 18 + j] = np.uint8((low - zero) & 255), np.uint8((high - zero) & 255)
+        out[0, 0], out[0, 1] = block[0], block[1]
+        return
+    _block(block, kind, wide)
+    for i in range(len(out)):
+        _int8_block(wide[32 * i : 32 * i + 32], out[i])
+
+
+@jit_parallel
+def _int8_blocks(blocks, kind, wide, out):
+    chunk = len(wide)
+    for worker in prange(chunk):
+        for b in range(worker * len(blocks) // chunk, (worker + 1) * len(blocks) // chunk):
+            _to_int8(blocks[b], kind, wide[worker], out[b])
+
+
+@int8_blocks.kernel
+def _int8(blocks, kind):
+    if kind == Q8_0:
+        return blocks
+    out = np.empty((len(blocks), WEIGHTS[KINDS[kind]] // 32, 34), np.uint8)
+    _int8_blocks(blocks, kind, np.empty((get_num_threads(), 256), np.float32), out)
+    return out.reshape(-1, 34)
