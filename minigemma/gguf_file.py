@@ -6,7 +6,8 @@
     padding to a multiple of `general.alignment` (32), then the tensors' data, each padded likewise
 
 Every number in there may be wrong on purpose. Nothing is allocated, and no loop begun, for a count that the rest of the file
-could not hold; each tensor must begin exactly where the one before it ends. Arrays (a vocabulary has 262,144 strings) are
+could not hold; each tensor must begin exactly where the one before it ends. Arrays (a vocabulary has 262,144 strings)
+are
 stepped over, and decoded when someone asks for them.
 """
 
@@ -214,13 +215,17 @@ def open_gguf(path: str | Path) -> GGUF:
     metadata = dict(_pairs(reader, pair_count))
     parts = metadata.get("split.count", 1)
     if parts not in (0, 1):
-        raise reader.broken(f"is one of {parts} parts of a model", "join them with llama.cpp's llama-gguf-split --merge")
+        raise reader.broken(
+            f"is one of {parts} parts of a model", "join them with llama.cpp's llama-gguf-split --merge"
+        )
     return GGUF(path, metadata, _tensors(reader, tensor_count, _alignment(reader, metadata)), data)
 
 
 def _counts(reader: _Reader) -> tuple[int, int]:
     if reader.data[:4] != b"GGUF":
-        raise reader.broken("is not a GGUF file: it does not begin with those four letters", "check what was downloaded")
+        raise reader.broken(
+            "is not a GGUF file: it does not begin with those four letters", "check what was downloaded"
+        )
     reader.at = 4
     version = reader.scalar("I", "the version")
     if version not in (2, 3):
@@ -266,7 +271,9 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> dict[str, GGUFTenso
     for name, (shape, kind, block, size, total) in infos.items():
         if start + total > len(reader.data):
             have = len(reader.data) - start
-            raise reader.broken(f"tensor {name!r} should have {total} bytes from byte {start} on, but {max(have, 0)} are left")
+            raise reader.broken(
+                f"tensor {name!r} should have {total} bytes from byte {start} on, but {max(have, 0)} are left"
+            )
         values = np.frombuffer(reader.data, np.uint8, total, start)
         blocks = values.view(PLAIN[kind]).reshape(shape) if kind in PLAIN else values.reshape(*shape[:-1], -1, size)
         tensors[name] = GGUFTensor(name, kind, shape, blocks)

@@ -202,8 +202,8 @@ def quantise_int4(x: F32) -> U8:
 def to_int8(kind: str, blocks: NDArray) -> U8:
     """A tensor of a GGUF or safetensors type → int8 blocks [R, D/32, 34].
 
-    Q4_0 and Q5_0 keep their scales and whole numbers, so that nothing is lost; from the others the rounding to 8 bits adds an
-    error of at most 1/254 of a block's largest weight.
+    Q4_0 and Q5_0 keep their scales and whole numbers, so that nothing is lost; from the others the rounding to 8 bits
+    adds an error of at most 1/254 of a block's largest weight.
     """
     if kind not in KINDS:
         return quantise_int8(dequantise(kind, blocks))
