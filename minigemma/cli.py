@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .checkpoint import Description
     from .config import TextConfig
     from .decoder import Decoder
+    from .generation import Piece
 
 DEMO = "gemma-3-270m"
 SIZES = ("width", "ffn_width", "heads", "kv_heads", "head_dim", "vocab", "context")
@@ -285,7 +287,18 @@ def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack) -
     def loaded(done: int, total: int) -> None:
         progress.doing = f"loading {args.model}: {100 * done // max(total, 1)} %"
 
-    return load(args.model, dtype=args.dtype, threads=args.threads, progress=loaded)
+    model = load(args.model, dtype=args.dtype, threads=args.threads, progress=loaded)
+    if model.tokenizer is None:
+        raise ValueError("there is no tokenizer.model; fetch it from where the weights came from")
+    model.config = with_context(model.config, args.ctx_size)
+    return model
+
+
+def with_context(config: TextConfig, tokens: int | None) -> TextConfig:
+    """The config with the context that -c asks for, which may be shorter than the model's but not longer."""
+    if tokens and tokens > config.context:
+        raise ValueError(f"the context is {config.context:,} tokens and -c asks for {tokens:,}; ask for less")
+    return replace(config, context=tokens or config.context)
 
 
 # ------------------------------------------------------------------------------------------------------- commands
@@ -303,10 +316,8 @@ def generate(args: argparse.Namespace) -> None:
         progress(f"reading the prompt ({len(ids):,} tokens)")
         from .generation import stream_generate
 
-        settings = sampling(args) | {"max_new_tokens": min(args.max_new_tokens, context_left(model, ids, args, 1))}
-        pieces = stream_generate(model, ids, images=args.image, stop=args.stop, **settings)
+        pieces = stream_generate(model, ids, **settings(args))
         report = show(pieces, progress, silent=args.json)
-    report["prompt_tokens"] = len(ids)
     if args.json:
         print_json(report)
     elif not args.quiet:
@@ -328,26 +339,18 @@ def prompt_ids(model: Decoder, text: str, args: argparse.Namespace) -> list[int]
     return text_ids(model.tokenizer, text)
 
 
-def context_left(model: Decoder, ids: Sequence[int], args: argparse.Namespace, needed: int = 0) -> int:
-    """How many tokens the context still holds after these; ValueError if fewer than are needed."""
-    context = context_size(model.config, args)
-    if context - len(ids) < needed:
-        remedy = f"shorten it, or raise -c (up to {model.config.context:,})" if args.ctx_size else "shorten it"
-        raise ValueError(f"the text has {len(ids):,} tokens and the context holds {context:,}; {remedy}")
-    return context - len(ids)
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that `stream_generate` and `Chat.stream` take, as they name them."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+    return {"images": args.image, **{name: getattr(args, name) for name in names}}
 
 
-def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling flags, as `stream_generate` names them."""
-    return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
-
-
-def show(pieces: Iterator[Any], progress: Progress, silent: bool = False) -> dict[str, Any]:
+def show(pieces: Iterator[Piece], progress: Progress, began: float = START, silent: bool = False) -> dict[str, Any]:
     """Print the pieces as they come and return what is known when they end."""
-    texts, tokens, first, piece = [], [], 0.0, None
+    texts, tokens, first = [], [], 0.0
     for piece in pieces:
         progress("")
-        first = first or time.monotonic() - START
+        first = first or time.monotonic() - began
         texts.append(piece.text)
         tokens.append(piece.token)
         if not silent:
@@ -355,15 +358,16 @@ def show(pieces: Iterator[Any], progress: Progress, silent: bool = False) -> dic
     text = "".join(texts)
     if not silent and not text.endswith("\n"):
         print(flush=True)
-    report = {"text": text, "tokens": tokens, "seconds_to_first_token": round(first, 3)}
-    return report | {k: getattr(piece, k, None) for k in ("finish_reason", "prompt_tps", "generation_tps")}
+    names = ("finish_reason", "prompt_tokens", "generation_tokens", "prompt_tps", "generation_tps")
+    known = {name: getattr(piece, name) for name in names}
+    return {"text": text, "tokens": tokens, "seconds_to_first_token": first, **known}
 
 
 def tell_speed(report: dict[str, Any]) -> None:
     """One line of timings on stderr."""
     print(
         f"[prompt {report['prompt_tokens']:,} tokens, {report['prompt_tps']:,.0f}/s · "
-        f"answer {len(report['tokens']):,} tokens, {report['generation_tps']:,.1f}/s · "
+        f"answer {report['generation_tokens']:,} tokens, {report['generation_tps']:,.1f}/s · "
         f"first after {report['seconds_to_first_token']:.2f} s · ended by {report['finish_reason']}]",
         file=sys.stderr,
     )
@@ -386,7 +390,6 @@ def score(args: argparse.Namespace) -> None:
         from .scoring import score as score_ids
 
         ids = text_ids(model.tokenizer, text)
-        context_left(model, ids, args)
         progress(f"scoring {len(ids):,} tokens")
         result = score_ids(model, ids)
     pieces = [(model.tokenizer.decode([token]), float(p)) for token, p in zip(ids[1:], result.logprobs, strict=True)]
@@ -405,15 +408,14 @@ def inspect(args: argparse.Namespace) -> None:
     from .locate import locate
 
     about = describe(locate(args.model))
-    report = summary(about, context_size(about.config, args))
+    report = summary(about, with_context(about.config, args.ctx_size))
     if args.json:
         print_json(report)
         return
     memory = report["memory"]
     print(f"{report['name']}: {report['family']}, {report['kind']}")
-    print(
-        "files       " + "\n            ".join(f"{name}  {bytes_text(size)}" for name, size in report["files"].items())
-    )
+    files = [f"{name}  {bytes_text(size)}" for name, size in report["files"].items()]
+    print("files       " + "\n            ".join(files))
     print(f"parameters  {report['parameters']:,}, {report['embedding_parameters']:,} of them the embedding")
     print("sizes       " + ", ".join(f"{name} {size:,}" for name, size in report["sizes"].items()))
     meaning = f"(l: sees {report['window']:,} tokens, g: sees all)" if report["window"] else "(g: sees all tokens)"
@@ -422,23 +424,15 @@ def inspect(args: argparse.Namespace) -> None:
         size, shape = bytes_text(row["bytes"]), str(row["shape"])
         print(f"{label:12}{row['count']:3} × {row['format']:5} {shape:16} {size:>9}  {row['name']}")
     print(
-        f"memory      weights {bytes_text(memory['weights'])} + cache of {report['context']:,} tokens "
+        f"memory      weights {bytes_text(memory['weights'])} + cache of {report['sizes']['context']:,} tokens "
         f"{bytes_text(memory['cache'])} = {bytes_text(memory['total'])}"
     )
 
 
-def context_size(config: TextConfig, args: argparse.Namespace) -> int:
-    """The context that -c asks for, or the model's."""
-    if args.ctx_size and args.ctx_size > config.context:
-        raise ValueError(f"the context is {config.context:,} tokens and -c asks for {args.ctx_size:,}; ask for less")
-    return args.ctx_size or config.context
-
-
-def summary(about: Description, context: int) -> dict[str, Any]:
+def summary(about: Description, config: TextConfig) -> dict[str, Any]:
     """What `inspect` tells, as plain numbers and texts."""
-    config = about.config
     windows = [config.attention(layer).window for layer in range(config.layers)]
-    cache = config.cache_bytes(context)
+    cache = config.cache_bytes(config.context)
     return {
         "name": config.name or about.files[0].stem,
         "family": config.family,
@@ -451,7 +445,6 @@ def summary(about: Description, context: int) -> dict[str, Any]:
         "pattern": "".join("l" if window else "g" for window in windows),
         "window": next((window for window in windows if window), None),
         "tensors": tensor_kinds(about.tensors),
-        "context": context,
         "memory": {"weights": about.weight_bytes, "cache": cache, "total": about.weight_bytes + cache},
     }
 
@@ -489,7 +482,6 @@ def chat(args: argparse.Namespace) -> None:
         model = open_model(args, progress, until)
         from .chat import Chat
 
-        context_size(model.config, args)
         talk = Chat(model, system=args.system)
         progress("")
         if not model.instruction_tuned:
@@ -524,9 +516,13 @@ def read_line() -> str | None:
 def answer(talk: Chat, text: str, args: argparse.Namespace, progress: Progress) -> None:
     """Show the model's answer to one message; Ctrl-C stops it and what was said stays said."""
     progress("reading")
-    settings = sampling(args) | {"max_new_tokens": args.max_new_tokens, "stop": args.stop}
+    began = time.monotonic()
     try:
-        show(talk.stream(text, images=args.image, **settings), progress)
+        pieces: Any = talk.stream(text, **settings(args))
+        with closing(pieces):  # at once, so that Ctrl-C leaves the conversation in order
+            report = show(pieces, progress, began)
+        if args.verbose:
+            tell_speed(report)
     except KeyboardInterrupt:
         print(flush=True)
     except ValueError as error:  # too long, say: the conversation goes on without this message

@@ -105,11 +105,11 @@ class GGUF:
 
     def strings(self, key: str) -> list[bytes]:
         """An array of strings."""
-        array, data = self._array(key, STRING), self.data
-        found, at = [], array.start
+        array, length = self._array(key, STRING), struct.Struct("<Q").unpack_from
+        data, at, found = self.data[array.start : array.end], 0, []
         for _ in range(array.count):
             begin = at + 8
-            at = begin + int.from_bytes(data[at:begin], "little")
+            at = begin + length(data, at)[0]
             found.append(data[begin:at])
         return found
 
@@ -268,7 +268,7 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> dict[str, GGUFTenso
         running += -(-infos[name][4] // alignment) * alignment
     start = -(-reader.at // alignment) * alignment
     tensors = {}
-    for name, (shape, kind, block, size, total) in infos.items():
+    for name, (shape, kind, _, size, total) in infos.items():
         if start + total > len(reader.data):
             have = len(reader.data) - start
             raise reader.broken(

@@ -63,6 +63,8 @@ class Tokenizer:
         cls, pieces: list[bytes], scores: F32, types: I32, path: str | Path = "vocabulary"
     ) -> Tokenizer:
         """From the pieces, scores and types of a GGUF file, which has the SentencePiece model taken apart."""
+        if len(pieces) < 5:
+            raise ModelFormatError(path, f"has a vocabulary of {len(pieces)} pieces", "take a file that was released")
         return cls(_model_of(pieces, scores, types), path)
 
     def encode(self, text: str, control: bool = False) -> list[int]:
@@ -139,43 +141,40 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def _field(number: int, value: int | bytes | bool) -> bytes:
+def _field(number: int, value: int | bytes) -> bytes:
     if isinstance(value, bytes):
         return _varint(number << 3 | 2) + _varint(len(value)) + value
-    return _varint(number << 3) + _varint(int(value))
+    return _varint(number << 3) + _varint(value)
 
 
 def _model_of(pieces: list[bytes], scores: F32, types: I32) -> bytes:
-    """A ModelProto: pieces (1: text 1, score 2, type 3), trainer settings (2), normaliser settings (3)."""
-    space = SPACE.encode()
-    kinds = types.tolist()
-    if len(kinds) > 3:
-        kinds[3] = UNKNOWN
-    raw = np.ascontiguousarray(scores, "<f4").tobytes()
-    tails = {kind: bytes([0x18, kind]) for kind in set(kinds)}
-    heads = [b"\x0a" + _varint(size) for size in range(max(map(len, pieces), default=0) * 3 + 32)]
-    parts = []
-    for i, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)):
-        if kind == USER_DEFINED:
-            piece = piece.replace(b" ", space)
-        body = heads[len(piece)] + piece + b"\x15" + raw[4 * i : 4 * i + 4] + tails[kind]
-        parts += heads[len(body)], body
+    """A ModelProto: pieces (1: text 1, score 2, type 3), trainer settings (2), normaliser settings (3).
+
+    A normal piece needs no type; so each is three strings, and a quarter of a million of them join in a tenth of a second.
+    """
+    special = {i: kind for i, kind in enumerate(types.tolist()) if kind != NORMAL} | {Tokenizer.unknown: UNKNOWN}
+    fives = np.empty((len(pieces), 5), np.uint8)
+    fives[:, 0], fives[:, 1:] = 0x15, np.ascontiguousarray(scores, "<f4").view(np.uint8).reshape(-1, 4)
+    raw = fives.tobytes()
+    head = [b"\x0a" + _varint(len(_field(1, bytes(n))) + 5) + b"\x0a" + _varint(n) for n in range(_longest(pieces) + 1)]
+    parts = [b""] * (3 * len(pieces))
+    parts[0::3] = [head[n] for n in map(len, pieces)]
+    parts[1::3] = pieces
+    parts[2::3] = [raw[i : i + 5] for i in range(0, len(raw), 5)]
+    for i, kind in special.items():
+        text = pieces[i].replace(b" ", SPACE.encode()) if kind == USER_DEFINED else pieces[i]
+        parts[3 * i : 3 * i + 3] = b"", b"", _field(1, _field(1, text) + parts[3 * i + 2] + _field(3, kind))
     bpe, names = 2, {45: b"<unk>", 46: b"<bos>", 47: b"<eos>", 48: b"<pad>"}
     ids = {40: Tokenizer.unknown, 41: Tokenizer.bos, 42: Tokenizer.eos, 43: Tokenizer.pad}
-    trainer = {
-        3: bpe,
-        4: len(pieces),
-        24: False,
-        25: True,
-        26: True,
-        35: True,
-        **ids,
-        **names,
-    }  # 25: split digits, 35: bytes
-    normaliser = {1: b"identity", 3: False, 4: False, 5: True}  # no blank in front, none removed, each becomes SPACE
-    for number, fields in ((2, trainer), (3, normaliser)):
-        parts.append(_field(number, b"".join(_field(n, value) for n, value in fields.items())))
+    # 25: digits are split; 26: pieces of blanks alone are allowed; 35: what no piece covers falls back to bytes
+    trainer: dict[int, int | bytes] = {3: bpe, 4: len(pieces), 24: 0, 25: 1, 26: 1, 35: 1, **ids, **names}
+    normaliser: dict[int, int | bytes] = {1: b"identity", 3: 0, 4: 0, 5: 1}  # no blank put in front, none taken away
+    parts += [_field(n, b"".join(_field(*f) for f in fields.items())) for n, fields in ((2, trainer), (3, normaliser))]
     return b"".join(parts)
+
+
+def _longest(pieces: list[bytes]) -> int:
+    return max(map(len, pieces), default=0)
 
 
 def _controls_marked(model: bytes) -> bytes:

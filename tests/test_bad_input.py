@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from math import prod
 
 import pytest
 
@@ -28,17 +29,38 @@ CONFIG = {
     "layer_types": ["sliding_attention"],
 }
 EMBEDDING = "model.embed_tokens.weight"
+SHAPES = {EMBEDDING: [40, 24], "model.norm.weight": [24]} | {
+    f"model.layers.0.{name}.weight": shape
+    for name, shape in {
+        "input_layernorm": [24],
+        "self_attn.q_proj": [16, 24],
+        "self_attn.k_proj": [8, 24],
+        "self_attn.v_proj": [8, 24],
+        "self_attn.o_proj": [24, 16],
+        "self_attn.q_norm": [8],
+        "self_attn.k_norm": [8],
+        "post_attention_layernorm": [24],
+        "pre_feedforward_layernorm": [24],
+        "mlp.gate_proj": [56, 24],
+        "mlp.up_proj": [56, 24],
+        "mlp.down_proj": [24, 56],
+        "post_feedforward_layernorm": [24],
+    }.items()
+}
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 536223056\n"
 HTML_PAGE = (
     b"<!doctype html>\n<html><head><title>Access to model google/gemma-3-1b-it is restricted</title></head></html>\n"
 )
 
 
-def safetensors(name=EMBEDDING, missing_bytes=0):
-    """A file with one float32 tensor [40, 24], cut short at its end."""
-    data = bytes(40 * 24 * 4)
-    header = json.dumps({name: {"dtype": "F32", "shape": [40, 24], "data_offsets": [0, len(data)]}}).encode()
-    return (struct.pack("<Q", len(header)) + header + data)[: -missing_bytes or None]
+def safetensors(names=(EMBEDDING,), missing_bytes=0):
+    """A file of float32 zeros with these of the model's tensors, cut short at its end."""
+    header, end = {}, 0
+    for name in names:
+        begin, end = end, end + 4 * prod(SHAPES[name])
+        header[name] = {"dtype": "F32", "shape": SHAPES[name], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    return (struct.pack("<Q", len(text)) + text + bytes(end))[: -missing_bytes or None]
 
 
 def folder(path, **files):
@@ -92,6 +114,12 @@ def missing_tensors(at):
     return folder(at / "gemma"), ["lacks"]
 
 
+def wrong_size(at):
+    config = json.dumps(CONFIG | {"intermediate_size": 60}).encode()
+    files = {"config.json": config, "model.safetensors": safetensors(SHAPES)}
+    return folder(at / "gemma", **files), ["[56, 24]", "[60, 24]"]
+
+
 def lfs_pointer(at):
     return folder(at / "gemma", **{"model.safetensors": LFS_POINTER}), ["model.safetensors", "LFS"]
 
@@ -121,6 +149,7 @@ CASES = {
     "missing shard": missing_shard,
     "truncated safetensors": truncated_weights,
     "missing tensors": missing_tensors,
+    "weights of another size than the config": wrong_size,
     "LFS pointer as safetensors": lfs_pointer,
     "HTML page as safetensors": html_page,
     "LFS pointer as GGUF": file_of(LFS_POINTER, "LFS"),
@@ -149,6 +178,14 @@ def test_a_bad_model_is_one_line(case, command, tmp_path, capsys, monkeypatch):
     path, causes = case(tmp_path)
     err = failure(capsys, path, *command.split(), "-m", str(path))
     assert all(cause.lower() in err.lower() for cause in causes), err
+
+
+@pytest.mark.parametrize("content, cause", [(None, "no tokenizer.model"), (LFS_POINTER, "tokenizer.model"), (b"", "")])
+@pytest.mark.parametrize("command", ["generate -p hi", "score -p hi", "chat"])
+def test_a_bad_tokenizer_is_one_line(command, content, cause, tmp_path, capsys):
+    files = {"model.safetensors": safetensors(SHAPES), "tokenizer.model": content}
+    path = folder(tmp_path / "gemma", **files)
+    assert cause in failure(capsys, path, *command.split(), "-m", str(path))
 
 
 @pytest.mark.parametrize("case", [wrong_path, lfs_pointer, missing_shard])

@@ -12,8 +12,7 @@ import pytest
 
 from minigemma.cli import Progress, main
 from minigemma.config import RELEASED
-
-CONTEXT = 50
+from minigemma.generation import Piece
 
 
 class Tokenizer:
@@ -31,18 +30,19 @@ def calls(monkeypatch):
     def load(name, **flags):
         flags.pop("progress")(50, 100)
         seen.load = (name, flags)
-        config = SimpleNamespace(context=CONTEXT, family="gemma3", name="toy")
-        return SimpleNamespace(
-            config=config, tokenizer=Tokenizer(), name="toy", instruction_tuned=seen.instruction_tuned
+        seen.model = SimpleNamespace(
+            config=RELEASED["gemma-3-270m"],
+            tokenizer=Tokenizer(),
+            name="toy",
+            instruction_tuned=seen.instruction_tuned,
         )
+        return seen.model
 
     def stream_generate(model, prompt, **settings):
         seen.prompt, seen.settings = prompt, settings
         for at, text in enumerate(seen.pieces):
             end = "length" if at == len(seen.pieces) - 1 else None
-            yield SimpleNamespace(
-                text=text, token=at, logprob=-1.0, finish_reason=end, prompt_tps=100.0, generation_tps=10.0
-            )
+            yield Piece(text, at, -1.0, end, len(prompt), at + 1, 100.0, 10.0)
         if seen.error:
             raise seen.error
 
@@ -146,17 +146,13 @@ def test_a_system_text_without_turns_is_refused(calls, capsys):
     assert "pretrained only" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("length, room", [(CONTEXT - 4, 3), (CONTEXT - 2, 1)])
-def test_the_answer_stays_within_the_context(length, room, calls):
-    assert main(["generate", "x" * length, "-n", "40"]) == 0
-    assert calls.settings["max_new_tokens"] == room
-
-
-def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(calls, capsys):
-    assert main(["generate", "x" * (CONTEXT - 1)]) == 1
-    assert f"{CONTEXT} tokens and the context holds {CONTEXT}" in capsys.readouterr().err
-    assert main(["generate", "x" * 20, "-c", "10"]) == 1
-    assert "the context holds 10; shorten it, or raise -c (up to 50)" in capsys.readouterr().err
+def test_the_context_is_the_models_or_what_c_asks_for(calls, capsys):
+    main(["generate", "Once"])
+    assert calls.model.config.context == 32_768
+    main(["generate", "Once", "-c", "10"])
+    assert calls.model.config.context == 10
+    assert main(["generate", "Once", "-c", "40000"]) == 1
+    assert "32,768 tokens and -c asks for 40,000" in capsys.readouterr().err
 
 
 def test_json_is_one_object(calls, capsys):
