@@ -93,7 +93,8 @@ def attention(
 ) -> F32:
     """softmax(cap(q kᵀ · scale) where visible) v      [Vaswani et al. 2017 eq. 1]
 
-    q [T, N, H] float32, k and v [S, K, H] float32 or bf16, positions [T] and [S] int32 → [T, N, H] float32
+    q [T, N, H] float32, k [S, K, H] and v [S, K, H] float32 or bf16, query_positions [T] and key_positions [S] int32
+    → [T, N, H] float32
     """
     probs = attention_probs(attention_scores(q, k, scale, cap), query_positions, key_positions, window)
     grouped = probs.reshape(k.shape[1], -1, len(q), len(k))

@@ -23,7 +23,7 @@ class Chat:
         self.reset(system)
 
     def reset(self, system: str | None = None) -> None:
-        """Forget everything, and begin with this system text or none. ValueError where the family has no system role."""
+        """Forget everything; begin with this system text or none. ValueError where the family has no system role."""
         messages = [] if system is None else [{"role": "system", "content": system}]
         if messages:
             self._ids([*messages, {"role": "user", "content": ""}])

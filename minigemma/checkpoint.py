@@ -31,10 +31,11 @@ from .gguf_file import open_gguf
 from .gqa import AttentionWeights
 from .linear import BLOCK, Weight
 from .locate import locate
-from .quantize import dequantise, quantise_int4, quantise_int8, to_int8
+from .quantize import dequantise, quantise_int4, to_int8
 from .safetensors_file import open_checkpoint_files
 from .tokenizer import Tokenizer
 
+CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another format
 FORMATS = ("f32", "bf16", "int8", "int4")
 
 # weight: (name in a Hugging Face file, name in a GGUF file, shape). Names of layers follow "layers.{i}." and
@@ -281,12 +282,22 @@ def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
         wanted = "f32" if kind == "F32" else "bf16"  # rows that do not divide into blocks
     if {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}.get(kind) == wanted:
         return read_only(array)
+    step = max(1, CONVERTED_TOGETHER // tensor.shape[1])
+    rows = range(0, tensor.shape[0], step)
+    if len(rows) == 1:
+        return read_only(_converted(kind, array, wanted))
+    one = _converted(kind, array[:1], wanted)
+    out = np.empty((tensor.shape[0], *one.shape[1:]), one.dtype)
+    for r in rows:
+        out[r : r + step] = _converted(kind, array[r : r + step], wanted)
+    return read_only(out)
+
+
+def _converted(kind: str, rows: NDArray, wanted: str) -> Weight:
     if wanted == "int8":
-        return read_only(to_int8(kind, array))
-    wide = dequantise(kind, array).reshape(tensor.shape)
-    return read_only(
-        {"f32": np.asarray, "bf16": round_bf16, "int4": quantise_int4, "int8": quantise_int8}[wanted](wide)
-    )
+        return to_int8(kind, rows)
+    wide = dequantise(kind, rows)
+    return wide if wanted == "f32" else round_bf16(wide) if wanted == "bf16" else quantise_int4(wide)
 
 
 def _assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:

@@ -225,15 +225,15 @@ def _from_gguf(family: str, get: Any, rows: int) -> TextConfig:
         "ffn_width": get("feed_forward_length"),
         "vocab": rows,
         "context": get("context_length"),
-        "eps": float(get("attention.layer_norm_rms_epsilon")),
+        "eps": round(float(get("attention.layer_norm_rms_epsilon")), 12),  # stored in float32
     }
     for name, value in common.items():
         if name != "eps":
             _whole({name: value}, name)
     if family == "gemma":
         return GemmaConfig(**common, rope_base=float(get("rope.freq_base", 10_000.0)))
-    if layers == (46 if family == "gemma2" else 62):  # the 27Bs
-        common["query_pre_attn_scalar"] = width / heads
+    twenty_seven = layers == (46 if family == "gemma2" else 62)
+    common["query_pre_attn_scalar"] = width / heads if twenty_seven else float(common["head_dim"])
     if family == "gemma2":
         return Gemma2Config(
             **common,

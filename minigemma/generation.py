@@ -19,7 +19,7 @@ Prompt = str | Sequence[int]
 
 @dataclass(frozen=True)
 class Piece:
-    """What one more token brought. `text` may be empty: half a character, or what may yet be a stop string, is held back."""
+    """What one more token brought. `text` may be empty: half a character, or half a stop string, is held back."""
 
     text: str
     token: int
@@ -67,8 +67,8 @@ def stream_generate(
     stop    strings that end the text before they would appear in it, also when they span several tokens
     cache   what came before, if anything did; the prompt and all but the last of the new tokens are in it afterwards
 
-    Arguments are checked here, before the first piece is asked for. Raises ValueError for settings out of range, a prompt
-    longer than the context, and images for a model that has no vision tower.
+    Arguments are checked here, before the first piece is asked for. Raises ValueError for settings out of range, a
+    prompt longer than the context, and images for a model that has no vision tower.
     """
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     random = np.random.default_rng(seed)
@@ -137,7 +137,7 @@ def prefill(model: Decoder, ids: Sequence[int], cache: Cache) -> np.ndarray:
 
 
 def _split_at_stop(text: str, stops: tuple[str, ...], last: bool) -> tuple[str, str, bool]:
-    """(what can be shown, what must wait, is a stop string there): a tail that may become one waits, unless nothing follows."""
+    """(what can be shown, what must wait, is a stop string there); what may become one waits, unless `last`."""
     found = [at for at in (text.find(s) for s in stops) if at >= 0]
     if found:
         return text[: min(found)], "", True

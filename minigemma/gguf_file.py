@@ -1,12 +1,12 @@
 """Reading GGUF, llama.cpp's one-file format: a map of the file, metadata, and one read-only view per tensor.
 
     "GGUF", version u32, tensor count u64, pair count u64                            all little-endian
-    pairs     key string, type u32, value           string: length u64, bytes; array: element type u32, count u64, elements
-    tensors   name string, axes u32, sizes u64 …, type u32, offset u64               sizes run from the innermost axis out
+    pairs     key string, type u32, value      string: length u64, bytes; array: element type u32, count u64, elements
+    tensors   name string, axes u32, sizes u64 …, type u32, offset u64       sizes run from the innermost axis out
     padding to a multiple of `general.alignment` (32), then the tensors' data, each padded likewise
 
-Every number in there may be wrong on purpose. Nothing is allocated, and no loop begun, for a count that the rest of the file
-could not hold; each tensor must begin exactly where the one before it ends. Arrays (a vocabulary has 262,144 strings)
+Every number in there may be wrong on purpose. Nothing is allocated, and no loop begun, for a count that the rest of the
+file could not hold; each tensor must begin exactly where the one before it ends. Arrays (a vocabulary has 262,144 strings)
 are
 stepped over, and decoded when someone asks for them.
 """
@@ -75,7 +75,7 @@ PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 class GGUFTensor:
     """One tensor: its shape as NumPy has it ([R, D]), and its values in the mapped file, read-only.
 
-    `blocks` is float32, float16 or uint16 (bf16) of that shape for F32, F16 and BF16; else uint8 [R, D / weights, bytes].
+    `blocks` is float32, float16 or uint16 (bf16) of that shape for F32, F16 and BF16, else uint8 [R, blocks, bytes].
     """
 
     name: str
@@ -126,7 +126,7 @@ class GGUF:
 
     @property
     def vocabulary(self) -> tuple[list[bytes], F32, I32]:
-        """The pieces, their scores and their types (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte)."""
+        """The pieces, their scores and types: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte."""
         pieces = self.strings("tokenizer.ggml.tokens")
         scores = self.numbers("tokenizer.ggml.scores", 6)
         types = self.numbers("tokenizer.ggml.token_type", 5)

@@ -2,7 +2,7 @@
 
 A block of 32 or 256 weights shares its scales. All numbers are little-endian; d, m are float16.
 
-    Q4_0   d, 16 bytes of nibbles                    w = d (q - 8)       low nibbles are weights 0 … 15, high ones 16 … 31
+    Q4_0   d, 16 bytes of nibbles                    w = d (q - 8)     low nibbles: weights 0 … 15, high ones: 16 … 31
     Q4_1   d, m, nibbles                             w = d q + m
     Q5_0   d, 32 fifth bits, nibbles                 w = d (q - 16)
     Q5_1   d, m, 32 fifth bits, nibbles              w = d q + m
@@ -91,7 +91,7 @@ def dequantise_blocks(blocks: U8, kind: int) -> F32:
     if kind == Q6_K:
         low, high = blocks[:, :128].reshape(-1, 2, 2, 32), blocks[:, 128:192].reshape(-1, 2, 1, 32)
         nibbles = np.concatenate([low & 15, low >> 4], axis=2)  # [B, 2, 4, 32]
-        q = nibbles | (high >> np.arange(0, 8, 2, np.uint8)[:, None] & 3) << 4
+        q = nibbles | (high >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3) << 4
         s = blocks[:, 192:208].view(np.int8).reshape(-1, 16, 1)
         d = _half(blocks[:, 208:])[..., None]
         return (d * s * (q.reshape(-1, 16, 16).astype(np.float32) - 32)).reshape(-1, 256)

@@ -19,7 +19,7 @@ from .arrays import F32
 
 
 def log_softmax(logits: F32) -> F32:
-    """z - log Σ exp(z) over the last axis, kept in range by taking the maximum off first: [..., V] → [..., V] float32."""
+    """z - log Σ exp(z) over the last axis, the maximum taken off first: logits [..., V] → [..., V] float32."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
 
@@ -32,7 +32,7 @@ def logprob_of(logits: F32, token: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How a token is chosen. Temperature 0 is greedy: always the likeliest, and the other settings have nothing to do."""
+    """How a token is chosen. Temperature 0 is greedy, always the likeliest, and the rest has nothing to do."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -58,7 +58,7 @@ class Sampler:
         if self.temperature == 0:
             return best
         tokens, probs = self.candidates(logits)
-        return int(tokens[min(np.searchsorted(np.cumsum(probs), random.random()), len(tokens) - 1)])
+        return int(tokens[min(int(np.searchsorted(np.cumsum(probs), random.random())), len(tokens) - 1)])
 
     def candidates(self, logits: F32) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """The tokens that may be chosen, the likeliest first, and their probabilities."""

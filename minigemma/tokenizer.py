@@ -23,8 +23,8 @@ from .errors import ModelFormatError
 SPACE = "\u2581"  # what a piece has for a blank
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-# Tokens that stand for something other than their letters, in any Gemma's vocabulary. Some files mark them as ordinary pieces
-# to be found in text, which is how a typed one would become the token: here they are control tokens whatever the file
+# Tokens that stand for something other than their letters, in any Gemma's vocabulary. Some files mark them as ordinary
+# pieces to be found in text, which is how a typed one would become the token: here they are control tokens whatever the file
 # says.
 CONTROLS = (
     *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<2mass>", "[@BOS@]", "[multimodal]"),
@@ -115,7 +115,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Ids to text one by one: a character appears when its last byte has. All pushes and `flush` joined are `decode`."""
+    """Ids to text one by one: a character appears with its last byte. Pushes and `flush` joined are `decode`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -150,7 +150,7 @@ def _field(number: int, value: int | bytes) -> bytes:
 def _model_of(pieces: list[bytes], scores: F32, types: I32) -> bytes:
     """A ModelProto: pieces (1: text 1, score 2, type 3), trainer settings (2), normaliser settings (3).
 
-    A normal piece needs no type; so each is three strings, and a quarter of a million of them join in a tenth of a second.
+    A normal piece needs no type and so is three strings; a quarter of a million of those join in no time.
     """
     special = {i: kind for i, kind in enumerate(types.tolist()) if kind != NORMAL} | {Tokenizer.unknown: UNKNOWN}
     fives = np.empty((len(pieces), 5), np.uint8)

