@@ -32,7 +32,7 @@ from .gqa import AttentionWeights
 from .linear import BLOCK, Weight
 from .locate import locate
 from .quantize import dequantise, quantise_int4, to_int8
-from .safetensors_file import open_checkpoint_files
+from .safetensors_file import FOREIGN, open_checkpoint_files, what_is
 from .tokenizer import Tokenizer
 
 CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another format
@@ -177,7 +177,11 @@ def describe(name: str | Path) -> Description:
 
 def open_files(path: Path) -> Files:
     """The headers of a checkpoint, every tensor found, named and of the right shape; else ModelFormatError."""
-    files = _open_folder(path) if path.is_dir() else _open_gguf(path)
+    kind = "" if path.is_dir() else what_is(path)
+    if kind not in ("", "safetensors", "gguf"):
+        raise ModelFormatError(path, *FOREIGN[kind])
+    folder = path.parent if kind == "safetensors" else path
+    files = _open_folder(folder) if folder.is_dir() else _open_gguf(path)
     c = files.config
     sizes = {"V": c.vocab, "D": c.width, "F": c.ffn_width, "H": c.head_dim}
     sizes |= {"NH": c.heads * c.head_dim, "KH": c.kv_heads * c.head_dim}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .arrays import F32
 from .cache import Cache
 from .decoder import PIECE, Decoder
 from .prompt import text_ids
-from .sampling import Sampler, logprob_of
+from .sampling import Sampler, log_sum_exp
 
 Prompt = str | Sequence[int]
+Progress = Callable[[int, int], None]  # called with tokens done, tokens in all
 
 
 @dataclass(frozen=True)
@@ -60,40 +62,70 @@ def stream_generate(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     cache: Cache | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Piece]:
     """Yield a `Piece` for each token that follows `prompt`; the last one has a finish_reason.
 
-    prompt  a text, which BOS is put in front of, or ids, which are taken as they are
-    stop    strings that end the text before they would appear in it, also when they span several tokens
-    cache   what came before, if anything did; the prompt and all but the last of the new tokens are in it afterwards
+    prompt    a text, which BOS is put in front of, or ids, which are taken as they are
+    stop      strings that end the text before they would appear in it, also when they span several tokens
+    cache     what came before, if anything did; the prompt and all but the last of the new tokens are in it afterwards,
+              and after an interrupt (Ctrl-C) as many of them as its position says
+    progress  called while the prompt is read
+
+    Prompt and answer together are never longer than the context, nor than the cache that was given: there the answer
+    ends, for "length". Without a tokenizer, for which the prompt must be ids, all text is "".
 
     Arguments are checked here, before the first piece is asked for. Raises ValueError for settings out of range, a
-    prompt longer than the context, and images for a model that has no vision tower.
+    prompt that is empty or longer than the context, and images for a model that has no vision tower.
     """
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    random = np.random.default_rng(seed)
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    random = _generator(seed)
+    stops = _stop_strings(model, stop)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-    if not all(stops) or (stop == ""):
-        raise ValueError("a stop string is empty; it would end every text before it begins")
     if len(images):
         raise ValueError(
             f"{model.name or 'this model'} has no vision tower, but {len(images)} image{'s'[: len(images) > 1]} "
             f"{'were' if len(images) > 1 else 'was'} given; use gemma-3-4b or larger"
         )
+    ids = _prompt_ids(model, prompt)
+    held = cache.position if cache else 0
+    limit = min(model.config.context, cache.max_tokens) if cache else model.config.context
+    room = limit - held - len(ids)
+    if room < 1:
+        holder = "context" if limit == model.config.context else "cache"
+        raise ValueError(
+            f"the prompt has {held + len(ids):,} tokens and the {holder} holds {limit:,}, "
+            "of which the answer needs one at least; shorten the prompt"
+        )
+    new = min(max_new_tokens, room)
+    cache = cache or model.new_cache(len(ids) + new)
+    return _pieces(model, ids, cache, new, sampler, random, stops, progress)
+
+
+def _generator(seed: int | None) -> np.random.Generator:
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed is {seed}; it must be 0 or more, or None for another one each time")
+    return np.random.default_rng(seed)
+
+
+def _stop_strings(model: Decoder, stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(stops):
+        raise ValueError("a stop string is empty; it would end every text before it begins")
+    if stops and model.tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer.model, so there is no text that a stop string could end")
+    return stops
+
+
+def _prompt_ids(model: Decoder, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         if model.tokenizer is None:
             raise ValueError("this checkpoint has no tokenizer.model; give the prompt as token ids")
-        prompt = text_ids(model.tokenizer, prompt)
-    held, context = cache.position if cache else 0, model.config.context
-    if held + len(prompt) >= context:
-        raise ValueError(f"the prompt has {held + len(prompt):,} tokens and the context holds {context:,}; shorten it")
-    room = min(context, held + len(prompt) + max_new_tokens)
-    if cache is None:
-        cache = model.new_cache(room)
-    new = min(max_new_tokens, min(context, cache.max_tokens) - held - len(prompt))
-    return _pieces(model, list(prompt), cache, new, sampler, random, stops)
+        return text_ids(model.tokenizer, prompt)
+    if not len(prompt):
+        raise ValueError("the prompt has no ids; it takes one at least, such as that of <bos>")
+    return list(prompt)
 
 
 def _pieces(
@@ -104,35 +136,43 @@ def _pieces(
     sampler: Sampler,
     random: np.random.Generator,
     stops: tuple[str, ...],
+    progress: Progress | None,
 ) -> Iterator[Piece]:
     began = time.perf_counter()
-    logits = prefill(model, prompt, cache)
+    logits = prefill(model, prompt, cache, progress)
     first = time.perf_counter()
-    prompt_tps = len(prompt) / (first - began)
+    prompt_tps = len(prompt) / max(first - began, 1e-9)
     decoder = model.tokenizer.stream() if model.tokenizer else None
-    never = [*model.banned, *range(model.vocab_limit, model.config.vocab)]
+    banned = list(model.banned)
     pending = ""  # decided text is yielded; this may be the beginning of a stop string
     for count in range(1, max_new_tokens + 1):
-        logits[never] = -np.inf
-        token = sampler.choose(logits, random)
-        logprob = logprob_of(logits, token)
+        allowed = logits.copy()
+        allowed[model.vocab_limit :] = allowed[banned] = -np.inf
+        token = sampler.choose(allowed, random)
+        logprob = float(logprob_of(logits, token))
         reason = "stop" if token in model.eos else "length" if count == max_new_tokens else None
         if decoder:
-            pending += decoder.push(token) + (decoder.flush() if reason else "")
+            pending += ("" if token in model.eos else decoder.push(token)) + (decoder.flush() if reason else "")
         text, pending, stopped = _split_at_stop(pending, stops, bool(reason))
         reason = "stop" if stopped else reason
-        seconds = time.perf_counter() - first
-        speed = (count - 1) / seconds if count > 1 else 0.0
+        speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
         yield Piece(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
         if reason:
             return
         logits = model.forward([token], cache, last_only=True)[0]
 
 
-def prefill(model: Decoder, ids: Sequence[int], cache: Cache) -> np.ndarray:
-    """Put `ids` into the cache, PIECE at a time so that memory stays bounded; the logits [V] after the last of them."""
-    for begin in range(0, len(ids), PIECE):
-        logits = model.forward(ids[begin : begin + PIECE], cache, last_only=True)
+def prefill(model: Decoder, ids: Sequence[int], cache: Cache, progress: Progress | None = None) -> F32:
+    """Put `ids` into the cache; the logits [V] after the last of them.
+
+    `forward` keeps its memory bounded by itself. Only where somebody watches does it get PIECE tokens at a time, since
+    each call also scores the vocabulary for its last token.
+    """
+    step = PIECE if progress else len(ids)
+    for begin in range(0, len(ids), step):
+        logits = model.forward(ids[begin : begin + step], cache, last_only=True)
+        if progress:
+            progress(min(begin + step, len(ids)), len(ids))
     return logits[0]
 
 

@@ -6,14 +6,15 @@
     padding to a multiple of `general.alignment` (32), then the tensors' data, each padded likewise
 
 Every number in there may be wrong on purpose. Nothing is allocated, and no loop begun, for a count that the rest of the
-file could not hold; each tensor must begin exactly where the one before it ends. Arrays (a vocabulary has 262,144 strings)
-are
-stepped over, and decoded when someone asks for them.
+file could not hold; each tensor must begin exactly where the one before it ends. All that stands before the tensors'
+data may take 100 MB, so that a file of any size is opened, or refused, within seconds. Arrays (a vocabulary has 262,144
+strings) are stepped over, and decoded when someone asks for them.
 """
 
 from __future__ import annotations
 
 import mmap
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from .arrays import F32, I32
 from .errors import ModelFormatError
 
 DAMAGED = "the download was cut short or the file is damaged: fetch it again"
+MAX_HEADER = 100_000_000  # bytes before the tensors' data; with tokenizer.json in it, Gemma's are under 50 million
+MAX_ENTRIES = 100_000  # tensors, and pairs: the largest Gemma has about 1,300 and 50
 MAX_KEY = 65_535
 MAX_AXES = 4
 MAX_ELEMENTS = 1 << 40
@@ -34,6 +37,7 @@ MAX_ELEMENTS = 1 << 40
 # Metadata types by number; strings are 8, arrays 9.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+U32 = 4
 
 # Tensor types by number: name, weights in a block, bytes of a block.
 TYPES = {
@@ -149,6 +153,8 @@ class _Reader:
         left = len(self.data) - self.at
         if size > left:
             raise self.broken(f"{what} would need {size} bytes at byte {self.at}, but {left} are left")
+        if self.at + size > MAX_HEADER:
+            raise self.broken(f"{what} ends beyond 100 MB, where no model's header does")
 
     def scalar(self, code: str, what: str) -> Any:
         self.need(struct.calcsize("<" + code), what)
@@ -156,19 +162,22 @@ class _Reader:
         self.at += struct.calcsize("<" + code)
         return value
 
-    def string(self, what: str) -> bytes:
+    def string(self, what: str, limit: int = MAX_HEADER) -> bytes:
         size = self.scalar("Q", what)
         self.need(size, what)
+        if size > limit:
+            raise self.broken(f"{what} is {size} bytes long; {limit} are possible")
         self.at += size
         return self.data[self.at - size : self.at]
 
     def text(self, what: str) -> str:
         try:
-            return self.string(what).decode()
+            return self.string(what, MAX_KEY).decode()
         except UnicodeDecodeError:
             raise self.broken(f"{what} is not UTF-8") from None
 
     def value(self, kind: int, key: str) -> Any:
+        """A value of a metadata type; `key` is what errors call it."""
         if kind == STRING:
             return self.string(key).decode(errors="replace")
         if kind != ARRAY:
@@ -176,7 +185,7 @@ class _Reader:
                 raise self.broken(f"{key} is of the unknown type {kind}")
             return self.scalar(SCALARS[kind], key)
         kind, count = self.scalar("I", key), self.scalar("Q", key)
-        start = self.at + 0
+        start = self.at
         if kind == STRING:
             self.skip_strings(count, key)
         elif kind in SCALARS:
@@ -188,13 +197,14 @@ class _Reader:
 
     def skip_strings(self, count: int, key: str) -> None:
         self.need(8 * count, key)
-        data, at, end, length = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from
+        data, at, length = self.data, self.at, struct.Struct("<Q").unpack_from
+        last = min(len(data), MAX_HEADER) - 8  # where a string may begin at the latest
         for _ in range(count):
-            if at + 8 > end:
+            if at > last:
+                at += 8  # and no further: `need` says what is wrong
                 break
             at += 8 + length(data, at)[0]
-        if at > end or self.at + 8 * count > end:
-            raise self.broken(f"{key} runs past the end of the file")
+        self.need(at - self.at, key)
         self.at = at
 
 
@@ -202,10 +212,14 @@ def open_gguf(path: str | Path) -> GGUF:
     """Map a GGUF file; raises ModelFormatError for anything that is not one, whole and in order."""
     path = Path(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise ModelFormatError(path, "is a folder or device, not a file", "name a file")
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelFormatError(path, "does not exist", "check the path") from None
+    except ModelFormatError:
+        raise
     except ValueError:
         raise ModelFormatError(path, "is empty", DAMAGED) from None
     except OSError as error:
@@ -216,7 +230,7 @@ def open_gguf(path: str | Path) -> GGUF:
     parts = metadata.get("split.count", 1)
     if parts not in (0, 1):
         raise reader.broken(
-            f"is one of {parts} parts of a model", "join them with llama.cpp's llama-gguf-split --merge"
+            f"is one of {_short(parts)} parts of a model", "join them with llama.cpp's llama-gguf-split --merge"
         )
     return GGUF(path, metadata, _tensors(reader, tensor_count, _alignment(reader, metadata)), data)
 
@@ -237,23 +251,34 @@ def _counts(reader: _Reader) -> tuple[int, int]:
     tensors, pairs = reader.scalar("Q", "the tensor count"), reader.scalar("Q", "the pair count")
     if tensors * 32 + pairs * 13 > len(reader.data):  # the fewest bytes that each could take
         raise reader.broken(f"claims {tensors} tensors and {pairs} pairs in {len(reader.data)} bytes")
+    if max(tensors, pairs) > MAX_ENTRIES:
+        raise reader.broken(f"claims {tensors} tensors and {pairs} pairs; {MAX_ENTRIES} of each are possible")
     return tensors, pairs
+
+
+def _short(value: object) -> str:
+    """What a file says, fit to be printed: quoted, escaped, and not endless."""
+    text = ascii(value)
+    return text if len(text) <= 100 else text[:100] + "…"
 
 
 def _pairs(reader: _Reader, count: int) -> Iterator[tuple[str, Any]]:
     seen: set[str] = set()
     for i in range(count):
         key = reader.text(f"the key of pair {i}")
-        if not key or len(key) > MAX_KEY or key in seen:
-            raise reader.broken(f"the key of pair {i}, {key[:80]!r}, is empty, too long or there twice")
+        if not key or key in seen:
+            raise reader.broken(f"the key of pair {i}, {_short(key)}, is empty or there twice")
         seen.add(key)
-        yield key, reader.value(reader.scalar("I", key), key)
+        kind = reader.scalar("I", _short(key))
+        if key == "general.alignment" and kind != U32:
+            raise reader.broken(f"general.alignment is of type {kind}; it must be a u32, type {U32}")
+        yield key, reader.value(kind, _short(key))
 
 
 def _alignment(reader: _Reader, metadata: dict[str, Any]) -> int:
     alignment = metadata.get("general.alignment", 32)
-    if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise reader.broken(f"general.alignment is {alignment!r}; it must be a power of two")
+    if alignment < 1 or alignment & (alignment - 1):
+        raise reader.broken(f"general.alignment is {alignment}; it must be a power of two")
     return alignment
 
 
@@ -263,8 +288,8 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> dict[str, GGUFTenso
     for i in range(count):
         name = reader.text(f"the name of tensor {i}")
         if name in infos:
-            raise reader.broken(f"tensor {name[:80]!r} is there twice")
-        infos[name] = _info(reader, name[:80], running)
+            raise reader.broken(f"tensor {_short(name)} is there twice")
+        infos[name] = _info(reader, f"tensor {_short(name)}", running)
         running += -(-infos[name][4] // alignment) * alignment
     start = -(-reader.at // alignment) * alignment
     tensors = {}
@@ -272,7 +297,7 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> dict[str, GGUFTenso
         if start + total > len(reader.data):
             have = len(reader.data) - start
             raise reader.broken(
-                f"tensor {name!r} should have {total} bytes from byte {start} on, but {max(have, 0)} are left"
+                f"tensor {_short(name)} should have {total} bytes from byte {start} on, but {max(have, 0)} are left"
             )
         values = np.frombuffer(reader.data, np.uint8, total, start)
         blocks = values.view(PLAIN[kind]).reshape(shape) if kind in PLAIN else values.reshape(*shape[:-1], -1, size)
@@ -285,19 +310,19 @@ def _info(reader: _Reader, name: str, expected: int) -> tuple[tuple[int, ...], s
     """One tensor's shape, type, weights and bytes of a block, and bytes in all."""
     axes = reader.scalar("I", name)
     if not 1 <= axes <= MAX_AXES:
-        raise reader.broken(f"tensor {name!r} has {axes} axes; 1 to {MAX_AXES} are possible")
+        raise reader.broken(f"{name} has {axes} axes; 1 to {MAX_AXES} are possible")
     shape = tuple(reader.scalar("Q", name) for _ in range(axes))[::-1]
     elements = 1
     for size in shape:
         elements *= size
     if not 0 < elements < MAX_ELEMENTS:
-        raise reader.broken(f"tensor {name!r} has the shape {list(shape)}")
+        raise reader.broken(f"{name} has the impossible shape {list(shape)}")
     number, offset = reader.scalar("I", name), reader.scalar("Q", name)
     if number not in TYPES:
-        raise reader.broken(f"tensor {name!r} is of the unknown type {number}", "this file may be newer than minigemma")
+        raise reader.broken(f"{name} is of the unknown type {number}", "this file may be newer than minigemma")
     kind, block, size = TYPES[number]
     if shape[-1] % block:
-        raise reader.broken(f"tensor {name!r} has rows of {shape[-1]} weights, {kind} has blocks of {block}")
+        raise reader.broken(f"{name} has rows of {shape[-1]} weights, {kind} has blocks of {block}")
     if offset != expected:
-        raise reader.broken(f"tensor {name!r} begins at {offset}; after the one before it that must be {expected}")
+        raise reader.broken(f"{name} begins at {offset}; after the one before it that must be {expected}")
     return shape, kind, block, size, elements // block * size

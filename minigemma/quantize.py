@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from .arrays import F32, U8, widen_bf16
 from .backend import definition, jit_inner, jit_parallel
 from .errors import ModelFormatError
-from .simd import load_half, store_half
+from .simd import LANES, fma, load, load_half, round_lanes, splat, store_half, sum_lanes, zeros
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 WEIGHTS = {kind: 256 if kind.endswith("K") else 32 for kind in KINDS}
+FEWEST_STEPS = 96  # of an int8's 127, where fewer come closer to the weights
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
 
 
@@ -202,8 +203,8 @@ def quantise_int4(x: F32) -> U8:
 def to_int8(kind: str, blocks: NDArray) -> U8:
     """A tensor of a GGUF or safetensors type → int8 blocks [R, D/32, 34].
 
-    Q4_0 and Q5_0 keep their scales and whole numbers, so that nothing is lost; from the others the rounding to 8 bits
-    adds an error of at most 1/254 of a block's largest weight.
+    Q4_0 and Q5_0 keep their scales and whole numbers, so that nothing is lost. The others have minima, or scales for
+    fewer weights than 32: of the scales that int8 could have, each block gets the one that comes closest.
     """
     if kind not in KINDS:
         return quantise_int8(dequantise(kind, blocks))
@@ -215,6 +216,13 @@ def _with_scale(d: F32, q: NDArray) -> U8:
     return np.concatenate([d.astype(np.float16).view(np.uint8), q.view(np.uint8)], axis=-1)
 
 
+def _with_scale_of(x: F32, d: F32) -> U8:
+    """int8 blocks of x [B, 32] with the scales d [B, 1]."""
+    stored = d.astype(np.float16).astype(np.float32)
+    q = np.rint(np.divide(x, stored, out=np.zeros_like(x), where=stored > 0))
+    return _with_scale(d, np.clip(q, -127, 127).astype(np.int8))
+
+
 @definition
 def quantise_blocks(x: F32, bits: int) -> U8:
     """int8 (bits = 8) or int4 blocks of 32 weights each      [Q8_0 and Q4_0]
@@ -222,10 +230,7 @@ def quantise_blocks(x: F32, bits: int) -> U8:
     x [B, 32] float32 → [B, bytes] uint8, 34 or 18 bytes
     """
     if bits == 8:
-        d = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
-        stored = d.astype(np.float16).astype(np.float32)
-        q = np.rint(np.divide(x, stored, out=np.zeros_like(x), where=stored > 0))
-        return _with_scale(d, np.clip(q, -127, 127).astype(np.int8))
+        return _with_scale_of(x, np.abs(x).max(axis=-1, keepdims=True) / np.float32(127))
     farthest = np.take_along_axis(x, np.abs(x).argmax(axis=-1)[:, None], axis=-1)
     d = farthest / np.float32(-8)
     stored = d.astype(np.float16).astype(np.float32)
@@ -246,15 +251,44 @@ def int8_blocks(blocks: U8, kind: int) -> U8:
         q = _nibbles(blocks[:, -16:])
         q = q - np.uint8(8) if kind == Q4_0 else (q | _fifth_bits(blocks[:, 2:6])) - np.uint8(16)
         return np.concatenate([blocks[:, :2], q], axis=-1)
-    return quantise_blocks(dequantise_blocks(blocks, kind).reshape(-1, 32), 8)
+    x = dequantise_blocks(blocks, kind).reshape(-1, 32)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    best, fewest = np.full_like(largest, 127), np.full_like(largest, np.inf)
+    for k in range(127, FEWEST_STEPS - 1, -1):
+        scaled = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0) * np.float32(k)
+        missed = ((scaled - np.rint(scaled)) ** 2).sum(axis=-1, keepdims=True) / np.float32(k * k)
+        best, fewest = np.where(missed < fewest, k, best), np.minimum(missed, fewest)
+    return _with_scale_of(x, (largest / best).astype(np.float32))
 
 
 @jit_inner
-def _int8_block(x, out):
+def _largest(x):
     largest = float32(0)
     for j in range(32):
         largest = max(largest, abs(x[j]))
-    store_half(out, 0, largest / float32(127))
+    return largest
+
+
+@jit_inner
+def _closest_steps(x, largest):
+    """How many steps of the scale the largest weight should be, so that all lie closest to whole ones."""
+    best, fewest = float32(127), float32(np.inf)
+    for i in range(128 - FEWEST_STEPS):
+        k = float32(127 - i)
+        factor, missed = splat(k / largest), zeros()
+        for j in range(0, 32, LANES):
+            scaled = load(x, j) * factor
+            off = scaled - round_lanes(scaled)
+            missed = fma(off, off, missed)
+        error = sum_lanes(missed) / (k * k)
+        if error < fewest:
+            best, fewest = k, error
+    return best
+
+
+@jit_inner
+def _int8_block(x, d, out):
+    store_half(out, 0, d)
     d = load_half(out, 0)
     for j in range(32):
         q = np.rint(x[j] / d) if d > 0 else float32(0)
@@ -279,7 +313,7 @@ def _int4_block(x, out):
 def _quantise_blocks(x, bits, out):
     for b in prange(len(x)):
         if bits == 8:
-            _int8_block(x[b], out[b])
+            _int8_block(x[b], _largest(x[b]) / float32(127), out[b])
         else:
             _int4_block(x[b], out[b])
 
@@ -306,7 +340,9 @@ def _to_int8(block, kind, wide, out):
         return
     _block(block, kind, wide)
     for i in range(len(out)):
-        _int8_block(wide[32 * i : 32 * i + 32], out[i])
+        x = wide[32 * i : 32 * i + 32]
+        largest = _largest(x)
+        _int8_block(x, largest / _closest_steps(x, largest) if largest > 0 else largest, out[i])
 
 
 @jit_parallel

@@ -10,7 +10,7 @@ import numpy as np
 from .arrays import F32
 from .decoder import Decoder
 from .prompt import text_ids
-from .sampling import log_softmax
+from .sampling import log_sum_exp
 
 TOGETHER = 64  # tokens whose logits exist at once: with 262,144 of them each, 67 MB
 
@@ -45,6 +45,7 @@ def score(model: Decoder, text_or_ids: str | Sequence[int]) -> Score:
     cache, found = model.new_cache(len(ids)), []
     for first in range(0, len(ids) - 1, TOGETHER):
         piece = ids[first : min(first + TOGETHER, len(ids) - 1)]
-        logprobs = log_softmax(model.forward(piece, cache))
-        found.append(logprobs[np.arange(len(piece)), ids[first + 1 : first + 1 + len(piece)]])
+        logits = model.forward(piece, cache)
+        chosen = logits[np.arange(len(piece)), ids[first + 1 : first + 1 + len(piece)]]
+        found.append(chosen - log_sum_exp(logits))
     return Score(tuple(ids), np.concatenate(found))

@@ -314,7 +314,9 @@ sum_lanes, max_lanes = _reduction("fadd", 0.0), _reduction("fmax", None)
 
 
 @intrinsic
-def _round(typingctx, x):
+def round_lanes(typingctx, x):
+    """Each lane to the nearest whole number, ties to even."""
+
     def codegen(context, builder, signature, args):
         return builder.call(_llvm(builder, f"llvm.rint.v{LANES}f32", VECTOR.llvm, VECTOR.llvm), args)
 
@@ -342,7 +344,7 @@ def exp(x):
     """
     f = numba.float32
     clamped = minimum(maximum(x, splat(f(-87.0))), splat(f(88.0)))
-    n = _round(clamped * splat(f(1.4426950408889634)))
+    n = round_lanes(clamped * splat(f(1.4426950408889634)))
     r = fma(n, splat(f(-0.693359375)), clamped)
     r = fma(n, splat(f(2.12194440e-4)), r)
     p = splat(f(1 / 5040))

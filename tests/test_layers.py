@@ -12,11 +12,12 @@ ROWS = """
     attention
     gqa feedforward decoder
     gemma gemma2 gemma3
-    safetensors_file gguf_file quantize tokenizer prompt demo config_file
-    locate
+    safetensors_file gguf_file quantize tokenizer config_file demo
+    prompt locate
     download
     checkpoint
-    generation chat scoring
+    generation scoring
+    chat
     __init__
     cli bench
     __main__
