@@ -23,6 +23,7 @@ from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numba
+from threadpoolctl import threadpool_limits
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -67,7 +68,14 @@ def formulas_only(wanted: bool = True) -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Inside this block kernels share their work among `count` threads; afterwards among as many as before."""
+    """Inside this block kernels share their work among `count` threads; afterwards among as many as before.
+
+    Where formulas run instead, it is NumPy's own threads that are limited.
+    """
+    if _formulas_only.get():
+        with threadpool_limits(count):
+            yield
+        return
     before = numba.get_num_threads()
     numba.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""What a model remembers of the tokens before: keys and values, each layer by itself.
+"""What a model remembers of the tokens before, each layer by itself: keys and values, or a recurrent state.
 
 The caller holds the cache; a model has no state. `position` tokens are in it. A forward pass writes where no later
 token needs what is overwritten, and moves `position` on once, when all layers are done: a pass that is interrupted
@@ -95,10 +95,47 @@ class KeyValueRing:
         return other
 
 
-class Cache:
-    """The state of one sequence: a ring for each layer, and how many tokens they have seen."""
+class RecurrentState:
+    """What one recurrent layer remembers, float32: h [E], and the last inputs of its convolution, [C - 1, E]."""
 
-    def __init__(self, layers: tuple[KeyValueRing, ...], max_tokens: int) -> None:
+    def __init__(self, conv_width: int, lru_width: int) -> None:
+        self.tail: F32 = np.zeros((conv_width - 1, lru_width), np.float32)
+        self.h: F32 = np.zeros(lru_width, np.float32)
+        self._pending: tuple[F32, F32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both; it never grows."""
+        return self.tail.nbytes + self.h.nbytes
+
+    def read(self) -> tuple[F32, F32]:
+        """(tail, h) as they were left by the token before."""
+        return self.tail, self.h
+
+    def propose(self, tail: F32, h: F32) -> None:
+        """What both will be once all layers are done."""
+        self._pending = tail.copy(), h.copy()
+
+    def commit(self, count: int) -> None:
+        """All layers are done: what was proposed holds."""
+        if self._pending is not None:
+            self.tail, self.h = self._pending
+            self._pending = None
+
+    def copy(self) -> RecurrentState:
+        """A state of its own with the same contents."""
+        other = RecurrentState(len(self.tail) + 1, len(self.h))
+        other.tail, other.h = self.tail.copy(), self.h.copy()
+        return other
+
+
+LayerState = KeyValueRing | RecurrentState
+
+
+class Cache:
+    """The state of one sequence: that of each layer, and how many tokens they have seen."""
+
+    def __init__(self, layers: tuple[LayerState, ...], max_tokens: int) -> None:
         self.layers = layers
         self.max_tokens = max_tokens
         self.position = 0

@@ -21,6 +21,9 @@ class Chat:
     answer is thus always what it would be without a cache.
     """
 
+    _cache: Cache | None
+    _held: list[int]  # the ids that the cache holds
+
     def __init__(self, model: Decoder, system: str | None = None, **settings: Any) -> None:
         """`settings`, those of `stream_generate`, hold for all answers; without any, the released sampling values."""
         self.model = model
@@ -86,8 +89,7 @@ class Chat:
         return conversation_ids(self.model.tokenizer, self.model.config.family, messages)
 
     def _forget(self) -> None:
-        self._cache: Cache | None = None
-        self._held: list[int] = []  # the ids that the cache holds
+        self._cache, self._held = None, []
 
     def _continued(self, ids: list[int]) -> tuple[Cache, list[int]]:
         """A cache that holds a beginning of `ids`, and the rest of them."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .arrays import F32, read_only, round_bf16
 from .backend import most_threads
-from .config import TextConfig
+from .config import RecurrentGemmaConfig, TextConfig
 from .config_file import config_from_gguf, config_from_json, read_json
 from .decoder import Decoder, DecoderWeights
 from .errors import ModelFormatError
@@ -29,9 +29,12 @@ from .gemma2 import Gemma2, Gemma2Block
 from .gemma3 import Gemma3, Gemma3Block
 from .gguf_file import open_gguf
 from .gqa import AttentionWeights
-from .linear import BLOCK, Weight
+from .griffin import RecurrentWeights
+from .linear import BLOCK, BLOCK_BYTES, Weight
 from .locate import locate
 from .quantize import dequantise, quantise_int4, to_int8
+from .recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
+from .rglru import softplus
 from .safetensors_file import FOREIGN, open_checkpoint_files, what_is
 from .tokenizer import Tokenizer
 
@@ -63,16 +66,72 @@ HEAD_NORMS = {
     "attention.q_norm": ("self_attn.q_norm.weight", "attn_q_norm.weight", "H"),
     "attention.k_norm": ("self_attn.k_norm.weight", "attn_k_norm.weight", "H"),
 }
-FAMILIES: dict[str, tuple[type[Decoder], type, dict[str, tuple[str, str, str]]]] = {
-    # In Gemma 1's files "post_attention_layernorm" is the norm before the feed-forward block.
-    "gemma": (
-        Gemma,
-        GemmaBlock,
-        LAYER_TENSORS | {"pre_ffn_norm": ("post_attention_layernorm.weight", "ffn_norm.weight", "D")},
-    ),
-    "gemma2": (Gemma2, Gemma2Block, LAYER_TENSORS | POST_NORMS),
-    "gemma3": (Gemma3, Gemma3Block, LAYER_TENSORS | POST_NORMS | HEAD_NORMS),
+RECURRENTGEMMA = {
+    "temporal_pre_norm": ("temporal_pre_norm.weight", "", "D"),
+    "channel_pre_norm": ("channel_pre_norm.weight", "", "D"),
+    **{f"ffn.{part}": (f"mlp_block.{part}_proj.weight", "", "F D") for part in ("gate", "up")},
+    **{f"ffn.{part}_bias": (f"mlp_block.{part}_proj.bias", "", "F") for part in ("gate", "up")},
+    "ffn.down": ("mlp_block.down_proj.weight", "", "D F"),
+    "ffn.down_bias": ("mlp_block.down_proj.bias", "", "D"),
 }
+RECURRENT = {
+    **{f"recurrent.{part}": (f"temporal_block.linear_{part}.weight", "", "E D") for part in ("x", "y")},
+    **{f"recurrent.{part}_bias": (f"temporal_block.linear_{part}.bias", "", "E") for part in ("x", "y")},
+    "recurrent.out": ("temporal_block.linear_out.weight", "", "D E"),
+    "recurrent.out_bias": ("temporal_block.linear_out.bias", "", "D"),
+    "recurrent.conv": ("temporal_block.conv_1d.weight", "", "E 1 C"),
+    "recurrent.conv_bias": ("temporal_block.conv_1d.bias", "", "E"),
+    "recurrent.decay": ("temporal_block.rg_lru.recurrent_param", "", "E"),
+    "recurrent.recurrence_gate": ("temporal_block.rg_lru.recurrent_gate_weight", "", "M I I"),
+    "recurrent.recurrence_bias": ("temporal_block.rg_lru.recurrent_gate_bias", "", "M I"),
+    "recurrent.input_gate": ("temporal_block.rg_lru.input_gate_weight", "", "M I I"),
+    "recurrent.input_bias": ("temporal_block.rg_lru.input_gate_bias", "", "M I"),
+}
+LOCAL_ATTENTION = {
+    "attention.q": ("temporal_block.q_proj.weight", "", "NH D"),
+    "attention.k": ("temporal_block.k_proj.weight", "", "KH D"),
+    "attention.v": ("temporal_block.v_proj.weight", "", "KH D"),
+    "attention.o": ("temporal_block.o_proj.weight", "", "D NH"),
+    "attention.o_bias": ("temporal_block.o_proj.bias", "", "D"),
+}
+MODELS: dict[str, tuple[type[Decoder], Callable[..., Any]]] = {
+    "gemma": (Gemma, GemmaBlock),
+    "gemma2": (Gemma2, Gemma2Block),
+    "gemma3": (Gemma3, Gemma3Block),
+    "recurrentgemma": (RecurrentGemma, RecurrentGemmaBlock),
+}
+PARTS: dict[str, Callable[..., Any]] = {
+    "attention": AttentionWeights,
+    "ffn": FeedForwardWeights,
+    "recurrent": RecurrentWeights,
+}
+
+
+def model_tensors(config: TextConfig) -> dict[str, tuple[str, str, str]]:
+    """The rows of the table that belong to no layer."""
+    if config.family != "recurrentgemma":
+        return MODEL_TENSORS
+    return MODEL_TENSORS | {"final_norm": ("final_norm.weight", "", "D")}
+
+
+def layer_tensors(config: TextConfig, layer: int) -> dict[str, tuple[str, str, str]]:
+    """The rows of the table that one layer of a model has."""
+    if isinstance(config, RecurrentGemmaConfig):
+        return RECURRENTGEMMA | (LOCAL_ATTENTION if config.is_attention(layer) else RECURRENT)
+    if config.family == "gemma":  # in its files "post_attention_layernorm" is the norm before the feed-forward block
+        return LAYER_TENSORS | {"pre_ffn_norm": ("post_attention_layernorm.weight", "ffn_norm.weight", "D")}
+    return LAYER_TENSORS | POST_NORMS | (HEAD_NORMS if config.family == "gemma3" else {})
+
+
+def sizes(config: TextConfig) -> dict[str, int]:
+    """What the letters of the table stand for."""
+    found = {"V": config.vocab, "D": config.width, "F": config.ffn_width, "H": config.head_dim, "1": 1}
+    found |= {"NH": config.heads * config.head_dim, "KH": config.kv_heads * config.head_dim}
+    if isinstance(config, RecurrentGemmaConfig):
+        found |= {"E": config.lru_width, "C": config.conv_width, "M": config.gate_blocks}
+        found["I"] = config.lru_width // config.gate_blocks
+    return found
+
 
 # Text tensors have had three prefixes; the parts of a model with a vision tower that a text model leaves alone have
 # had two.
@@ -111,7 +170,7 @@ class Description:
     config: TextConfig
     files: tuple[Path, ...]
     tensors: dict[str, tuple[str, tuple[int, ...], int]]  # name → (type in the file, shape, bytes)
-    weight_bytes: int
+    weight_bytes: int  # of all of them as they are held in memory once loaded
     instruction_tuned: bool
 
 
@@ -141,7 +200,7 @@ def load(
     total, done = sum(t.array.nbytes for t in files.tensors.values()), 0
     weights: dict[str, Any] = {}
     for ours, tensor in files.tensors.items():
-        weights[ours] = _norm(tensor, files) if len(tensor.shape) == 1 else _matrix(tensor, dtype, ours)
+        weights[ours] = _weight(ours, tensor, dtype, files.norm_offset)
         done += tensor.array.nbytes
         if progress:
             progress(done, total)
@@ -153,7 +212,7 @@ def load(
             f"its tokenizer has {tokenizer.size} pieces, its embedding {files.config.vocab} rows",
             "take the tokenizer.model that was released with these weights",
         )
-    return FAMILIES[files.config.family][0](
+    return MODELS[files.config.family][0](
         files.config,
         _assembled(files.config, weights),
         tokenizer=tokenizer,
@@ -166,13 +225,22 @@ def load(
     )
 
 
-def describe(name: str | Path) -> Description:
-    """What a checkpoint is, read from its headers alone. Raises ModelFormatError as `load` does."""
+def describe(name: str | Path, dtype: str | None = None) -> Description:
+    """What a checkpoint is, read from its headers alone, and how much memory `load` with this dtype would hold."""
     files = open_files(locate(name))
     tensors = {ours: (t.kind, t.shape, t.array.nbytes) for ours, t in files.tensors.items()}
-    folder = files.path.parent if files.path.is_file() else files.path
-    parts = (files.path,) if files.path.is_file() else tuple(sorted(folder.glob("*.safetensors")))
-    return Description(files.config, parts, tensors, sum(t[2] for t in tensors.values()), files.instruction_tuned)
+    held = sum(_held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
+    parts = (files.path,) if files.path.is_file() else tuple(sorted(files.path.glob("*.safetensors")))
+    return Description(files.config, parts, tensors, held, files.instruction_tuned)
+
+
+def _held_bytes(ours: str, tensor: Stored, dtype: str | None) -> int:
+    weights = int(np.prod(tensor.shape))
+    if not _is_matrix(ours, tensor):
+        as_stored = ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32"
+        return (2 if as_stored else 4) * weights
+    form = _format(tensor, dtype, ours)
+    return weights // BLOCK * BLOCK_BYTES[form] if form in BLOCK_BYTES else weights * {"f32": 4, "bf16": 2}[form]
 
 
 def open_files(path: Path) -> Files:
@@ -182,16 +250,16 @@ def open_files(path: Path) -> Files:
         raise ModelFormatError(path, *FOREIGN[kind])
     folder = path.parent if kind == "safetensors" else path
     files = _open_folder(folder) if folder.is_dir() else _open_gguf(path)
-    c = files.config
-    sizes = {"V": c.vocab, "D": c.width, "F": c.ffn_width, "H": c.head_dim}
-    sizes |= {"NH": c.heads * c.head_dim, "KH": c.kv_heads * c.head_dim}
+    config, letters = files.config, sizes(files.config)
     for ours, tensor in files.tensors.items():
-        letters = (MODEL_TENSORS | FAMILIES[c.family][2]).get(re.sub(r"^blocks\.\d+\.", "", ours), ("", "", "V D"))[2]
-        expected = tuple(sizes[letter] for letter in letters.split())
+        _, layer, name = re.match(r"(blocks\.(\d+)\.)?(.*)", ours).groups()  # type: ignore[union-attr]
+        table = layer_tensors(config, int(layer)) if layer else model_tensors(config)
+        axes = table.get(name, ("", "", "V D"))[2]
+        expected = tuple(letters[axis] for axis in axes.split())
         if tensor.shape != expected:
             raise ModelFormatError(
                 path,
-                f"{tensor.name} is {list(tensor.shape)}, the config implies {list(expected)} ({letters})",
+                f"{tensor.name} is {list(tensor.shape)}, the config implies {list(expected)} ({axes})",
                 "weights and config are of different models: take both from one release",
             )
     return files
@@ -248,10 +316,10 @@ def _open_gguf(path: Path) -> Files:
 
 def _names(config: TextConfig, column: int, layer_prefix: str) -> Iterator[tuple[str, str]]:
     """(our name, the file's name) of every tensor that a model of this config has."""
-    for ours, theirs in MODEL_TENSORS.items():
+    for ours, theirs in model_tensors(config).items():
         yield ours, theirs[column]
     for i in range(config.layers):
-        for ours, theirs in FAMILIES[config.family][2].items():
+        for ours, theirs in layer_tensors(config, i).items():
             yield f"blocks.{i}.{ours}", f"{layer_prefix}{i}.{theirs[column]}"
 
 
@@ -272,18 +340,37 @@ def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
             )
 
 
-def _norm(tensor: Stored, files: Files) -> F32:
-    return read_only(dequantise(tensor.kind, tensor.array).astype(np.float32) - np.float32(files.norm_offset))
+def _weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float) -> Any:
+    """A tensor as the models want it: matrices in their format, all that is small in float32, gates as they are stored."""
+    if _is_matrix(ours, tensor):
+        return _matrix(tensor, dtype, ours)
+    if len(tensor.shape) == 3 and ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32":
+        return read_only(tensor.array)
+    wide = np.array(dequantise(tensor.kind, tensor.array), np.float32)
+    if ours.endswith("recurrent.conv"):
+        wide = np.ascontiguousarray(wide[:, 0].T)
+    if ours.endswith("recurrent.decay"):
+        return read_only(softplus(wide))
+    return read_only(wide - np.float32(norm_offset))
+
+
+def _is_matrix(ours: str, tensor: Stored) -> bool:
+    return len(tensor.shape) == 2 and not ours.endswith("_bias")
+
+
+def _format(tensor: Stored, dtype: str | None, ours: str) -> str:
+    """The format that a matrix runs in: what `dtype` asks for, or the nearest of ours to the stored one."""
+    wanted = dtype or {"F32": "f32", "BF16": "bf16", "F16": "bf16", "Q4_0": "int4"}.get(tensor.kind, "int8")
+    if wanted == "int4" and ours in ("embedding", "head") and tensor.kind != "Q4_0":
+        wanted = "int8"
+    if wanted in BLOCK_BYTES and tensor.shape[1] % BLOCK:
+        return "f32" if tensor.kind == "F32" else "bf16"  # rows that do not divide into blocks
+    return wanted
 
 
 def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
-    """The matrix in the format that `dtype` asks for, or the nearest of ours to the stored one."""
-    kind, array = tensor.kind, tensor.array
-    wanted = dtype or {"F32": "f32", "BF16": "bf16", "F16": "bf16", "Q4_0": "int4"}.get(kind, "int8")
-    if wanted == "int4" and ours in ("embedding", "head") and kind != "Q4_0":
-        wanted = "int8"
-    if wanted in ("int8", "int4") and tensor.shape[1] % BLOCK:
-        wanted = "f32" if kind == "F32" else "bf16"  # rows that do not divide into blocks
+    """The matrix in its format: where it lies if it is stored in that one, else converted."""
+    kind, array, wanted = tensor.kind, tensor.array, _format(tensor, dtype, ours)
     if {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}.get(kind) == wanted:
         return read_only(array)
     step = max(1, CONVERTED_TOGETHER // tensor.shape[1])
@@ -306,20 +393,14 @@ def _converted(kind: str, rows: NDArray, wanted: str) -> Weight:
 
 def _assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:
     """The flat names as the dataclasses that the models read."""
-    block_class = FAMILIES[config.family][1]
     blocks = []
     for i in range(config.layers):
-        prefix = f"blocks.{i}."
-        mine = {ours.removeprefix(prefix): w for ours, w in weights.items() if ours.startswith(prefix)}
-        parts = {"attention": {}, "ffn": {}, "": {}}  # type: dict[str, dict[str, Any]]
-        for ours, weight in mine.items():
-            part, _, field = ours.rpartition(".")
-            parts[part][field] = weight
-        blocks.append(
-            block_class(
-                attention=AttentionWeights(**parts["attention"]), ffn=FeedForwardWeights(**parts["ffn"]), **parts[""]
-            )
-        )
+        parts: dict[str, dict[str, Any]] = {"": {}}
+        for name in layer_tensors(config, i):
+            part, _, field = name.rpartition(".")
+            parts.setdefault(part, {})[field] = weights[f"blocks.{i}.{name}"]
+        own = parts.pop("")
+        blocks.append(MODELS[config.family][1](**own, **{part: PARTS[part](**w) for part, w in parts.items()}))
     return DecoderWeights(weights["embedding"], tuple(blocks), weights["final_norm"], weights.get("head"))
 
 

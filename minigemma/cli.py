@@ -125,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     generating = command(generate, add_text, add_model, add_machine, add_sampling, add_json)
     chatting = command(chat, add_model, add_machine, add_sampling)
     command(score, add_text, add_model, add_machine, add_json)
-    command(inspect, add_model, add_json)
+    command(inspect, add_model, add_dtype, add_json)
     generating.add_argument("--raw", action="store_true", help="continue the text as it is, without the turn format")
     generating.set_defaults(temperature=0.0)
     chatting.set_defaults(temperature=1.0, top_k=64, top_p=0.95)
@@ -167,6 +167,11 @@ def add_machine(to: argparse.ArgumentParser) -> None:
     """How the model is run."""
     to.add_argument("-v", "--verbose", action="store_true", help="show tokens")
     to.add_argument("-t", "--threads", type=number(int, 1), metavar="N", help="(default: all cores)")
+    add_dtype(to)
+
+
+def add_dtype(to: argparse.ArgumentParser) -> None:
+    """In which format the weights are held."""
     to.add_argument("--dtype", choices=["f32", "bf16", "int8", "int4"], help="hold the weights so (default: as stored)")
 
 
@@ -407,7 +412,7 @@ def inspect(args: argparse.Namespace) -> None:
     from .checkpoint import describe
     from .locate import locate
 
-    about = describe(locate(args.model))
+    about = describe(locate(args.model), args.dtype)
     report = summary(about, with_context(about.config, args.ctx_size))
     if args.json:
         print_json(report)

@@ -1,6 +1,6 @@
 """The sizes of every released Gemma as frozen dataclasses, in the order of the reports' tables.
 
-Gemma 1: Gemma Team 2024a, Tables 1-2. Gemma 2: Gemma Team 2024b, Tables 1-3. Gemma 3: Gemma Team 2025, Tables 1-2.
+Gemma 1: Gemma Team 2024a, Tables 1-2. Gemma 2: Gemma Team 2024b, Tables 1-3. Gemma 3: Gemma Team 2025, Tables 1-2. RecurrentGemma: Botev et al. 2024, Table 1.
 The reports print the feed-forward width of both GeGLU branches together; `ffn_width` is that of one.
 """
 
@@ -18,6 +18,7 @@ class AttentionConfig:
     window: int | None  # W: keys a query sees, itself included; None: all earlier ones
     rope_base: float  # θ
     rope_scale: float = 1.0  # positions are divided by it
+    rope_fraction: float = 1.0  # of each head, from its beginning, is turned
     query_scale: float  # scores are multiplied by it
     soft_cap: float | None = None
 
@@ -141,6 +142,61 @@ class Gemma3Config(TextConfig):
         return AttentionConfig(window=self.window, rope_base=self.rope_base_local, query_scale=self.query_scale)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecurrentGemmaConfig(TextConfig):
+    """RecurrentGemma: two recurrent blocks to one of local attention (Botev et al. 2024, Table 1)."""
+
+    context: int = 1 << 20  # nothing grows with it; it was trained on sequences of 8,192
+    window: int = 2048  # W: earlier tokens that one sees beside itself
+    lru_width: int  # E
+    gate_blocks: int  # M: blocks of the RG-LRU's gates
+    conv_width: int = 4
+    rope_fraction: float = 0.5
+    pattern: tuple[str, ...] = ("recurrent", "recurrent", "attention")
+    logit_cap: float | None = 30.0
+
+    family = "recurrentgemma"
+    norms_per_block = 2
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be."""
+        super().__post_init__()
+        if self.lru_width % self.gate_blocks:
+            raise ValueError(f"lru_width {self.lru_width} does not divide into {self.gate_blocks} blocks of gates")
+        if not self.pattern or set(self.pattern) - {"recurrent", "attention"}:
+            raise ValueError(f"block types are {list(self.pattern)}; each must be 'recurrent' or 'attention'")
+
+    def is_attention(self, layer: int) -> bool:
+        """Every third layer; the others are recurrent, and the pattern may end anywhere (De et al. 2024 §3)."""
+        return self.pattern[layer % len(self.pattern)] == "attention"
+
+    def attention(self, layer: int) -> AttentionConfig:
+        """Local: the window's W earlier tokens and itself, as DeepMind's code has it."""
+        return AttentionConfig(
+            window=self.window + 1,
+            rope_base=self.rope_base,
+            rope_fraction=self.rope_fraction,
+            query_scale=self.query_scale,
+        )
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """With the biases of every linear map but q, k and v."""
+        D, E, F, size = self.width, self.lru_width, self.ffn_width, self.lru_width // self.gate_blocks
+        attention = 2 * self.heads * self.head_dim * D + D + 2 * self.kv_heads * self.head_dim * D
+        gates = 2 * (self.gate_blocks * size * size + E) + E
+        recurrent = 2 * (D * E + E) + E * D + D + self.conv_width * E + E + gates
+        shared = 3 * D * F + 2 * F + D + self.norms_per_block * D
+        kinds = [attention if self.is_attention(i) else recurrent for i in range(self.layers)]
+        return sum(kinds) + self.layers * shared + D
+
+    def cache_bytes(self, tokens: int, bytes_per_value: int = 2) -> int:
+        """Keys and values of at most W + 1 tokens; h and the convolution's tail, float32, of each recurrent layer."""
+        attention = sum(self.is_attention(i) for i in range(self.layers))
+        keys = attention * min(tokens, self.window + 1) * 2 * self.kv_heads * self.head_dim * bytes_per_value
+        return keys + (self.layers - attention) * self.conv_width * self.lru_width * 4
+
+
 def _gemma(name: str, D: int, layers: int, N: int, K: int, F: int) -> GemmaConfig:
     return GemmaConfig(name=name, width=D, layers=layers, heads=N, kv_heads=K, head_dim=256, ffn_width=F, vocab=256_000)
 
@@ -175,6 +231,21 @@ def _gemma3(name: str, D: int, layers: int, N: int, K: int, H: int, F: int, scal
     )
 
 
+def _recurrentgemma(name: str, D: int, layers: int, N: int, F: int) -> RecurrentGemmaConfig:
+    return RecurrentGemmaConfig(
+        name=name,
+        width=D,
+        layers=layers,
+        heads=N,
+        kv_heads=1,
+        head_dim=256,
+        ffn_width=F,
+        vocab=256_000,
+        lru_width=D,
+        gate_blocks=N,
+    )
+
+
 RELEASED: dict[str, TextConfig] = {
     config.name: config
     for config in (
@@ -188,5 +259,7 @@ RELEASED: dict[str, TextConfig] = {
         _gemma3("gemma-3-4b", 2560, 34, 8, 4, 256, 10240),
         _gemma3("gemma-3-12b", 3840, 48, 16, 8, 256, 15360),
         _gemma3("gemma-3-27b", 5376, 62, 32, 16, 128, 21504, 168),  # 168 = D / N, not H
+        _recurrentgemma("recurrentgemma-2b", 2560, 26, 10, 7680),
+        _recurrentgemma("recurrentgemma-9b", 4096, 38, 16, 12288),
     )
 }

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .config import RELEASED, Gemma2Config, Gemma3Config, GemmaConfig, TextConfig
+from .config import RELEASED, Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig, TextConfig
 from .errors import ModelFormatError
 
 Json = dict[str, Any]
@@ -50,9 +50,25 @@ GEMMA3 = GEMMA | {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
 }
-DEFAULTS: dict[str, Json] = {"gemma": GEMMA, "gemma2": GEMMA2, "gemma3_text": GEMMA3}
+RECURRENT_GEMMA = GEMMA | {
+    "num_attention_heads": 10,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": RecurrentGemmaConfig.context,
+    "attention_window_size": 2048,
+    "conv1d_width": 4,
+    "logits_soft_cap": 30.0,
+    "partial_rotary_factor": 0.5,
+    "embeddings_scale_by_sqrt_dim": True,
+    "lru_width": None,
+}
+DEFAULTS: dict[str, Json] = {
+    "gemma": GEMMA,
+    "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3,
+    "recurrent_gemma": RECURRENT_GEMMA,
+}
 ACTIVATIONS = {"gelu_pytorch_tanh", "gelu", "gelu_new", None}  # each means the tanh form here
-RUNS = "minigemma runs gemma, gemma2 and gemma3"
+RUNS = "minigemma runs gemma, gemma2, gemma3 and recurrent_gemma"
 
 
 def read_json(path: Path) -> Json:
@@ -115,6 +131,8 @@ def _from_fields(kind: str, f: Json) -> TextConfig:
         "context": _whole(f, "max_position_embeddings"),
         "eps": float(f["rms_norm_eps"]),
     }
+    if kind == "recurrent_gemma":
+        return _recurrent_gemma(f, common)
     if kind == "gemma":
         return GemmaConfig(**common, rope_base=_rope(f, "full_attention")[0])
     common["query_pre_attn_scalar"] = float(f["query_pre_attn_scalar"])
@@ -138,6 +156,29 @@ def _from_fields(kind: str, f: Json) -> TextConfig:
         rope_scale=scale,
         pattern=_pattern(f, common["layers"], 6),
         logit_cap=f["final_logit_softcapping"],
+    )
+
+
+def _recurrent_gemma(f: Json, common: Json) -> RecurrentGemmaConfig:
+    """Its own fields; `intermediate_size` is of both branches together, and 2B and 9B name the block types differently."""
+    kinds = f.get("block_types", f.get("_block_types")) or ["recurrent", "recurrent", "attention"]
+    names = {"linear_attention": "recurrent", "sliding_attention": "attention"}  # as transformers 5 writes them
+    if common["ffn_width"] % 2:
+        raise ValueError(f"intermediate_size is {common['ffn_width']}; it counts two branches of one width")
+    if not f["embeddings_scale_by_sqrt_dim"]:
+        raise ValueError("embeddings_scale_by_sqrt_dim is false; RecurrentGemma scales its embeddings")
+    rope = f.get("rope_parameters") or {}
+    fraction = rope.get("partial_rotary_factor", f["partial_rotary_factor"])
+    return RecurrentGemmaConfig(
+        **common | {"ffn_width": common["ffn_width"] // 2},
+        window=_whole(f, "attention_window_size"),
+        lru_width=f["lru_width"] or common["width"],
+        gate_blocks=common["heads"],
+        conv_width=_whole(f, "conv1d_width"),
+        pattern=tuple(names.get(kind, kind) for kind in kinds),
+        logit_cap=f["logits_soft_cap"],
+        rope_base=_rope(f, "full_attention")[0],
+        rope_fraction=float(fraction),
     )
 
 

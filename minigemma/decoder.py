@@ -19,7 +19,7 @@ import numpy as np
 
 from .arrays import F32, round_bf16, widen_bf16
 from .backend import default_threads, formulas_only, threads
-from .cache import Cache, KeyValueRing
+from .cache import Cache, KeyValueRing, LayerState
 from .config import TextConfig
 from .linear import Weight, embed, linear
 from .rmsnorm import rms_norm
@@ -79,11 +79,13 @@ class Decoder(ABC):
         """An empty cache for a sequence of at most `max_tokens`."""
         if max_tokens < 1:
             raise ValueError(f"a cache for {max_tokens} tokens; it needs room for 1 at least")
+        return Cache(tuple(self.layer_state(i, max_tokens) for i in range(self.config.layers)), max_tokens)
+
+    def layer_state(self, layer: int, max_tokens: int) -> LayerState:
+        """What one layer begins with: an empty ring, as long as its window or the whole sequence."""
         c = self.config
-        windows = [c.attention(i).window or max_tokens for i in range(c.layers)]
-        dtype = np.float32 if self.exact else np.uint16
-        rings = (KeyValueRing(min(w, max_tokens), c.kv_heads, c.head_dim, dtype) for w in windows)
-        return Cache(tuple(rings), max_tokens)
+        limit = min(c.attention(layer).window or max_tokens, max_tokens)
+        return KeyValueRing(limit, c.kv_heads, c.head_dim, np.float32 if self.exact else np.uint16)
 
     def forward(
         self,
@@ -119,13 +121,13 @@ class Decoder(ABC):
             return self._head(x[-1:], taps) if last_only else np.concatenate(outputs) if outputs[1:] else outputs[0]
 
     @abstractmethod
-    def block(self, x: F32, layer: int, ring: KeyValueRing, position: int, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: Any, position: int, taps: Scope) -> F32:
         """One layer: x [T, D], the tokens from `position` on, → [T, D] float32."""
 
     def _layers(self, ids: np.ndarray, cache: Cache, taps: Taps) -> F32:
         x = taps("embedding", embed(ids, self.weights.embedding, self.embedding_scale))
-        for layer, ring in enumerate(cache.layers):
-            x = self.block(x, layer, ring, cache.position, taps.within(f"blocks.{layer}"))
+        for layer, state in enumerate(cache.layers):
+            x = self.block(x, layer, state, cache.position, taps.within(f"blocks.{layer}"))
         cache.advance(len(ids))
         return x
 

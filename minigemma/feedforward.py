@@ -1,6 +1,8 @@
 """The feed-forward block of every Gemma: GeGLU between three matrices (Shazeer 2020, eq. 6; Gemma 1 §2).
 
-y = W_down ( gelu(W_gate x) · W_up x )
+    y = W_down ( gelu(W_gate x) · W_up x )
+
+RecurrentGemma adds a bias to each of the three.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 
 from .arrays import F32
 from .geglu import gated_gelu
-from .linear import Weight, linear
+from .linear import Weight, affine
 from .taps import Scope
 
 
@@ -20,9 +22,12 @@ class FeedForwardWeights:
     gate: Weight  # [F, D]
     up: Weight  # [F, D]
     down: Weight  # [D, F]
+    gate_bias: F32 | None = None  # [F]
+    up_bias: F32 | None = None  # [F]
+    down_bias: F32 | None = None  # [D]
 
 
 def feed_forward(x: F32, w: FeedForwardWeights, taps: Scope) -> F32:
     """x [T, D] → [T, D] float32."""
-    hidden = taps("ffn.hidden", gated_gelu(linear(x, w.gate), linear(x, w.up)))
-    return taps("ffn.out", linear(hidden, w.down))
+    hidden = taps("ffn.hidden", gated_gelu(affine(x, w.gate, w.gate_bias), affine(x, w.up, w.up_bias)))
+    return taps("ffn.out", affine(hidden, w.down, w.down_bias))

@@ -32,12 +32,12 @@ class GemmaBlock:
 class Gemma(Decoder):
     """Gemma 1."""
 
-    def block(self, x: F32, layer: int, ring: KeyValueRing, position: int, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: KeyValueRing, position: int, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in (Gemma 1 §2)."""
         w: GemmaBlock = self.weights.blocks[layer]
         c = self.config
         h = rms_norm(x, w.pre_attention_norm, c.eps)
-        h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, ring, position, taps)
+        h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, position, taps)
         x = taps("residual.middle", x + h)
         h = feed_forward(rms_norm(x, w.pre_ffn_norm, c.eps), w.ffn, taps)
         return taps("residual.out", x + h)

@@ -13,7 +13,7 @@ from .arrays import F32
 from .cache import Cache
 from .decoder import PIECE, Decoder
 from .prompt import text_ids
-from .sampling import Sampler, log_sum_exp
+from .sampling import Sampler, logprob_of
 
 Prompt = str | Sequence[int]
 Progress = Callable[[int, int], None]  # called with tokens done, tokens in all
@@ -149,7 +149,7 @@ def _pieces(
         allowed = logits.copy()
         allowed[model.vocab_limit :] = allowed[banned] = -np.inf
         token = sampler.choose(allowed, random)
-        logprob = float(logprob_of(logits, token))
+        logprob = float(logprob_of(logits[None], [token])[0])
         reason = "stop" if token in model.eos else "length" if count == max_new_tokens else None
         if decoder:
             pending += ("" if token in model.eos else decoder.push(token)) + (decoder.flush() if reason else "")

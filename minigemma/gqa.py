@@ -16,7 +16,7 @@ from .arrays import F32
 from .attention import attention, attention_probs, attention_scores
 from .cache import KeyValueRing
 from .config import AttentionConfig
-from .linear import Weight, linear
+from .linear import Weight, affine, linear
 from .rmsnorm import rms_norm
 from .rope import rope
 from .taps import Scope
@@ -32,6 +32,7 @@ class AttentionWeights:
     o: Weight  # [D, N · H]
     q_norm: F32 | None = None  # [H]
     k_norm: F32 | None = None  # [H]
+    o_bias: F32 | None = None  # [D], RecurrentGemma's
 
 
 def grouped_query_attention(
@@ -52,13 +53,14 @@ def grouped_query_attention(
     q, k, v = (linear(x, matrix).reshape(T, -1, head_dim) for matrix in (w.q, w.k, w.v))
     if w.q_norm is not None and w.k_norm is not None:
         q, k = rms_norm(q, w.q_norm, eps), rms_norm(k, w.k_norm, eps)
+    rotated = int(head_dim * config.rope_fraction)
     positions = np.arange(position, position + T, dtype=np.int32)
-    q = taps("attention.q", rope(q, positions, config.rope_base, config.rope_scale, head_dim))
-    k = taps("attention.k", rope(k, positions, config.rope_base, config.rope_scale, head_dim))
+    q = taps("attention.q", rope(q, positions, config.rope_base, config.rope_scale, rotated))
+    k = taps("attention.k", rope(k, positions, config.rope_base, config.rope_scale, rotated))
     v = taps("attention.v", v)
     keys, values, key_positions = ring.extend(k, v, position)
     if taps.wants("attention.scores") or taps.wants("attention.probs"):
         scores = taps("attention.scores", attention_scores(q, keys, config.query_scale, config.soft_cap))
         taps("attention.probs", attention_probs(scores, positions, key_positions, config.window))
     mixed = attention(q, keys, values, positions, key_positions, config.window, config.query_scale, config.soft_cap)
-    return taps("attention.out", linear(mixed.reshape(T, -1), w.o))
+    return taps("attention.out", affine(mixed.reshape(T, -1), w.o, w.o_bias))

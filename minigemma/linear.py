@@ -104,6 +104,12 @@ def linear(x: F32, weight: Weight) -> F32:
     return np.concatenate([x @ widen(weight[r : r + 16384]).T for r in range(0, len(weight), 16384)], axis=-1)
 
 
+def affine(x: F32, weight: Weight, bias: F32 | None) -> F32:
+    """y = x Wᵀ + b, or without b where there is none: x [T, D], weight [R, D], bias [R] → [T, R] float32."""
+    y = linear(x, weight)
+    return y if bias is None else y + bias
+
+
 # ---- kernels: a row of weights is [D] float32 or uint16, or its blocks as uint8 [D/32 · size], size 34 or 18
 
 

@@ -10,40 +10,84 @@ Each works on what the one before it left, renormalised.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numba import prange
 from numpy.typing import NDArray
 
 from .arrays import F32
+from .backend import definition, jit_inner, jit_parallel
+from .simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
 
-F64 = NDArray[np.float64]
 Ids = NDArray[np.intp]
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+STRETCH = 256 * LANES  # exponentials that are added in float32; these sums are added in float64
 
-def log_sum_exp(logits: F32) -> F64:
-    """ln Σ exp(z) over the last axis, the maximum taken off first: logits [..., V] float32 → [...] float64."""
+
+@definition
+def log_sum_exp(logits: F32) -> F32:
+    """ln Σ exp(z) of each row, the maximum taken off first so that nothing overflows
+
+    logits [T, V] float32 → [T] float32
+    """
     top = logits.max(axis=-1, keepdims=True)
-    shifted = logits - top
-    return top[..., 0] + np.log(np.exp(shifted, out=shifted).sum(axis=-1, dtype=np.float64))
+    total = np.exp(logits - top).sum(axis=-1, dtype=np.float64)
+    return (top[:, 0] + np.log(total)).astype(np.float32)
+
+
+@jit_inner
+def _row(z):
+    whole = z.size // LANES * LANES
+    top = z[0]
+    if whole:
+        highest = load(z, 0)
+        for v in range(LANES, whole, LANES):
+            highest = maximum(highest, load(z, v))
+        top = max_lanes(highest)
+    for v in range(whole, z.size):
+        top = max(top, z[v])
+    total = 0.0
+    for first in range(0, whole, STRETCH):
+        part = zeros()
+        for v in range(first, min(first + STRETCH, whole), LANES):
+            part = part + exp(load(z, v) - splat(top))
+        total += sum_lanes(part)
+    for v in range(whole, z.size):
+        total += np.exp(z[v] - top)
+    return top + np.log(total)
+
+
+@jit_parallel
+def _rows(logits):
+    sums = np.empty(len(logits), np.float32)
+    for t in prange(len(logits)):
+        sums[t] = _row(logits[t])
+    return sums
+
+
+@log_sum_exp.kernel
+def _log_sum_exp(logits):
+    return _rows(np.ascontiguousarray(logits))
 
 
 def log_softmax(logits: F32) -> F32:
-    """z - ln Σ exp(z) over the last axis: logits [..., V] → [..., V] float32."""
-    return logits - log_sum_exp(logits).astype(np.float32)[..., None]
+    """z - ln Σ exp(z) of each row: logits [T, V] float32 → [T, V] float32."""
+    return logits - log_sum_exp(logits)[:, None]
 
 
-def logprob_of(logits: F32, tokens: int | NDArray[np.integer]) -> F64:
-    """log_softmax at one token of each distribution, no more: logits [..., V], tokens [...] → [...] float64."""
-    at = np.asarray(tokens)[..., None]
-    return np.take_along_axis(logits, at, axis=-1)[..., 0] - log_sum_exp(logits)
+def logprob_of(logits: F32, tokens: Sequence[int]) -> F32:
+    """log_softmax at one token of each row, and nowhere else: logits [T, V] float32, tokens [T] → [T] float32."""
+    return logits[np.arange(len(logits)), tokens] - log_sum_exp(logits)
 
 
-def softmax(logits: F32, temperature: float = 1.0) -> F64:
-    """p_i = exp(z_i / t) / Σ exp(z_j / t): logits [V], at least one of them finite → [V] float64."""
+def softmax(logits: F32, temperature: float = 1.0) -> F32:
+    """p_i = exp(z_i / t) / Σ exp(z_j / t): logits [V], at least one of them finite → [V] float32."""
     with np.errstate(over="ignore"):  # by a temperature near 0 all but the likeliest go to exp(-inf) = 0
-        p = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
-    return p / p.sum()
+        p = np.exp((logits - logits.max()) / max(temperature, SMALLEST))
+    return p / p.sum(dtype=np.float64).astype(np.float32)
 
 
 def greedy(logits: F32) -> int:
@@ -54,7 +98,7 @@ def greedy(logits: F32) -> int:
     return best
 
 
-def keep_top_k(z: NDArray[np.floating], k: int) -> Ids:
+def keep_top_k(z: F32, k: int) -> Ids:
     """{i : z_i ≥ the k-th largest z}, ascending; equals of the k-th stay, so there may be more: z [V] → [at least k].
 
     0.4 ms for 262,144; sorting those takes 44.
@@ -64,7 +108,7 @@ def keep_top_k(z: NDArray[np.floating], k: int) -> Ids:
     return np.flatnonzero(z >= np.partition(z, -k)[-k])
 
 
-def keep_top_p(probs: F64, p: float) -> Ids:
+def keep_top_p(probs: F32, p: float) -> Ids:
     """The fewest likeliest that together have probability p or more, the likeliest first: probs [V] → [at least 1].
 
     Of equals the first come first. As the likeliest are few, 64 are sorted, 16 times as many if that does not do, …
@@ -73,13 +117,13 @@ def keep_top_p(probs: F64, p: float) -> Ids:
     while True:
         kept = keep_top_k(probs, count)
         kept = kept[np.argsort(-probs[kept], kind="stable")]
-        reached = np.cumsum(probs[kept])
+        reached = np.cumsum(probs[kept], dtype=np.float64)
         if reached[-1] >= p or len(kept) == len(probs):
             return kept[: np.searchsorted(reached, p) + 1]
         count *= 16
 
 
-def keep_min_p(probs: F64, min_p: float) -> Ids:
+def keep_min_p(probs: F32, min_p: float) -> Ids:
     """{i : p_i ≥ min_p · max p, p_i > 0}: probs [V] → [at least 1]."""
     return np.flatnonzero((probs >= min_p * probs.max()) & (probs > 0))
 
@@ -110,11 +154,11 @@ class Sampler:
         if self.temperature == 0:
             return best
         tokens, probs = self.candidates(logits)
-        reached = np.cumsum(probs)
+        reached = np.cumsum(probs, dtype=np.float64)
         drawn = np.searchsorted(reached, random.random() * reached[-1], side="right")
         return int(tokens[min(int(drawn), len(tokens) - 1)])
 
-    def candidates(self, logits: F32) -> tuple[Ids, F64]:
+    def candidates(self, logits: F32) -> tuple[Ids, F32]:
         """The tokens that may be chosen, and their probabilities, none of them 0: logits [V] → ([n], [n])."""
         tokens = keep_top_k(logits, self.top_k or len(logits))
         probs = softmax(logits[tokens], self.temperature)

@@ -10,12 +10,12 @@ import numpy as np
 from .arrays import F32
 from .decoder import Decoder
 from .prompt import text_ids
-from .sampling import log_sum_exp
+from .sampling import logprob_of
 
 TOGETHER = 64  # tokens whose logits exist at once: with 262,144 of them each, 67 MB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
     """Of T tokens, the T - 1 that something comes before."""
 
@@ -25,7 +25,8 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-probability: how many tokens the model was torn between, on average."""
-        return float(np.exp(-self.logprobs.mean(dtype=np.float64)))
+        with np.errstate(over="ignore"):  # beyond 709 nats a token it is infinite
+            return float(np.exp(-self.logprobs.mean(dtype=np.float64)))
 
 
 def score(model: Decoder, text_or_ids: str | Sequence[int]) -> Score:
@@ -39,13 +40,13 @@ def score(model: Decoder, text_or_ids: str | Sequence[int]) -> Score:
         text_or_ids = text_ids(model.tokenizer, text_or_ids)
     ids = [int(i) for i in text_or_ids]
     if len(ids) < 2:
-        raise ValueError(f"{len(ids)} token to score; it takes two, since the first has nothing before it")
+        raise ValueError(
+            f"{len(ids)} token{'s'[: len(ids) != 1]} to score; it takes two, since the first has nothing before it"
+        )
     if len(ids) > model.config.context:
         raise ValueError(f"the text has {len(ids):,} tokens and the context holds {model.config.context:,}; shorten it")
     cache, found = model.new_cache(len(ids)), []
     for first in range(0, len(ids) - 1, TOGETHER):
         piece = ids[first : min(first + TOGETHER, len(ids) - 1)]
-        logits = model.forward(piece, cache)
-        chosen = logits[np.arange(len(piece)), ids[first + 1 : first + 1 + len(piece)]]
-        found.append(chosen - log_sum_exp(logits))
+        found.append(logprob_of(model.forward(piece, cache), ids[first + 1 : first + 1 + len(piece)]))
     return Score(tuple(ids), np.concatenate(found))

@@ -1,9 +1,8 @@
 """Text to token ids and back, by the sentencepiece library, from a tokenizer.model or from a GGUF's vocabulary.
 
 Two rules of our own. Text is text: a `<start_of_turn>` that somebody types is encoded as its letters, never as the
-token that
-begins a turn, unless `control=True` asks for it. And bytes are bytes: pieces are turned back into bytes first and into
-characters last, so that a character which several tokens share comes out whole, streamed or not.
+token that begins a turn, unless `control=True` asks for it. And bytes are bytes: pieces are turned back into bytes
+first and into characters last, so that a character which several tokens share comes out whole, streamed or not.
 """
 
 from __future__ import annotations
@@ -23,14 +22,17 @@ from .errors import ModelFormatError
 SPACE = "\u2581"  # what a piece has for a blank
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-# Tokens that stand for something other than their letters, in any Gemma's vocabulary. Some files mark them as ordinary
-# pieces to be found in text, which is how a typed one would become the token: here they are control tokens whatever the file
-# says.
-CONTROLS = (
-    *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<2mass>", "[@BOS@]", "[multimodal]"),
-    *("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+# Tokens that stand for something other than their letters, in any Gemma's vocabulary. Some files mark them as pieces
+# to be found in text, which is how a typed one would become the token: here they are control tokens whatever the file
+# says. (Tags such as <table>, runs of newlines and runs of blanks are meant to be found, and stay.)
+CONTROL_NAME = (
+    r"<(?:pad|eos|bos|unk|mask|2mass|unused[0-9]+|start_of_turn|end_of_turn|start_of_image|end_of_image"
+    r"|image_soft_token)>|\[(?:@BOS@|multimodal|toxicity=0)\]"
 )
+LARGEST = 100_000_000  # bytes; a Gemma's tokenizer.model has 4 to 5 million
+LONGEST = 2**14 - 11  # bytes of a piece: the length of its entry is written in 14 bits; a Gemma's have 93 or fewer
 REMEDY = "take the tokenizer.model that was released with these weights"
+DAMAGED = "the file is damaged: fetch it again"
 
 
 class Tokenizer:
@@ -38,48 +40,56 @@ class Tokenizer:
 
     pad, eos, bos, unknown = 0, 1, 2, 3
 
-    def __init__(self, model: bytes, path: str | Path) -> None:
+    def __init__(self, model: bytes, path: str | Path, remedy: str = REMEDY) -> None:
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=_controls_marked(model))
-        except RuntimeError:
-            raise ModelFormatError(path, "is not a SentencePiece model", REMEDY) from None
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            reason = str(error).removeprefix("INTERNAL: ").rstrip(".")
+            problem = _what_it_is(model) if "ParseFromArray" in reason else f"has a vocabulary that is broken: {reason}"
+            raise ModelFormatError(path, problem, remedy) from None
         self.size: int = self._model.get_piece_size()
-        if self.size < 5 or [self.piece(i) for i in range(3)] != ["<pad>", "<eos>", "<bos>"]:
-            raise ModelFormatError(path, "is a SentencePiece model, but not a Gemma's", REMEDY)
+        if [self.piece(i) for i in range(4)] != ["<pad>", "<eos>", "<bos>", "<unk>"]:
+            raise ModelFormatError(path, "has the vocabulary of another model, not a Gemma's", remedy)
 
     @classmethod
     def from_model_file(cls, path: str | Path) -> Tokenizer:
         """From a tokenizer.model; raises ModelFormatError for anything else."""
+        path = Path(path)
         try:
-            content = Path(path).read_bytes()
+            if (size := path.stat().st_size) > LARGEST:
+                raise ModelFormatError(path, f"has {size / 1e6:.0f} MB, far more than a tokenizer.model", REMEDY)
+            model = path.read_bytes()
         except OSError as error:
             raise ModelFormatError(path, f"cannot be read ({error.strerror})", REMEDY) from None
-        if not content:
+        if not model:
             raise ModelFormatError(path, "is empty", REMEDY)
-        return cls(content, path)
+        return cls(_with_controls_marked(model), path)
 
     @classmethod
     def from_vocabulary(
-        cls, pieces: list[bytes], scores: F32, types: I32, path: str | Path = "vocabulary"
+        cls, pieces: Sequence[bytes], scores: F32, types: I32, path: str | Path = "vocabulary"
     ) -> Tokenizer:
         """From the pieces, scores and types of a GGUF file, which has the SentencePiece model taken apart."""
-        if len(pieces) < 5:
-            raise ModelFormatError(path, f"has a vocabulary of {len(pieces)} pieces", "take a file that was released")
-        return cls(_model_of(pieces, scores, types), path)
+        if not len(pieces) == len(scores) == len(types):
+            raise ValueError(f"{len(pieces)} pieces, but {len(scores)} scores and {len(types)} types")
+        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        for i in np.flatnonzero((lengths < 1) | (lengths > LONGEST)):
+            raise ModelFormatError(path, f"has a piece of {lengths[i]} bytes in its vocabulary (id {i})", DAMAGED)
+        return cls(_model_of(list(pieces), scores, types), path, DAMAGED)
 
     def encode(self, text: str, control: bool = False) -> list[int]:
         """Ids of a text, without BOS. With `control`, the names of control tokens in it become these tokens.
 
-        Halves of surrogate pairs, which are no characters, become U+FFFD.
+        Halves of surrogate pairs, which are no characters, become U+FFFD; a typed U+2581 cannot be told from a blank.
         """
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if not control:
-            return self._model.encode(text)
-        ids: list[int] = []
-        for part in re.split(f"({'|'.join(map(re.escape, CONTROLS))})", text):
-            token = self.id_of(part) if part in CONTROLS else None
-            ids += self._model.encode(part) if token is None else [token]
-        return ids
+        ids, done = [], 0
+        for name in re.finditer(CONTROL_NAME, text) if control else ():
+            token = self.id_of(name[0])
+            if token is not None:  # else the name is of another Gemma's vocabulary, and text in this one
+                ids += [*self._model.encode(text[done : name.start()]), token]
+                done = name.end()
+        return ids + self._model.encode(text[done:])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control tokens have none, and bytes that are no UTF-8 become U+FFFD."""
@@ -90,18 +100,20 @@ class Tokenizer:
         return StreamDecoder(self)
 
     def piece(self, token: int) -> str:
-        """The vocabulary's entry for an id, as it stands there."""
-        return self._model.id_to_piece(int(token)) if 0 <= token < self.size else ""
+        """The vocabulary's entry for an id, as it stands there; empty for an id outside it."""
+        try:
+            return self._model.id_to_piece(int(token)) if 0 <= token < self.size else ""
+        except UnicodeDecodeError:  # in a file made to do harm
+            return "\ufffd"
 
     def bytes_of(self, token: int) -> bytes:
         """What an id adds to a text, in UTF-8: nothing for control tokens and ids outside the vocabulary."""
         token = int(token)
         if not 0 <= token < self.size or self._model.is_control(token) or self._model.is_unknown(token):
             return b""
-        piece = self._model.id_to_piece(token)
         if self._model.is_byte(token):
-            return bytes([int(piece[1:-1], 16)])
-        return piece.replace(SPACE, " ").encode()
+            return bytes([int(self.piece(token)[1:-1], 16)])
+        return self.piece(token).replace(SPACE, " ").encode()
 
     def id_of(self, piece: str) -> int | None:
         """The id of a piece, or None if the vocabulary has no such."""
@@ -130,7 +142,65 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
+def _what_it_is(content: bytes) -> str:
+    """What people take for a tokenizer.model, by its beginning."""
+    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "is a web page, not a tokenizer.model (often the page that asks to accept the terms)"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git-LFS pointer, the short text that stands for a large file"
+    if start.startswith(b"{"):
+        return "is JSON (a tokenizer.json?), not a SentencePiece model"
+    return "is not a SentencePiece model"
+
+
 # ---- the file format: protocol buffers, of which three messages are needed (sentencepiece_model.proto)
+
+# An entry of the vocabulary: field 1 of the model; in it 2, the score, 3, the type, and 1, the text, which follows.
+# Lengths are written as two bytes of 7 bits each, also where one would do, so that this part is as long in all entries.
+ENTRY = np.dtype(
+    [
+        *(("piece", "u1"), ("size", "<u2"), ("score", "u1"), ("value", "<f4")),
+        *(("type", "u1"), ("kind", "u1"), ("text", "u1"), ("length", "<u2")),
+    ]
+)
+
+
+def _model_of(pieces: list[bytes], scores: F32, types: I32) -> bytes:
+    """A ModelProto: entries (1), trainer settings (2), normaliser settings (3)."""
+    kinds = np.clip(types, NORMAL, BYTE)
+    for i in np.flatnonzero(kinds == USER_DEFINED):  # runs of blanks, which GGUF files store as such
+        pieces[i] = pieces[i].replace(b" ", SPACE.encode())
+    kinds[_control_ids(pieces)] = CONTROL
+    kinds[Tokenizer.unknown : Tokenizer.unknown + 1] = UNKNOWN
+    bpe, names = 2, {45: b"<unk>", 46: b"<bos>", 47: b"<eos>", 48: b"<pad>"}
+    ids = {40: Tokenizer.unknown, 41: Tokenizer.bos, 42: Tokenizer.eos, 43: Tokenizer.pad}
+    # 25: digits are split; 26: pieces of blanks alone are allowed; 35: what no piece covers falls back to bytes
+    trainer: dict[int, int | bytes] = {3: bpe, 4: len(pieces), 24: 0, 25: 1, 26: 1, 35: 1, **ids, **names}
+    normaliser: dict[int, int | bytes] = {1: b"identity", 3: 0, 4: 0, 5: 1}  # no blank put in front, none taken away
+    return _entries(pieces, scores, kinds) + _message(2, trainer) + _message(3, normaliser)
+
+
+def _control_ids(pieces: list[bytes]) -> list[int]:
+    """Of a quarter of a million pieces, those with a control token's name; few begin as these names do."""
+    is_name = re.compile(CONTROL_NAME.encode()).fullmatch
+    return [i for i, piece in enumerate(pieces) if piece[0] in b"<[" and is_name(piece)]
+
+
+def _entries(pieces: list[bytes], scores: F32, kinds: I32) -> bytes:
+    """The vocabulary's entries one after the other, all heads and all texts put into their places at once."""
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    heads = np.zeros(len(pieces), ENTRY)
+    for name, tag in (("piece", 0x0A), ("score", 0x15), ("type", 0x18), ("text", 0x0A)):
+        heads[name] = tag
+    heads["value"], heads["kind"] = scores, kinds
+    for name, size in (("size", lengths + 10), ("length", lengths)):
+        heads[name] = size & 127 | 128 | size >> 7 << 8
+    runs = np.stack([np.full(len(pieces), ENTRY.itemsize), lengths], axis=1)
+    is_text = np.repeat(np.tile([False, True], len(pieces)), runs.ravel())
+    out = np.empty(len(is_text), np.uint8)
+    out[~is_text], out[is_text] = heads.view(np.uint8), np.frombuffer(b"".join(pieces), np.uint8)
+    return out.tobytes()
 
 
 def _varint(value: int) -> bytes:
@@ -147,42 +217,17 @@ def _field(number: int, value: int | bytes) -> bytes:
     return _varint(number << 3) + _varint(value)
 
 
-def _model_of(pieces: list[bytes], scores: F32, types: I32) -> bytes:
-    """A ModelProto: pieces (1: text 1, score 2, type 3), trainer settings (2), normaliser settings (3).
+def _message(number: int, fields: dict[int, int | bytes]) -> bytes:
+    return _field(number, b"".join(_field(*field) for field in fields.items()))
 
-    A normal piece needs no type and so is three strings; a quarter of a million of those join in no time.
+
+def _with_controls_marked(model: bytes) -> bytes:
+    """The model with every control token typed as one; a released tokenizer.model has most as USER_DEFINED.
+
+    An entry is, in its file: text (0x0A, length, name), score (0x15, four bytes), type (0x18, one byte).
     """
-    special = {i: kind for i, kind in enumerate(types.tolist()) if kind != NORMAL} | {Tokenizer.unknown: UNKNOWN}
-    fives = np.empty((len(pieces), 5), np.uint8)
-    fives[:, 0], fives[:, 1:] = 0x15, np.ascontiguousarray(scores, "<f4").view(np.uint8).reshape(-1, 4)
-    raw = fives.tobytes()
-    head = [b"\x0a" + _varint(len(_field(1, bytes(n))) + 5) + b"\x0a" + _varint(n) for n in range(_longest(pieces) + 1)]
-    parts = [b""] * (3 * len(pieces))
-    parts[0::3] = [head[n] for n in map(len, pieces)]
-    parts[1::3] = pieces
-    parts[2::3] = [raw[i : i + 5] for i in range(0, len(raw), 5)]
-    for i, kind in special.items():
-        text = pieces[i].replace(b" ", SPACE.encode()) if kind == USER_DEFINED else pieces[i]
-        parts[3 * i : 3 * i + 3] = b"", b"", _field(1, _field(1, text) + parts[3 * i + 2] + _field(3, kind))
-    bpe, names = 2, {45: b"<unk>", 46: b"<bos>", 47: b"<eos>", 48: b"<pad>"}
-    ids = {40: Tokenizer.unknown, 41: Tokenizer.bos, 42: Tokenizer.eos, 43: Tokenizer.pad}
-    # 25: digits are split; 26: pieces of blanks alone are allowed; 35: what no piece covers falls back to bytes
-    trainer: dict[int, int | bytes] = {3: bpe, 4: len(pieces), 24: 0, 25: 1, 26: 1, 35: 1, **ids, **names}
-    normaliser: dict[int, int | bytes] = {1: b"identity", 3: 0, 4: 0, 5: 1}  # no blank put in front, none taken away
-    parts += [_field(n, b"".join(_field(*f) for f in fields.items())) for n, fields in ((2, trainer), (3, normaliser))]
-    return b"".join(parts)
-
-
-def _longest(pieces: list[bytes]) -> int:
-    return max(map(len, pieces), default=0)
-
-
-def _controls_marked(model: bytes) -> bytes:
-    """The model with every token of CONTROLS typed as control: a piece's type is the byte behind its score."""
-    changed = bytearray(model)
-    for name in CONTROLS:
-        text = name.encode()
-        at = model.find(_field(1, text) + b"\x15") + 2 + len(text) + 5
-        if at > 6 + len(text) and name != "<unk>" and model[at : at + 1] == b"\x18":
-            changed[at + 1] = CONTROL
-    return bytes(changed)
+    marked = bytearray(model)
+    for entry in re.finditer(rb"(%b)\x15.{4}\x18\x04" % CONTROL_NAME.encode(), model, re.DOTALL):
+        if model.endswith(bytes([0x0A, len(entry[1])]), 0, entry.start()):
+            marked[entry.end() - 1] = CONTROL
+    return bytes(marked)

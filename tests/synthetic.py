@@ -4,18 +4,17 @@ import json
 
 import numpy as np
 
-from minigemma.checkpoint import FAMILIES, MODEL_TENSORS
+from minigemma.checkpoint import layer_tensors, model_tensors, sizes
 from minigemma.config import TextConfig
 
 
 def shapes(config: TextConfig):
     """(name in a Hugging Face file, shape) of every tensor."""
-    sizes = {"V": config.vocab, "D": config.width, "F": config.ffn_width, "H": config.head_dim}
-    sizes |= {"NH": config.heads * config.head_dim, "KH": config.kv_heads * config.head_dim}
-    rows = [(f"model.{name}", letters) for name, _, letters in MODEL_TENSORS.values()]
+    letters = sizes(config)
+    rows = [(f"model.{name}", axes) for name, _, axes in model_tensors(config).values()]
     for i in range(config.layers):
-        rows += [(f"model.layers.{i}.{name}", letters) for name, _, letters in FAMILIES[config.family][2].values()]
-    return [(name, [sizes[letter] for letter in letters.split()]) for name, letters in rows]
+        rows += [(f"model.layers.{i}.{name}", axes) for name, _, axes in layer_tensors(config, i).values()]
+    return [(name, [letters[axis] for axis in axes.split()]) for name, axes in rows]
 
 
 def write_gemma3(folder, config):

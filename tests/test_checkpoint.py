@@ -7,7 +7,7 @@ import pytest
 from synthetic import shapes
 
 import minigemma as mg
-from minigemma.checkpoint import FAMILIES, LAYER_TENSORS, MODEL_TENSORS, describe
+from minigemma.checkpoint import LAYER_TENSORS, describe, layer_tensors, model_tensors
 from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig
 from minigemma.linear import format_of, widen
 
@@ -67,9 +67,9 @@ def write_gguf(path, config, weights, kind="F32"):
     writer.add_layer_norm_rms_eps(config.eps)
     if config.family != "gemma":
         writer.add_sliding_window(config.window)
-    names = {f"model.{hf}": theirs for hf, theirs, _ in MODEL_TENSORS.values()}
+    names = {f"model.{hf}": theirs for hf, theirs, _ in model_tensors(config).values()}
     for i in range(config.layers):
-        for hf, theirs, _ in FAMILIES[config.family][2].values():
+        for hf, theirs, _ in layer_tensors(config, i).values():
             names[f"model.layers.{i}.{hf}"] = f"blk.{i}.{theirs}"
     for name, values in weights.items():
         wanted = gguf.GGMLQuantizationType["F32" if values.ndim == 1 else kind]
@@ -135,6 +135,23 @@ def test_describe_reads_sizes_from_the_headers(tmp_path):
     assert about.config.non_embedding_parameters + about.config.embedding_parameters == about.weight_bytes // 4
     assert about.tensors["blocks.0.ffn.gate"] == ("F32", (512, 256), 4 * 512 * 256)
     assert [file.name for file in about.files] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [None, "f32", "bf16", "int8", "int4"])
+def test_describe_foretells_what_load_holds(dtype, tmp_path):
+    import dataclasses
+
+    config = CONFIGS["gemma3"]
+    path = write_gguf(tmp_path / "model.gguf", config, random_weights(config), "Q5_0")
+
+    def held(weights):
+        if isinstance(weights, np.ndarray):
+            return weights.nbytes
+        if isinstance(weights, tuple):
+            return sum(map(held, weights))
+        return sum(held(getattr(weights, f.name)) for f in dataclasses.fields(weights)) if weights is not None else 0
+
+    assert describe(path, dtype).weight_bytes == held(mg.load(path, dtype=dtype).weights)
 
 
 def broken(tmp_path, change=None, edit=None):

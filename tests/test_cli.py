@@ -344,7 +344,7 @@ def described(monkeypatch, tmp_path):
         weight_bytes=2_000_000_000,
         instruction_tuned=True,
     )
-    monkeypatch.setitem(sys.modules, "minigemma.checkpoint", SimpleNamespace(describe=lambda path: about))
+    monkeypatch.setitem(sys.modules, "minigemma.checkpoint", SimpleNamespace(describe=lambda path, dtype=None: about))
     monkeypatch.setitem(sys.modules, "minigemma.locate", SimpleNamespace(locate=lambda name: file))
     return file
 

@@ -6,6 +6,7 @@ import os
 import struct
 import time
 import tracemalloc
+from contextlib import contextmanager
 
 import gguf
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigemma.errors import ModelFormatError
-from minigemma.gguf_file import MAX_HEADER, TYPES, open_gguf
+from minigemma.gguf_file import TYPES, open_gguf
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 
@@ -52,6 +53,19 @@ def path(tmp_path):
 def opened(path, content):
     path.write_bytes(content)
     return open_gguf(path)
+
+
+@contextmanager
+def at_most(seconds, size):
+    """What happens inside takes so long, and so many bytes of Python's memory, at most."""
+    tracemalloc.start()
+    try:
+        start = time.perf_counter()
+        yield
+        assert time.perf_counter() - start < seconds
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
 
 
 # ------------------------------------------------------------------------------------------------- what is right
@@ -156,12 +170,8 @@ def test_opening_reads_the_header_alone(path):
     content = file([], [tensor(sizes=(2048, rows), kind=1)])
     path.write_bytes(content)
     os.truncate(path, len(content) + 4096 * rows)
-    tracemalloc.start()
-    start = time.perf_counter()
-    found = open_gguf(path)
-    assert time.perf_counter() - start < 1
-    assert tracemalloc.get_traced_memory()[1] < 1e6
-    tracemalloc.stop()
+    with at_most(seconds=1, size=1_000_000):
+        found = open_gguf(path)
     assert found.tensors["x"].blocks[-1, -1] == 0
 
 
@@ -219,7 +229,7 @@ HOSTILE = {
     "version 4": (file(version=4), "is GGUF version 4; this reads 2 and 3"),
     "version 0": (file(version=0), "is GGUF version 0; this reads 2 and 3"),
     "big-endian": (file(version=3 << 24), "is a big-endian GGUF"),
-    "negative tensor count": (
+    "tensor count -1": (
         file(tensor_count=2**64 - 1),
         "claims 18446744073709551615 tensors and 0 pairs in 32 bytes",
     ),
@@ -269,8 +279,8 @@ HOSTILE = {
         "'k' would need 18446744073709551592 bytes at byte 49, but 15 are left",
     ),
     "array cut within its second length": (
-        file([array("k", STRING, 2, text("abcd") + b"1234567")]) + b"",
-        "'k' would need 20 bytes at byte 49, but 15 are left",
+        file([array("k", STRING, 2, text("abcd") + b"1234567")])[:68],
+        "'k' would need 20 bytes at byte 49, but 19 are left",
     ),
     "nested arrays": (
         file([array("k", ARRAY, 1, struct.pack("<IQ", ARRAY, 1) * 20_000)]),
@@ -381,31 +391,37 @@ def test_big_endian_as_the_package_writes_it(path):
         open_gguf(path)
 
 
-@pytest.mark.parametrize(
-    "content, problem",
-    {
-        "a key of 3 GB": (file([struct.pack("<Q", 3 << 30)]), "the key of pair 0 ends beyond 100 MB"),
-        "a text of 3 GB": (file([pair("k", STRING, struct.pack("<Q", 3 << 30))]), "'k' ends beyond 100 MB"),
-        "12 million empty strings": (file([array("k", STRING, 12_000_000)]), "'x' ends beyond 100 MB"),
-        "400 million empty strings": (file([array("k", STRING, 400_000_000)]), "'k' ends beyond 100 MB"),
-        "100,000 empty names": (file(tensor_count=100_000), "tensor '' has 0 axes"),
-    }.values(),
-)
-def test_a_header_that_a_large_file_could_hold_costs_seconds_at_most(content, problem, path):
-    """4 GB, nearly all of it a hole: counts that fit the file are not yet counts to loop over."""
-    if "'x'" in problem:  # the strings are stepped over in full, then something follows
-        content = content[:16] + struct.pack("<Q", 2) + content[24:49] + bytes(96_000_000)
-        content += pair("x", STRING, struct.pack("<Q", 3 << 30))
+LARGE = {
+    "a key of 3 GB": (file([struct.pack("<Q", 3 << 30)]), "the key of pair 0 ends beyond 100 MB"),
+    "a text of 3 GB": (file([pair("k", STRING, struct.pack("<Q", 3 << 30))]), "'k' ends beyond 100 MB"),
+    "400 million empty strings": (file([array("k", STRING, 400_000_000)]), "'k' ends beyond 100 MB"),
+    "100,000 empty names": (file(tensor_count=100_000), "tensor '' has 0 axes"),
+    "100,000 empty keys": (file(pair_count=100_000), "the key of pair 0, '', is empty"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_count_that_a_large_file_could_hold_is_no_reason_to_begin(name, path):
+    """4 GB, nearly all of it a hole."""
+    content, problem = LARGE[name]
     path.write_bytes(content)
     os.truncate(path, 4 << 30)
-    tracemalloc.start()
-    start = time.perf_counter()
-    with pytest.raises(ModelFormatError, match=problem):
+    with at_most(seconds=1, size=1_000_000), pytest.raises(ModelFormatError, match=problem):
         open_gguf(path)
-    assert time.perf_counter() - start < 20
-    assert tracemalloc.get_traced_memory()[1] < 2e6
-    tracemalloc.stop()
-    assert MAX_HEADER == 100_000_000
+
+
+def test_the_longest_array_of_strings_costs_seconds(path):
+    """Twelve million empty strings: as many as fit the limit. (1.5 s.)"""
+    count = 12_000_000
+    with path.open("wb") as out:
+        out.write(file([array("k", STRING, count)], pair_count=2)[:49])
+        out.seek(8 * count, os.SEEK_CUR)
+        out.write(pair("last", STRING, struct.pack("<Q", 3 << 30)))
+    os.truncate(path, 4 << 30)
+    start = time.perf_counter()
+    with pytest.raises(ModelFormatError, match="'last' ends beyond 100 MB"):
+        open_gguf(path)
+    assert time.perf_counter() - start < 30
 
 
 def test_what_is_no_file(tmp_path):
@@ -432,7 +448,7 @@ def test_every_cut_of_a_whole_file_is_refused(path):
             opened(path, WHOLE[:size])
 
 
-@settings(deadline=None, max_examples=1500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     at=st.integers(0, len(WHOLE) - 8),
     damage=st.one_of(
@@ -470,7 +486,7 @@ def test_the_real_file(demo_file):
     kinds = [made.type for made in found.tensors.values()]
     assert {kind: kinds.count(kind) for kind in kinds} == {"F32": 109, "Q5_0": 81, "Q4_K": 27, "Q8_0": 10, "Q6_K": 9}
     assert found.tensors["token_embd.weight"].blocks.shape == (262_144, 20, 34)
-    assert (pieces[2], pieces[236_743], scores[236_743]) == (b"<bos>", "▁".encode(), -236_280) or pieces[2] == b"<bos>"
+    assert pieces[2] == b"<bos>" and scores[236_743] == -236_280
     assert np.bincount(types).tolist() == [0, 255_474, 0, 6_249, 165, 0, 256]
     assert len(scores) == 262_144
     assert middle - start < 1 and end - middle < 1

@@ -8,10 +8,10 @@ import pytest
 ROWS = """
     arrays errors backend simd
     config taps cache
-    rmsnorm rope softcap geglu linear sampling
+    rmsnorm rope softcap geglu linear sampling conv1d rglru
     attention
-    gqa feedforward decoder
-    gemma gemma2 gemma3
+    gqa feedforward griffin decoder
+    gemma gemma2 gemma3 recurrentgemma
     safetensors_file gguf_file quantize tokenizer config_file demo
     prompt locate
     download

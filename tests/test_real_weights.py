@@ -119,8 +119,8 @@ def ids_of_transformers(model: Any, ids: list[int]) -> list[int]:
 def logprobs_of_transformers(model: Any, ids: np.ndarray) -> np.ndarray:
     hidden = model.model(torch.from_numpy(ids)[None]).last_hidden_state[0, :-1]
     pieces = [
-        log_softmax_at(model.lm_head(hidden[i : i + 128]).numpy(), ids[i + 1 : i + 129])
-        for i in range(0, len(hidden), 128)
+        log_softmax_at(model.lm_head(hidden[i : i + 256]).numpy(), ids[i + 1 : i + 257])
+        for i in range(0, len(hidden), 256)
     ]
     return np.concatenate(pieces)
 
@@ -128,8 +128,8 @@ def logprobs_of_transformers(model: Any, ids: np.ndarray) -> np.ndarray:
 def logprobs_of_ours(model: Any, ids: np.ndarray) -> np.ndarray:
     cache = model.new_cache(len(ids))
     pieces = [
-        log_softmax_at(model.forward(ids[i : i + 128], cache=cache)[: len(ids) - 1 - i], ids[i + 1 : i + 129])
-        for i in range(0, len(ids) - 1, 128)
+        log_softmax_at(model.forward(ids[i : i + 256], cache=cache)[: len(ids) - 1 - i], ids[i + 1 : i + 257])
+        for i in range(0, len(ids) - 1, 256)
     ]
     return np.concatenate(pieces)
 

@@ -1,0 +1,232 @@
+"""Block formats: dequantised bit for bit as the gguf package does it, and quantised as well as its own quantiser."""
+
+from __future__ import annotations
+
+import time
+
+import gguf
+import numpy as np
+import pytest
+
+from minigemma.backend import formulas_only
+from minigemma.errors import ModelFormatError
+from minigemma.gguf_file import open_gguf
+from minigemma.linear import widen
+from minigemma.quantize import KINDS, dequantise, quantise_int4, quantise_int8, to_int8
+
+HALVES = dict.fromkeys(("Q4_0", "Q5_0", "Q8_0"), (0,)) | {"Q6_K": (208,)}  # where the scales stand; else 0 and 2
+LOSSLESS = ("Q4_0", "Q5_0", "Q8_0")
+EXACT_HALVES = [0.0, -0.0, 2.0**-24, -(2.0**-24), 1023 * 2.0**-24, 2.0**-14, 1.0, -2.5, 65504.0]
+
+both = pytest.mark.parametrize("definitions", [False, True], ids=["kernel", "definition"])
+
+
+def random_blocks(kind, rows=7, columns=3, seed=0):
+    """[rows, columns, bytes]: every bit random, but for scales of the size that models have."""
+    rng = np.random.default_rng(seed)
+    made = rng.integers(0, 256, (rows, columns, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1]), np.uint8)
+    for at in HALVES.get(kind, (0, 2)):
+        made[..., at : at + 2] = (rng.standard_normal((rows, columns, 1)) * 0.02).astype(np.float16).view(np.uint8)
+    made.setflags(write=False)
+    return made
+
+
+def oracle(kind, blocks):
+    values = gguf.quants.dequantize(blocks.reshape(-1, blocks.shape[-1]), gguf.GGMLQuantizationType[kind])
+    return values.reshape(*blocks.shape[:-2], -1)
+
+
+def gaussian(rows=11, columns=256, seed=0):
+    """Weights of rows whose sizes lie far apart."""
+    rng = np.random.default_rng(seed)
+    sizes = np.logspace(-3, 1, rows)[:, None]
+    return (rng.standard_normal((rows, columns)) * sizes).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------- from blocks
+
+
+@both
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_every_bit_pattern_are_the_packages_to_the_last_bit(kind, definitions):
+    blocks = random_blocks(kind, rows=67, columns=5)
+    with formulas_only(definitions):
+        found = dequantise(kind, blocks)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, oracle(kind, blocks), strict=True)
+
+
+@both
+@pytest.mark.parametrize("kind", ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
+def test_blocks_that_the_package_quantised(kind, definitions):
+    """Blocks of real weights, where random bits might hide a pair of mistakes."""
+    weights = gaussian()
+    made = gguf.quantize(weights, gguf.GGMLQuantizationType[kind])
+    blocks = made.reshape(len(weights), weights.shape[1] // 32, -1)
+    with formulas_only(definitions):
+        found = dequantise(kind, blocks)
+    np.testing.assert_array_equal(found, oracle(kind, blocks), strict=True)
+    assert np.abs(found - weights).max() < np.abs(weights).max() / 7
+
+
+@both
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", EXACT_HALVES)
+def test_every_kind_of_float16_scale(kind, scale, definitions):
+    """Zero of both signs, subnormal, largest: all of a float16 but infinity and NaN."""
+    blocks = np.array(random_blocks(kind))
+    for at in HALVES.get(kind, (0, 2)):
+        blocks[..., at : at + 2] = np.array([scale], np.float16).view(np.uint8)
+    with formulas_only(definitions):
+        found = dequantise(kind, blocks)
+    np.testing.assert_array_equal(found, oracle(kind, blocks), strict=True)
+
+
+def test_plain_types():
+    weights = gaussian()
+    half = weights.astype(np.float16)
+    bf16 = gguf.quantize(weights, gguf.GGMLQuantizationType.BF16)
+    assert dequantise("F32", weights) is weights
+    np.testing.assert_array_equal(dequantise("F16", half), half.astype(np.float32), strict=True)
+    found = dequantise("BF16", bf16.view(np.uint16))
+    theirs = gguf.quants.dequantize(bf16, gguf.GGMLQuantizationType.BF16)
+    np.testing.assert_array_equal(found, theirs, strict=True)
+
+
+@pytest.mark.parametrize("read", [dequantise, to_int8])
+@pytest.mark.parametrize("kind", ["IQ4_XS", "Q2_K", "I32", "nonsense"])
+def test_a_type_without_a_reader_is_named(kind, read):
+    with pytest.raises(ModelFormatError, match=f"is of type {kind}, .*take a file of F32, F16, BF16, Q4_0"):
+        read(kind, np.zeros((2, 3, 136), np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------- to int8 blocks
+
+
+@both
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_to_int8_loses_nothing_where_a_block_has_one_scale_and_no_minimum(kind, definitions):
+    blocks = random_blocks(kind, rows=67, columns=5)
+    with formulas_only(definitions):
+        made = to_int8(kind, blocks)
+    assert made.dtype == np.uint8 and made.shape == (67, 5, 34)
+    np.testing.assert_array_equal(widen(made), oracle(kind, blocks), strict=True)
+
+
+def test_to_int8_of_int8_is_the_file_itself():
+    blocks = random_blocks("Q8_0")
+    assert np.shares_memory(to_int8("Q8_0", blocks), blocks)
+
+
+@both
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in LOSSLESS])
+def test_to_int8_of_the_others_rounds_to_the_nearest_step(kind, definitions):
+    """Nowhere half a step off (a twentieth more where the scale's float16 fell short), with 96 steps or more."""
+    blocks = random_blocks(kind, rows=29, columns=3)
+    with formulas_only(definitions):
+        made = to_int8(kind, blocks)
+    exact = oracle(kind, blocks).reshape(29, -1, 32)
+    assert made.shape == (*exact.shape[:2], 34)
+    d = np.ascontiguousarray(made[..., :2]).view(np.float16).astype(np.float32)
+    off = np.abs(widen(made).reshape(exact.shape) - exact)
+    assert (off <= d * 0.565).all()
+    assert (d <= np.abs(exact).max(axis=-1, keepdims=True) / 96 * 1.001 + 2.0**-25).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in LOSSLESS])
+def test_to_int8_is_no_worse_than_the_packages_quantiser(kind):
+    blocks = random_blocks(kind, rows=101, columns=3)
+    exact = oracle(kind, blocks)
+    theirs = gguf.quants.dequantize(
+        gguf.quantize(exact, gguf.GGMLQuantizationType.Q8_0), gguf.GGMLQuantizationType.Q8_0
+    )
+    assert np.square(widen(to_int8(kind, blocks)) - exact).mean() <= 1.001 * np.square(theirs - exact).mean()
+
+
+def test_to_int8_of_plain_types_is_quantise_int8():
+    weights = gaussian()
+    half = weights.astype(np.float16)
+    np.testing.assert_array_equal(to_int8("F32", weights), quantise_int8(weights))
+    np.testing.assert_array_equal(to_int8("F16", half), quantise_int8(half.astype(np.float32)))
+
+
+# ------------------------------------------------------------------------------------------------- from float32
+
+
+@both
+@pytest.mark.parametrize("quantise, kind", [(quantise_int8, "Q8_0"), (quantise_int4, "Q4_0")])
+def test_quantised_as_the_package_does_it(quantise, kind, definitions):
+    """The scales to the bit. A whole number may be one off where a weight lies between two of them: ours is divided by
+    the scale as stored, theirs by the scale before it became a float16."""
+    weights = gaussian(rows=61, columns=320)
+    weights[5, :32] = 0
+    with formulas_only(definitions):
+        made = quantise(weights)
+    made = made.reshape(-1, made.shape[-1])
+    theirs = gguf.quantize(weights, gguf.GGMLQuantizationType[kind]).reshape(made.shape)
+    np.testing.assert_array_equal(made[:, :2].copy().view(np.float16), theirs[:, :2].copy().view(np.float16))
+    ours, others = (block[:, 2:].view(np.int8).astype(int) for block in (made, theirs))
+    if kind == "Q4_0":
+        ours, others = (np.concatenate([q & 15, q >> 4 & 15], axis=1) for q in (ours, others))
+    assert np.abs(ours - others).max() <= 1
+    assert (ours != others).mean() < 0.02
+
+
+@both
+@pytest.mark.parametrize("steps", [np.arange(-127, 128), np.arange(-100, 28) * 0.5])
+def test_int8_keeps_what_it_can_say(steps, definitions):
+    """Weights that are whole multiples of a scale, the largest of them 127 times: not a bit is lost."""
+    weights = np.tile(np.resize(steps, 31), (4, 1)).astype(np.float32)
+    weights = np.concatenate([np.round(weights), np.full((4, 1), 127)], axis=1).astype(np.float32)
+    weights *= np.array([[1], [-0.5], [2.0**-12], [3.0]], np.float32)
+    with formulas_only(definitions):
+        np.testing.assert_array_equal(widen(quantise_int8(weights)), weights)
+
+
+@both
+def test_int4_keeps_what_it_can_say(definitions):
+    """Sixteen steps from -8 to 7, either way up: the larger side goes to the side of the weight farthest from 0."""
+    weights = np.resize(np.arange(-8, 8), 32).astype(np.float32) * np.array([[1], [-1], [0.125], [-24]], np.float32)
+    with formulas_only(definitions):
+        np.testing.assert_array_equal(widen(quantise_int4(weights)), weights)
+
+
+@both
+@pytest.mark.parametrize("quantise, size", [(quantise_int8, 34), (quantise_int4, 18)])
+def test_blocks_of_nothing_are_zero_and_stay_finite(quantise, size, definitions):
+    weights = np.zeros((3, 64), np.float32)
+    weights[1] = 1e-30  # too small for a float16 scale
+    weights[2, 7] = -3.0
+    with formulas_only(definitions):
+        made = quantise(weights)
+    assert made.shape == (3, 2, size)
+    found = widen(made)
+    assert not found[:2].any()
+    assert found[2, 7] == pytest.approx(-3, rel=1e-3) and np.count_nonzero(found[2]) == 1
+
+
+@pytest.mark.parametrize("quantise", [quantise_int8, quantise_int4])
+def test_rows_that_do_not_divide_into_blocks_are_refused(quantise):
+    for shape in ((2, 48), (32, 33), (3, 31)):
+        with pytest.raises(ValueError, match=r"\d"):
+            quantise(np.ones(shape, np.float32))
+
+
+# ------------------------------------------------------------------------------------------------- the real file
+
+
+def test_the_real_file_in_every_type_that_it_has(demo_file):
+    """The first rows of a tensor of each type, to the bit; and its way to int8 takes a moment once compiled."""
+    found = open_gguf(demo_file)
+    seen = set()
+    for tensor in found.tensors.values():
+        if tensor.type in seen or tensor.type not in KINDS:
+            continue
+        seen.add(tensor.type)
+        rows = tensor.blocks[:50]
+        np.testing.assert_array_equal(dequantise(tensor.type, rows), oracle(tensor.type, rows), strict=True)
+        to_int8(tensor.type, rows)
+        start = time.perf_counter()
+        to_int8(tensor.type, tensor.blocks)
+        assert time.perf_counter() - start < 2
+    assert seen == {"Q5_0", "Q8_0", "Q4_K", "Q6_K"}
