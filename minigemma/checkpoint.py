@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import F32, read_only, round_bf16
+from .arrays import read_only, round_bf16
 from .backend import most_threads
 from .config import RecurrentGemmaConfig, TextConfig
 from .config_file import config_from_gguf, config_from_json, read_json
@@ -32,13 +32,14 @@ from .gqa import AttentionWeights
 from .griffin import RecurrentWeights
 from .linear import BLOCK, BLOCK_BYTES, Weight
 from .locate import locate
-from .quantize import dequantise, quantise_int4, to_int8
+from .quantize import KINDS, dequantise, quantise_int4, to_int8
 from .recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
 from .rglru import softplus
 from .safetensors_file import FOREIGN, open_checkpoint_files, what_is
 from .tokenizer import Tokenizer
 
 CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another format
+READABLE = ("F32", "F16", "BF16", *KINDS)
 FORMATS = ("f32", "bf16", "int8", "int4")
 
 # weight: (name in a Hugging Face file, name in a GGUF file, shape). Names of layers follow "layers.{i}." and
@@ -217,7 +218,7 @@ def load(
         _assembled(files.config, weights),
         tokenizer=tokenizer,
         exact=dtype == "f32" or (dtype is None and stored == "F32"),
-        round_scale=stored != "F32",
+        round_scale=stored != "F32" or files.config.family == "recurrentgemma",
         backend=backend,
         threads=threads,
         eos=_stop_ids(files, tokenizer),
@@ -302,6 +303,10 @@ def _open_gguf(path: Path) -> Files:
         ours: Stored(name, gguf.tensors[name].type, gguf.tensors[name].shape, gguf.tensors[name].blocks)
         for ours, name in named.items()
     }
+    for tensor in tensors.values():
+        if tensor.kind not in READABLE:
+            remedy = f"take a file of {', '.join(READABLE)}"
+            raise ModelFormatError(path, f"{tensor.name} is of type {tensor.kind}, which has no reader here", remedy)
     eos = gguf.metadata.get("tokenizer.ggml.eos_token_id", 1)
     name = f"{gguf.metadata.get('general.name', '')} {path.name}"
     chatty = "tokenizer.chat_template" in gguf.metadata or bool(re.search(r"\bit\b", name))
@@ -341,7 +346,7 @@ def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
 
 
 def _weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float) -> Any:
-    """A tensor as the models want it: matrices in their format, all that is small in float32, gates as they are stored."""
+    """A tensor as the models want it: matrices in their format, gates as stored, all that is small in float32."""
     if _is_matrix(ours, tensor):
         return _matrix(tensor, dtype, ours)
     if len(tensor.shape) == 3 and ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32":

@@ -1,7 +1,8 @@
 """The sizes of every released Gemma as frozen dataclasses, in the order of the reports' tables.
 
-Gemma 1: Gemma Team 2024a, Tables 1-2. Gemma 2: Gemma Team 2024b, Tables 1-3. Gemma 3: Gemma Team 2025, Tables 1-2. RecurrentGemma: Botev et al. 2024, Table 1.
-The reports print the feed-forward width of both GeGLU branches together; `ffn_width` is that of one.
+Gemma 1: Gemma Team 2024a, Tables 1-2. Gemma 2: Gemma Team 2024b, Tables 1-3. Gemma 3: Gemma Team 2025, Tables 1-2.
+RecurrentGemma: Botev et al. 2024, Table 1. The reports print the feed-forward width of both GeGLU branches together;
+`ffn_width` is that of one.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _from_fields(kind: str, f: Json) -> TextConfig:
 
 
 def _recurrent_gemma(f: Json, common: Json) -> RecurrentGemmaConfig:
-    """Its own fields; `intermediate_size` is of both branches together, and 2B and 9B name the block types differently."""
+    """Its own fields; `intermediate_size` is of both branches, and 2B and 9B name the block types differently."""
     kinds = f.get("block_types", f.get("_block_types")) or ["recurrent", "recurrent", "attention"]
     names = {"linear_attention": "recurrent", "sliding_attention": "attention"}  # as transformers 5 writes them
     if common["ffn_width"] % 2:
@@ -168,7 +168,7 @@ def _recurrent_gemma(f: Json, common: Json) -> RecurrentGemmaConfig:
     if not f["embeddings_scale_by_sqrt_dim"]:
         raise ValueError("embeddings_scale_by_sqrt_dim is false; RecurrentGemma scales its embeddings")
     rope = f.get("rope_parameters") or {}
-    fraction = rope.get("partial_rotary_factor", f["partial_rotary_factor"])
+    fraction: Any = rope.get("partial_rotary_factor", f["partial_rotary_factor"])
     return RecurrentGemmaConfig(
         **common | {"ffn_width": common["ffn_width"] // 2},
         window=_whole(f, "attention_window_size"),

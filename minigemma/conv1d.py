@@ -3,7 +3,8 @@
 
     y_t = b + Σ_s w_s · x_{t - s}            s = 0 … C - 1, C = 4; x is 0 before the sequence begins
 
-Departs from the code it was trained with in nothing but the order: row C - 1 of the stored weight is the current token's.
+Departs from the code it was trained with in nothing but the order: row C - 1 of the stored weight is the current
+token's.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class RecurrentWeights:
 
 
 def recurrent_block(x: F32, w: RecurrentWeights, state: RecurrentState, position: int, taps: Scope) -> F32:
-    """x [T, D], the tokens from `position` on, → [T, D] float32. `state` is told what it will be, and else left alone."""
+    """x [T, D], the tokens from `position` on, → [T, D] float32. `state` is told what it will be, no more."""
     through = affine(x, w.y, w.y_bias)
     z = taps("recurrent.x", affine(x, w.x, w.x_bias))
     tail, before = state.read()

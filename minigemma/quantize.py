@@ -235,8 +235,8 @@ def quantise_blocks(x: F32, bits: int) -> U8:
     d = farthest / np.float32(-8)
     stored = d.astype(np.float16).astype(np.float32)
     q = np.divide(x, stored, out=np.zeros_like(x), where=stored != 0) + np.float32(8.5)
-    q = np.clip(q, 0, 15).astype(np.uint8)
-    return _with_scale(d, q[:, :16] | q[:, 16:] << 4)
+    nibbles = np.clip(q, 0, 15).astype(np.uint8)
+    return _with_scale(d, nibbles[:, :16] | nibbles[:, 16:] << 4)
 
 
 @definition

@@ -1,18 +1,20 @@
-"""RecurrentGemma (Botev et al. 2024, "RecurrentGemma: Moving Past Transformers for Efficient Open Language Models", §2).
+"""RecurrentGemma (Botev et al. 2024, "RecurrentGemma: Moving Past Transformers for Efficient Open Language Models").
 
     h = x + temporal(norm(x))                two recurrent blocks, then local attention, and so on
     y = h + feed_forward(norm(h))
 
-Attention is local only, over the last 2,048 tokens and the current one, with one key/value head, rope on the first half of
-each head, and a bias on its output; so the whole state is of one size from there on. Every linear map of the recurrent and
-feed-forward blocks has a bias too. Logits are soft-capped at 30. √D is always rounded to bf16.
+Attention is local only, over the last 2,048 tokens and the current one, with one key/value head, rope on the first
+half of each head, and a bias on its output; so the whole state is of one size from there on. Every linear map of the
+recurrent and feed-forward blocks has a bias too. Logits are soft-capped at 30. √D is always rounded to bf16.
 
-Departs from transformers in the window: DeepMind's code lets a token see 2,048 earlier ones and itself, transformers one fewer.
+Departs from transformers in the window: DeepMind's code lets a token see 2,048 earlier ones and itself, transformers
+one fewer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .arrays import F32
 from .cache import LayerState, RecurrentState
@@ -47,14 +49,14 @@ class RecurrentGemma(Decoder):
             return super().layer_state(layer, max_tokens)
         return RecurrentState(self.config.conv_width, self.config.lru_width)
 
-    def block(self, x: F32, layer: int, state: LayerState, position: int, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: Any, position: int, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in (Botev et al. 2024 §2)."""
         w: RecurrentGemmaBlock = self.weights.blocks[layer]
         c = self.config
         h = rms_norm(x, w.temporal_pre_norm, c.eps)
         if w.attention:
             h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, position, taps)
-        else:
+        elif w.recurrent:
             h = recurrent_block(h, w.recurrent, state, position, taps)
         x = taps("residual.middle", x + h)
         h = feed_forward(rms_norm(x, w.channel_pre_norm, c.eps), w.ffn, taps)

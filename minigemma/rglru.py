@@ -9,8 +9,8 @@
 A and B are block-diagonal: each block of channels sees only itself. At position 0 there is no before: a = 0, and the
 input enters whole.
 
-Departs from the paper in the sign of Λ: it writes a = σ(Λ), whose logarithm is -softplus(-Λ); the released weights hold the
-Λ of softplus(Λ), as the code that trained them has it. √(1 - a²) is computed as √(-expm1(2 log a)): near a = 1, where
+Departs from the paper in the sign of Λ: it writes a = σ(Λ), whose logarithm is -softplus(-Λ); the released weights hold
+the Λ of softplus(Λ), as the code that trained them has it. √(1 - a²) is computed as √(-expm1(2 log a)): near a = 1, where
 memory is long, 1 - a² would have lost its digits. The state h is float32 whatever the weights are.
 """
 
@@ -43,12 +43,12 @@ DECAY = 8.0  # c in the paper
 
 def sigmoid(x: F32) -> F32:
     """1 / (1 + e⁻ˣ)"""
-    return 1 / (1 + np.exp(-x))
+    return (1 / (1 + np.exp(-x))).astype(np.float32)
 
 
 def softplus(x: F32) -> F32:
     """log(1 + eˣ), without overflow."""
-    return np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0)
+    return (np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0)).astype(np.float32)
 
 
 @definition
@@ -77,7 +77,8 @@ def linear_scan(x: F32, decay: F32, state: F32) -> F32:
 def associative_scan(x: F32, decay: F32, state: F32) -> F32:
     """linear_scan as a tree: pairs (a, b) of h → a h + b compose, (a₂, b₂) after (a₁, b₁) is (a₁ a₂, a₂ b₁ + b₂).
 
-    That is how the recurrence could run in parallel over time, in log T rounds of twice the work; the paper found the plain
+    That is how the recurrence could run in parallel over time, in log T rounds of twice the work; the paper found the
+    plain
     loop faster, since both wait for memory (App. D), and so do we. x [T, E], decay [T, E], state [E] → [T, E] float32
     """
     a, b = decay.copy(), x.copy()
@@ -174,12 +175,12 @@ def _rg_lru_workers(x, recurrence, input, decay_rate, state, start, workers, h):
 
 
 @rg_lru.kernel
-def _rg_lru(x, recurrence, input, decay_rate, state, start):
+def _rg_lru(x: F32, recurrence: F32, input: F32, decay_rate: F32, state: F32, start: bool) -> F32:
     missing = -x.shape[1] % LANES
     if missing:  # no released width; a whole number of vectors is made of it
-        wide = [np.pad(a, ((0, 0), (0, missing))) for a in (x, recurrence, input)]
-        rate, state = np.pad(decay_rate, (0, missing)), np.pad(state, (0, missing))
-        return _rg_lru(*wide, rate, state, start)[:, : x.shape[1]].copy()
+        rows, row = ((0, 0), (0, missing)), (0, missing)
+        wide = np.pad(x, rows), np.pad(recurrence, rows), np.pad(input, rows)
+        return _rg_lru(*wide, np.pad(decay_rate, row), np.pad(state, row), start)[:, : x.shape[1]].copy()
     h = np.empty_like(x)
     _rg_lru_workers(x, recurrence, input, decay_rate, state, start, get_num_threads(), h)
     return h
@@ -188,7 +189,7 @@ def _rg_lru(x, recurrence, input, decay_rate, state, start):
 @jit_inner
 def _one_block(x, weight, bias, m, padded, y):
     """Block m for all tokens: its matrix is widened once, and tiles of ROWS tokens x 2 · LANES outputs go over it."""
-    size, E = weight.shape[1], x.shape[1]
+    size = weight.shape[1]
     wide, lanes = np.zeros(size * padded, np.float32), 2 * LANES
     for i in range(size):
         row = weight[m, i]

@@ -11,6 +11,7 @@ from minigemma.generation import stream_generate
 from minigemma.prompt import conversation_ids
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12}
+SAMPLED = {"temperature": 1.5, "top_k": 7, "top_p": None, "seed": 3, "max_new_tokens": 9}
 
 
 def letters(**flags):
@@ -34,7 +35,7 @@ def anew(model, messages, **settings):
 
 
 @pytest.mark.parametrize("make", [letters, talker], ids=["canonical tokens", "any bytes"])
-@pytest.mark.parametrize("settings", [GREEDY, {"temperature": 1.5, "seed": 3, "max_new_tokens": 9}], ids=str)
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family, system", [("gemma3", None), ("gemma3", " Be brief. "), ("gemma2", None)])
 def test_every_answer_is_that_of_the_whole_conversation(make, settings, family, system):
     model = make(context=2000, family=family)
@@ -71,7 +72,7 @@ def test_answers_that_the_turn_format_trims_do_not_mislead_the_cache(words):
 
 
 def test_an_answer_ended_by_a_stop_string_does_not_mislead_the_cache():
-    model = letters(context=2000)
+    model = letters(context=2000, eos=())
     whole = mg.Chat(model, **GREEDY).send("hello")
     chat = mg.Chat(model, **GREEDY)
     assert chat.send("hello", stop=whole[2:5]) == whole[:2]

@@ -75,6 +75,18 @@ CASES = {
             (37, 1, 256, 7, 1e4, 1.0, 128),
         )
     ],
+    "causal_conv1d": [(normal(T, E), normal(4, E), normal(E), normal(3, E)) for T, E in ((1, 5), (2, 64), (33, 67))],
+    "block_diagonal": [
+        (normal(T, M * size), kind(normal(M, size, size)), normal(M, size))
+        for T, M, size in ((1, 2, 32), (7, 3, 9), (50, 2, 64))
+        for kind in (np.asarray, round_bf16)
+    ],
+    "linear_scan": [(normal(T, E), rng.random((T, E), np.float32), normal(E)) for T, E in ((1, 3), (2, 64), (300, 67))],
+    "rg_lru": [
+        (normal(T, E), normal(T, E) * 3, normal(T, E) * 3, rng.random(E, np.float32) * 0.3, normal(E), start)
+        for T, E in ((1, 3), (2, 64), (300, 67))
+        for start in (True, False)
+    ],
     "log_sum_exp": [(normal(T, V) * scale,) for T, V, scale in ((1, 3, 1), (4, 1000, 30), (2, 9001, 5), (1, 16, 1e4))],
     "soft_cap": [(normal(*shape) * 100, cap) for shape, cap in (((1, 5), 30.0), ((3, 64), 50.0), ((2, 3, 77), 1.5))],
     "gated_gelu": [(normal(T, F) * 5, normal(T, F)) for T, F in ((1, 3), (2, 64), (17, 101))],

@@ -35,7 +35,8 @@ class Fixed:
 
 def by_hand(logits, temperature, top_k=None, top_p=None, min_p=None):
     """{token: probability}, one step after the other, each over what the one before it left."""
-    left = {i: math.exp((float(z) - float(max(logits))) / temperature) for i, z in enumerate(logits)}
+    top = float(max(logits))
+    left = {i: math.exp((z - top) / temperature) for i, z in enumerate(logits.tolist())}
     left = {i: p for i, p in left.items() if p > 0}
     if top_k is not None:
         left = dict(sorted(left.items(), key=lambda item: -item[1])[:top_k])
@@ -47,8 +48,10 @@ def by_hand(logits, temperature, top_k=None, top_p=None, min_p=None):
             mass += p / total
         left = kept
     if min_p is not None:
-        left = {i: p for i, p in left.items() if p >= min_p * max(left.values())}
-    return {i: p / sum(left.values()) for i, p in left.items()}
+        edge = min_p * max(left.values())
+        left = {i: p for i, p in left.items() if p >= edge}
+    total = sum(left.values())
+    return {i: p / total for i, p in left.items()}
 
 
 # ------------------------------------------------------------------------------------------------------ formulas
@@ -58,7 +61,10 @@ def by_hand(logits, temperature, top_k=None, top_p=None, min_p=None):
 @pytest.mark.parametrize("offset", [0, -1e4, 1e4])
 def test_log_sum_exp_is_the_exact_sum(size, offset):
     rows = np.stack([random_logits(seed, size) + np.float32(offset) for seed in range(3)])
-    exact = [math.log(math.fsum(math.exp(float(z) - float(max(row))) for z in row)) + float(max(row)) for row in rows]
+    exact = []
+    for row in rows.tolist():
+        top = max(row)
+        exact.append(top + math.log(math.fsum(math.exp(z - top) for z in row)))
     for only in (False, True):
         with formulas_only(only):
             np.testing.assert_allclose(log_sum_exp(rows), exact, rtol=2e-7, atol=2e-6)

@@ -27,7 +27,7 @@ def test_perplexity_is_the_inverse_of_the_geometric_mean():
         likely = 0.5 if len(history) % 2 else 0.125
         return np.log([likely, (1 - likely) / 2, (1 - likely) / 2])
 
-    assert mg.score(ToyModel(rule), [0] * 201).perplexity == pytest.approx(4, rel=1e-5)
+    assert mg.score(ToyModel(rule, context=201), [0] * 201).perplexity == pytest.approx(4, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 3, TOGETHER, TOGETHER + 1, TOGETHER + 2, 2 * TOGETHER + 1, 2 * TOGETHER + 2])
