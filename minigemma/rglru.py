@@ -10,8 +10,8 @@ A and B are block-diagonal: each block of channels sees only itself. At position
 input enters whole.
 
 Departs from the paper in the sign of Λ: it writes a = σ(Λ), whose logarithm is -softplus(-Λ); the released weights hold
-the Λ of softplus(Λ), as the code that trained them has it. √(1 - a²) is computed as √(-expm1(2 log a)): near a = 1, where
-memory is long, 1 - a² would have lost its digits. The state h is float32 whatever the weights are.
+the Λ of softplus(Λ), as the code that trained them has it. √(1 - a²) is computed as √(-expm1(2 log a)): near a = 1,
+where memory is long, 1 - a² would have lost its digits. The state h is float32 whatever the weights are.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 
 from minigemma.config import RELEASED
 
-# Gemma Team 2024a (Gemma 1), Table 2, and Gemma Team 2024b (Gemma 2), Table 2: (embedding, non-embedding), to the digit.
+# Gemma Team 2024a (Gemma 1), Table 2, and Gemma Team 2024b (Gemma 2), Table 2: (embedding, non-embedding), exact.
 # These two count an embedding of 256,128 rows: the 256,000 of the released files and 128 that pad them.
 REPORT_ROWS = 256_128
 PRINTED = {

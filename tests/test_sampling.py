@@ -227,6 +227,11 @@ def test_a_seed_draws_the_same_again_and_another_seed_does_not():
     assert drawn(2**64) == drawn(2**64)
 
 
+@pytest.mark.parametrize("draw, token", [(0.0, 0), (0.25 - 2**-30, 0), (0.25, 1), (0.75, 3), (1 - 2**-53, 3)])
+def test_equal_tokens_have_equal_parts_of_the_unit_interval(draw, token):
+    assert Sampler(temperature=1).choose(np.zeros(4, np.float32), Fixed(draw)) == token
+
+
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-30])
 def test_a_temperature_next_to_nothing_is_greedy(temperature):
     logits = random_logits(2)
