@@ -106,6 +106,7 @@ def attention(
 
 FEW = 8  # queries that still count as decoding
 FEW_BLOCK = 64  # keys at a time while decoding
+SERIAL = 4096  # query heads times keys that one thread does at once, sooner than others are woken
 SPLIT = 512  # keys a thread takes at least while decoding
 MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
 COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
@@ -213,12 +214,19 @@ def _few_parts(q, k, v, query_positions, key_positions, window, scale, cap, part
         _few_part(q, k, v, query_positions, key_positions, window, scale, cap, parts, np.int64(task), states, totals)
 
 
+@jit
+def _few_serial(q, k, v, query_positions, key_positions, window, scale, cap, parts, states, totals):
+    for task in range(len(states)):
+        _few_part(q, k, v, query_positions, key_positions, window, scale, cap, parts, task, states, totals)
+
+
 def _few_queries(q, k, v, query_positions, key_positions, window, scale, cap, workers):
     """Decoding: lanes are the head's numbers. The keys are shared out among threads and the parts put together."""
     T, K, G, H = q.shape
     parts = max(1, min(workers, len(k) // SPLIT))
     states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
-    _few_parts(q, k, v, query_positions, key_positions, window, scale, cap, parts, states, totals)
+    run = _few_parts if len(states) > 1 and T * K * G * len(k) > SERIAL else _few_serial
+    run(q, k, v, query_positions, key_positions, window, scale, cap, parts, states, totals)
     out = np.empty((T * K, G, H), np.float32)
     _join(states, totals, out)
     return out

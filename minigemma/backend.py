@@ -33,8 +33,8 @@ FASTMATH = {"contract", "nsz", "reassoc"}
 
 
 def jit(function: Callable) -> Any:
-    """Decorator: a kernel on one core."""
-    return numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH)(function)
+    """Decorator: a kernel on one core, during which other threads may run."""
+    return numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH, nogil=True)(function)
 
 
 def jit_parallel(function: Callable) -> Any:

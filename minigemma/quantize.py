@@ -16,12 +16,14 @@ A block of 32 or 256 weights shares its scales. All numbers are little-endian; d
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numba import float32, get_num_threads, prange
 from numpy.typing import NDArray
 
 from .arrays import F32, U8, widen_bf16
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel
 from .errors import ModelFormatError
 from .simd import LANES, fma, load, load_half, round_lanes, splat, store_half, sum_lanes, zeros
 
@@ -345,12 +347,10 @@ def _to_int8(block, kind, wide, out):
         _int8_block(x, largest / _closest_steps(x, largest) if largest > 0 else largest, out[i])
 
 
-@jit_parallel
-def _int8_blocks(blocks, kind, wide, out):
-    chunk = len(wide)
-    for worker in prange(chunk):
-        for b in range(worker * len(blocks) // chunk, (worker + 1) * len(blocks) // chunk):
-            _to_int8(blocks[b], kind, wide[worker], out[b])
+@jit
+def _int8_range(blocks, kind, wide, out):
+    for b in range(len(blocks)):
+        _to_int8(blocks[b], kind, wide, out[b])
 
 
 @int8_blocks.kernel
@@ -358,5 +358,13 @@ def _int8(blocks, kind):
     if kind == Q8_0:
         return blocks
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]] // 32, 34), np.uint8)
-    _int8_blocks(blocks, kind, np.empty((get_num_threads(), 256), np.float32), out)
+    workers = get_num_threads()
+    edges = [len(blocks) * i // workers for i in range(workers + 1)]
+
+    def convert(first: int, last: int) -> None:
+        _int8_range(blocks[first:last], kind, np.empty(256, np.float32), out[first:last])
+
+    # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands in the way at start.
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(convert, edges[:-1], edges[1:]))
     return out.reshape(-1, 34)

@@ -16,11 +16,20 @@ weights decide which is right. Angles are float32: in bf16 all positions past 25
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numba import prange
 
-from .arrays import F32, I32
-from .backend import definition, jit_parallel
+from .arrays import F32, I32, read_only
+from .backend import definition, jit_inner, jit_parallel
+
+
+@lru_cache(maxsize=16)
+def _frequencies(base: float, scale: float, rotated: int) -> F32:
+    """base^(-2j / R) / scale for j = 0 … R/2 - 1, radians a position."""
+    half = rotated // 2
+    return read_only((base ** (-np.arange(half) / half) / scale).astype(np.float32))
 
 
 @definition
@@ -29,32 +38,37 @@ def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32
 
     x [T, N, H] float32, positions [T] int32 → [T, N, H] float32
     """
-    half = rotated // 2
-    frequency = (base ** (-np.arange(half) / half) / scale).astype(np.float32)
+    half, frequency = rotated // 2, _frequencies(base, scale, rotated)
     angle = positions[:, None, None].astype(np.float32) * frequency  # [T, 1, R/2]
     cos, sin = np.cos(angle), np.sin(angle)
     u, v, rest = x[..., :half], x[..., half:rotated], x[..., rotated:]
     return np.concatenate([u * cos - v * sin, v * cos + u * sin, rest], axis=-1)
 
 
-@rope.kernel
+@jit_inner
+def _turn(x, position, frequency, y):
+    """One token: x, y [N, H]."""
+    half, rotated = frequency.size, 2 * frequency.size
+    for j in range(half):
+        angle = np.float32(position) * frequency[j]
+        cos, sin = np.cos(angle), np.sin(angle)
+        for n in range(len(x)):
+            u, v = x[n, j], x[n, j + half]
+            y[n, j] = u * cos - v * sin
+            y[n, j + half] = v * cos + u * sin
+    for n in range(len(x)):
+        for j in range(rotated, x.shape[1]):
+            y[n, j] = x[n, j]
+
+
 @jit_parallel
+def _turn_all(x, positions, frequency, y):
+    for t in prange(len(x)):
+        _turn(x[t], positions[t], frequency, y[t])
+
+
+@rope.kernel
 def _rope(x, positions, base, scale, rotated):
     y = np.empty_like(x)
-    half = rotated // 2
-    frequency = np.empty(half, np.float32)
-    for j in range(half):
-        frequency[j] = base ** (-j / half) / scale
-    for t in prange(len(x)):
-        cos, sin = np.empty(half, np.float32), np.empty(half, np.float32)
-        for j in range(half):
-            angle = np.float32(positions[t]) * frequency[j]
-            cos[j], sin[j] = np.cos(angle), np.sin(angle)
-        for n in range(x.shape[1]):
-            for j in range(half):
-                u, v = x[t, n, j], x[t, n, j + half]
-                y[t, n, j] = u * cos[j] - v * sin[j]
-                y[t, n, j + half] = v * cos[j] + u * sin[j]
-            for j in range(rotated, x.shape[2]):
-                y[t, n, j] = x[t, n, j]
+    _turn_all(x, positions, _frequencies(base, scale, rotated), y)
     return y
