@@ -542,24 +542,15 @@ def chat_command(talk: Chat, line: str) -> str:
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     if name == "/reset":
-        talk.reset()
-        return "forgotten"
+        talk.reset(next((m["content"] for m in talk.messages if m["role"] == "system"), None))
+        return "forgotten, but for the instruction" if talk.messages else "forgotten"
     if name == "/system" and rest:
         talk.reset(system=rest)
         return "begun anew with this instruction"
     if name == "/save" and rest:
-        return save(talk, Path(rest))
+        try:
+            talk.save(rest)
+        except OSError as error:
+            return f"{rest}: {error.strerror}; nothing was saved"
+        return f"saved {len(talk.messages)} messages in {rest}"
     return CHAT_HELP if name == "/help" else f"{line.strip()!r} is no command\n{CHAT_HELP}"
-
-
-def save(talk: Chat, path: Path) -> str:
-    """Write the conversation, complete or not at all."""
-    import json
-
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(talk.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        return f"{path}: {error.strerror}; nothing was saved"
-    return f"saved {len(talk.messages)} messages in {path}"

@@ -364,7 +364,7 @@ def _int8(blocks, kind):
     def convert(first: int, last: int) -> None:
         _int8_range(blocks[first:last], kind, np.empty(256, np.float32), out[first:last])
 
-    # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands in the way at start.
+    # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands at the start.
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(convert, edges[:-1], edges[1:]))
     return out.reshape(-1, 34)

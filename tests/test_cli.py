@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import minigemma.chat
 from minigemma.cli import Progress, main
 from minigemma.config import RELEASED
 from minigemma.generation import Piece
@@ -56,6 +57,8 @@ def calls(monkeypatch):
         return SimpleNamespace(logprobs=[-0.5] * (len(ids) - 1), perplexity=1.6487)
 
     class Chat:
+        save = minigemma.chat.Chat.save
+
         def __init__(self, model, system=None):
             self.model, self.system, self.messages = model, system, []
 
