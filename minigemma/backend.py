@@ -95,6 +95,11 @@ def default_threads() -> int:
     return max(1, min(cores, most_threads()))
 
 
+def one_core(x: Any) -> bool:
+    """Is this so little work that one thread is done before others have been woken? One token's always is."""
+    return len(x) == 1 or x.size < 1 << 15
+
+
 class Definition(Generic[P, Result]):
     """A formula in NumPy, and perhaps a kernel that computes the same."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from .arrays import F32
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel, one_core
 
 
 @definition
@@ -35,6 +35,12 @@ def _row(seen, t, weight, bias, y):
             y[e] += weight[c, e] * seen[t + c, e]
 
 
+@jit
+def _few_rows(seen, weight, bias, y):
+    for t in range(len(y)):
+        _row(seen, t, weight, bias, y[t])
+
+
 @jit_parallel
 def _rows(seen, weight, bias, y):
     for t in prange(len(y)):
@@ -44,5 +50,5 @@ def _rows(seen, weight, bias, y):
 @causal_conv1d.kernel
 def _causal_conv1d(x, weight, bias, before):
     y = np.empty_like(x)
-    _rows(np.concatenate([before, x]), weight, bias, y)
+    (_few_rows if one_core(x) else _rows)(np.concatenate([before, x]), weight, bias, y)
     return y

@@ -13,7 +13,7 @@ import numpy as np
 from numba import float32, prange
 
 from .arrays import F32
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel, one_core
 from .simd import LANES, fma, load, splat, store, tanh
 
 SLOPE = np.float32(np.sqrt(2 / np.pi))
@@ -47,10 +47,20 @@ def _row(gate, up, y):
         y[f] = z * float32(0.5) * (float32(1) + np.tanh(SLOPE * (z + CUBIC * z * z * z))) * up[f]
 
 
-@gated_gelu.kernel
+@jit
+def _few_rows(gate, up, y):
+    for t in range(len(gate)):
+        _row(gate[t], up[t], y[t])
+
+
 @jit_parallel
-def _gated_gelu(gate, up):
-    y = np.empty_like(gate)
+def _rows(gate, up, y):
     for t in prange(len(gate)):
         _row(gate[t], up[t], y[t])
+
+
+@gated_gelu.kernel
+def _gated_gelu(gate, up):
+    y = np.empty_like(gate)
+    (_few_rows if one_core(gate) else _rows)(gate, up, y)
     return y

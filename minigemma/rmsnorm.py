@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from .arrays import F32
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel, one_core
 
 
 @definition
@@ -37,14 +37,21 @@ def _row(x, weight, eps, y):
         y[d] = x[d] * scale * (np.float32(1) + weight[d])
 
 
+@jit
+def _few_rows(x, weight, eps, y):
+    for t in range(len(x)):
+        _row(x[t], weight, eps, y[t])
+
+
 @jit_parallel
-def _rows(x, weight, eps):
-    y = np.empty_like(x)
+def _rows(x, weight, eps, y):
     for t in prange(len(x)):
         _row(x[t], weight, eps, y[t])
-    return y
 
 
 @rms_norm.kernel
 def _rms_norm(x, weight, eps):
-    return _rows(x.reshape(-1, x.shape[-1]), weight, eps).reshape(x.shape)
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    y = np.empty_like(rows)
+    (_few_rows if one_core(rows) else _rows)(rows, weight, eps, y)
+    return y.reshape(x.shape)

@@ -22,7 +22,7 @@ import numpy as np
 from numba import prange
 
 from .arrays import F32, I32, read_only
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel, one_core
 
 
 @lru_cache(maxsize=16)
@@ -61,6 +61,12 @@ def _turn(x, position, frequency, y):
             y[n, j] = x[n, j]
 
 
+@jit
+def _turn_few(x, positions, frequency, y):
+    for t in range(len(x)):
+        _turn(x[t], positions[t], frequency, y[t])
+
+
 @jit_parallel
 def _turn_all(x, positions, frequency, y):
     for t in prange(len(x)):
@@ -70,5 +76,5 @@ def _turn_all(x, positions, frequency, y):
 @rope.kernel
 def _rope(x, positions, base, scale, rotated):
     y = np.empty_like(x)
-    _turn_all(x, positions, _frequencies(base, scale, rotated), y)
+    (_turn_few if one_core(x) else _turn_all)(x, positions, _frequencies(base, scale, rotated), y)
     return y

@@ -18,7 +18,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from .arrays import F32
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel, one_core
 from .simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
 
 Ids = NDArray[np.intp]
@@ -60,17 +60,23 @@ def _row(z):
     return top + np.log(total)
 
 
+@jit
+def _few_rows(logits, sums):
+    for t in range(len(logits)):
+        sums[t] = _row(logits[t])
+
+
 @jit_parallel
-def _rows(logits):
-    sums = np.empty(len(logits), np.float32)
+def _rows(logits, sums):
     for t in prange(len(logits)):
         sums[t] = _row(logits[t])
-    return sums
 
 
 @log_sum_exp.kernel
 def _log_sum_exp(logits):
-    return _rows(np.ascontiguousarray(logits))
+    sums = np.empty(len(logits), np.float32)
+    (_few_rows if one_core(logits) else _rows)(np.ascontiguousarray(logits), sums)
+    return sums
 
 
 def log_softmax(logits: F32) -> F32:

@@ -12,7 +12,7 @@ import numpy as np
 from numba import float32, prange
 
 from .arrays import F32
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel, one_core
 from .simd import LANES, load, splat, store, tanh
 
 
@@ -44,14 +44,21 @@ def _row(x, cap, y):
         y[v] = cap * np.tanh(x[v] / cap)
 
 
+@jit
+def _few_rows(x, cap, y):
+    for t in range(len(x)):
+        _row(x[t], cap, y[t])
+
+
 @jit_parallel
-def _rows(x, cap):
-    y = np.empty_like(x)
+def _rows(x, cap, y):
     for t in prange(len(x)):
         _row(x[t], cap, y[t])
-    return y
 
 
 @soft_cap.kernel
 def _soft_cap(x, cap):
-    return _rows(np.ascontiguousarray(x).reshape(-1, x.shape[-1]), cap).reshape(x.shape)
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    y = np.empty_like(rows)
+    (_few_rows if one_core(rows) else _rows)(rows, cap, y)
+    return y.reshape(x.shape)

@@ -43,8 +43,8 @@ class Tokenizer:
     def __init__(self, model: bytes, path: str | Path, remedy: str = REMEDY) -> None:
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            reason = str(error).removeprefix("INTERNAL: ").rstrip(".")
+        except Exception as error:  # a RuntimeError mostly, an error of Unicode where a piece that it quotes is no text
+            reason = " ".join(str(error).removeprefix("INTERNAL: ").split()).rstrip(".")[:100]
             problem = _what_it_is(model) if "ParseFromArray" in reason else f"has a vocabulary that is broken: {reason}"
             raise ModelFormatError(path, problem, remedy) from None
         self.size: int = self._model.get_piece_size()
@@ -175,8 +175,8 @@ def _model_of(pieces: list[bytes], scores: F32, types: I32) -> bytes:
     kinds[Tokenizer.unknown : Tokenizer.unknown + 1] = UNKNOWN
     bpe, names = 2, {45: b"<unk>", 46: b"<bos>", 47: b"<eos>", 48: b"<pad>"}
     ids = {40: Tokenizer.unknown, 41: Tokenizer.bos, 42: Tokenizer.eos, 43: Tokenizer.pad}
-    # 25: digits are split; 26: pieces of blanks alone are allowed; 35: what no piece covers falls back to bytes
-    trainer: dict[int, int | bytes] = {3: bpe, 4: len(pieces), 24: 0, 25: 1, 26: 1, 35: 1, **ids, **names}
+    # 3 is the algorithm, 35 says that what no piece covers becomes bytes. (Digits are split since no piece has two.)
+    trainer: dict[int, int | bytes] = {3: bpe, 35: 1, **ids, **names}
     normaliser: dict[int, int | bytes] = {1: b"identity", 3: 0, 4: 0, 5: 1}  # no blank put in front, none taken away
     return _entries(pieces, scores, kinds) + _message(2, trainer) + _message(3, normaliser)
 

@@ -66,16 +66,17 @@ CASES = {
     "quantise_blocks": [
         (np.concatenate([normal(50, 32), np.zeros((1, 32), np.float32), normal(2, 32) * 1e-7]), bits) for bits in (4, 8)
     ],
-    "rms_norm": [(normal(*shape) * 40, normal(shape[-1]), 1e-6) for shape in ((1, 7), (3, 640), (5, 2, 20), (67, 96))],
+    "rms_norm": [(normal(*shape) * 40, normal(shape[-1]), 1e-6) for shape in ((1, 7), (3, 640), (5, 2, 20), (600, 96))],
     "rope": [
         (normal(T, N, H), positions(first, T), base, scale, rotated)
         for T, N, H, first, base, scale, rotated in (
             (1, 3, 20, 0, 1e4, 1.0, 20),
             (5, 2, 12, 1000, 1e6, 8.0, 12),
             (37, 1, 256, 7, 1e4, 1.0, 128),
+            (300, 2, 64, 7, 1e4, 1.0, 64),
         )
     ],
-    "causal_conv1d": [(normal(T, E), normal(4, E), normal(E), normal(3, E)) for T, E in ((1, 5), (2, 64), (33, 67))],
+    "causal_conv1d": [(normal(T, E), normal(4, E), normal(E), normal(3, E)) for T, E in ((1, 5), (2, 64), (600, 67))],
     "block_diagonal": [
         (normal(T, M * size), kind(normal(M, size, size)), normal(M, size))
         for T, M, size in ((1, 2, 32), (7, 3, 9), (50, 2, 64))
@@ -87,9 +88,12 @@ CASES = {
         for T, E in ((1, 3), (2, 64), (300, 67))
         for start in (True, False)
     ],
-    "log_sum_exp": [(normal(T, V) * scale,) for T, V, scale in ((1, 3, 1), (4, 1000, 30), (2, 9001, 5), (1, 16, 1e4))],
-    "soft_cap": [(normal(*shape) * 100, cap) for shape, cap in (((1, 5), 30.0), ((3, 64), 50.0), ((2, 3, 77), 1.5))],
-    "gated_gelu": [(normal(T, F) * 5, normal(T, F)) for T, F in ((1, 3), (2, 64), (17, 101))],
+    "log_sum_exp": [(normal(T, V) * scale,) for T, V, scale in ((1, 3, 1), (4, 1000, 30), (5, 9001, 5), (1, 16, 1e4))],
+    "soft_cap": [
+        (normal(*shape) * 100, cap)
+        for shape, cap in (((1, 5), 30.0), ((3, 64), 50.0), ((2, 3, 77), 1.5), ((600, 77), 9.0))
+    ],
+    "gated_gelu": [(normal(T, F) * 5, normal(T, F)) for T, F in ((1, 3), (2, 64), (500, 101))],
     "linear": [
         (normal(T, D), weight)
         for T in (1, 2, 8, 9, 16, 33, 130)

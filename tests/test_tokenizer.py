@@ -375,6 +375,8 @@ def vocabulary(*more, kinds=None, first=FIRST, byte_pieces=BYTES):
         (vocabulary(b"a", b""), r"a piece of 0 bytes in its vocabulary \(id 261\)"),
         (vocabulary(b"a" * 16374), "a piece of 16374 bytes"),
         (vocabulary(b"a", b"a"), "a is already defined"),
+        (vocabulary(b"\n", b"\n"), "is already defined"),
+        (vocabulary(b"\xff", b"\xff"), "can't decode byte 0xff"),
         (vocabulary(b"a\0b"), "null character"),
         (vocabulary(byte_pieces=BYTES[:50]), "not 256 byte pieces"),
         (vocabulary(b"a", kinds=[BYTE]), "byte"),
