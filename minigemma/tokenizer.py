@@ -173,11 +173,10 @@ def _model_of(pieces: list[bytes], scores: F32, types: I32) -> bytes:
         pieces[i] = pieces[i].replace(b" ", SPACE.encode())
     kinds[_control_ids(pieces)] = CONTROL
     kinds[Tokenizer.unknown : Tokenizer.unknown + 1] = UNKNOWN
-    bpe, names = 2, {45: b"<unk>", 46: b"<bos>", 47: b"<eos>", 48: b"<pad>"}
-    ids = {40: Tokenizer.unknown, 41: Tokenizer.bos, 42: Tokenizer.eos, 43: Tokenizer.pad}
-    # 3 is the algorithm, 35 says that what no piece covers becomes bytes. (Digits are split since no piece has two.)
-    trainer: dict[int, int | bytes] = {3: bpe, 35: 1, **ids, **names}
-    normaliser: dict[int, int | bytes] = {1: b"identity", 3: 0, 4: 0, 5: 1}  # no blank put in front, none taken away
+    # Byte-pair encoding; what no piece covers becomes bytes. (Digits stay single because no piece has two.)
+    trainer: dict[int, int | bytes] = {3: 2, 35: 1}
+    # Characters stay as they are; no blank is put in front, none taken away, and each is written as U+2581.
+    normaliser: dict[int, int | bytes] = {1: b"identity", 3: 0, 4: 0, 5: 1}
     return _entries(pieces, scores, kinds) + _message(2, trainer) + _message(3, normaliser)
 
 

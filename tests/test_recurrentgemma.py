@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -34,9 +35,11 @@ from transformers import AutoConfig, RecurrentGemmaConfig, RecurrentGemmaForCaus
 
 import minigemma as mg  # noqa: E402
 from minigemma.cache import KeyValueRing  # noqa: E402
+from minigemma.checkpoint import layer_tensors  # noqa: E402
 from minigemma.cli import main  # noqa: E402
 from minigemma.config import RELEASED  # noqa: E402
 from minigemma.errors import ModelFormatError  # noqa: E402
+from minigemma.linear import widen  # noqa: E402
 from minigemma.recurrentgemma import RecurrentGemma  # noqa: E402
 
 W = 7  # earlier tokens that one sees: 101 tokens are 14 windows
@@ -168,13 +171,13 @@ def test_float32_file_as_stored_is_exact_too(truth):
 
 @pytest.mark.parametrize("size", [1, 7, T])
 def test_bf16_mode_stays_near_the_exact_one(truth, size):
-    """Inputs of many-token products, keys and values are rounded to 8 bits, through 7 layers and a recurrence that
-    adds up what it is given: 2 % of the logits' root mean square, 5 % of the largest for the worst single one.
+    """Keys and values are rounded to 8 bits, which gives 0.14 % of the logits' root mean square and 0.34 % of the
+    largest logit for the worst single one: three times that is allowed, in pieces of any size.
     """
     folder, _, expected = truth("bf16")
     found = in_pieces(mg.load(folder, threads=1 if size < 7 else None), size)
-    assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 0.02
-    assert distance(found, expected) < 0.05
+    assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 0.0042
+    assert distance(found, expected) < 0.01
 
 
 def released_2b(config: dict[str, Any]) -> None:
@@ -254,9 +257,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_variant(tmp_path, variant):
     folder = write(tmp_path, "bf16", **VARIANTS[variant])
     model = mg.load(folder, dtype="f32")
-    expected = logits_of(reference(folder))
-    assert_parity(model.forward(IDS), expected)
-    assert_parity(in_pieces(model, 5), expected)
+    ids = IDS[:40]
+    expected = logits_of(reference(folder), ids)
+    assert_parity(model.forward(ids), expected)
+    assert_parity(in_pieces(model, 5, ids), expected)
 
 
 def rope(base: float, fraction: float) -> dict[str, Any]:
@@ -291,9 +295,11 @@ def test_the_checkpoints_would_show_the_other_embedding_scale(truth):
 
 def test_the_checkpoints_would_show_any_tensor_out_of_place(truth):
     _, model, _ = truth("f32")
-    ids = IDS[:30]
+    ids = IDS[:14]
     right, unseen = logits_of(model, ids), []
     for name, parameter in model.named_parameters():
+        if "layers." in name and ".3." not in name and ".5." not in name:
+            continue  # one layer of each kind will do
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.copy_(kept.roll(1, -1))
@@ -362,11 +368,11 @@ def deepmind_names(tensors: dict[str, torch.Tensor], layers: int) -> dict[str, t
     return {name: tensor.float() for name, tensor in out.items()}
 
 
-@pytest.fixture(scope="module", params=checkpoints.DTYPES)
-def griffin(request, truth, deepmind) -> tuple[Path, Any]:
+@pytest.fixture(scope="module")
+def griffin(truth, deepmind) -> tuple[Path, Any]:
     """A checkpoint, and DeepMind's model with its weights in float32 and the window that config.json states."""
     common, module = deepmind
-    folder = truth(request.param, "DEEPMIND").folder
+    folder = truth("f32", "DEEPMIND").folder
     kind = common.TemporalBlockType
     config = common.GriffinConfig(
         vocab_size=checkpoints.VOCAB,
@@ -629,15 +635,15 @@ def is_blocks(weight: np.ndarray, size: int) -> bool:
     return weight.dtype == np.uint8 and weight.ndim == 3 and weight.shape[2] == size
 
 
-# Largest difference from float32, and root mean square of it, of the largest and of the root mean square logit.
-QUANTISED = {"int8": (34, 0.05, 0.03), "int4": (18, 0.6, 0.4)}
+# Bytes of a block; then the largest difference from the weights as they were, of the largest logit, and its root mean
+# square, of that of the logits. 0.027 and 0.020 were measured, 0.36 and 0.29 for int4: it has 8 % of error in each of
+# these random weights, which no model was trained to bear. That the four bits are read right, the last test says.
+QUANTISED = {"int8": (34, 0.04, 0.03), "int4": (18, 0.5, 0.4)}
 
 
 @pytest.mark.parametrize("dtype", QUANTISED)
 def test_linear_maps_are_quantised_and_the_recurrence_is_not(truth, dtype):
-    """Rows are multiples of 32 here. int4 has 8 % of error in each of these random weights, which no model was trained
-    to bear; the bounds say that nothing is out of place, not that the text would be good.
-    """
+    """Rows are multiples of 32 here."""
     size, worst, mean = QUANTISED[dtype]
     folder, _, expected = truth("bf16", "BLOCKS_OF_32")
     model, exact = mg.load(folder, dtype=dtype), mg.load(folder, dtype="f32")
@@ -658,3 +664,23 @@ def test_linear_maps_are_quantised_and_the_recurrence_is_not(truth, dtype):
     assert is_blocks(model.weights.embedding, 34)
     assert distance(found, expected) < worst
     assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < mean
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_quantised_logits_are_those_of_the_weights_that_are_left(truth, dtype):
+    """transformers with the same weights, dequantised, gives the same logits but for keys and values in bf16."""
+    folder, _, before = truth("bf16", "BLOCKS_OF_32")
+    model, theirs = mg.load(folder, dtype=dtype), reference(folder)
+    stored = {"model.embed_tokens.weight": model.weights.embedding}
+    for i, block in enumerate(model.weights.blocks):
+        for ours, (name, _, _) in layer_tensors(model.config, i).items():
+            stored[f"model.layers.{i}.{name}"] = attrgetter(ours)(block)
+    parameters = dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name, weight in stored.items():
+            if weight.dtype == np.uint8:
+                parameters[name].copy_(torch.from_numpy(widen(weight)))
+    expected = logits_of(theirs)
+    assert distance(before, expected) > 0.02, "nothing was quantised"
+    assert_parity(model.forward(IDS), expected, 0.01)
+    assert_parity(in_pieces(model, 1), expected, 0.01)
