@@ -270,6 +270,9 @@ def _open_folder(folder: Path) -> Files:
     config, fields = config_from_json(folder / "config.json")
     stored = open_checkpoint_files(folder)
     prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in stored), None)
+    if prefix is None and any(name.startswith(("embedder.", "params/")) for name in stored):
+        problem = "holds the tensors under DeepMind's own names (Kaggle's flax or torch files)"
+        raise ModelFormatError(folder, problem, "take the Hugging Face release: minigemma download google/<model>")
     if prefix is None:
         raise ModelFormatError(folder, "its files hold no embed_tokens.weight", "these are not the weights of a Gemma")
     named = {ours: f"{prefix}{theirs}" for ours, theirs in _names(config, 0, "layers.")}

@@ -164,6 +164,15 @@ class RecurrentGemmaConfig(TextConfig):
         super().__post_init__()
         if self.lru_width % self.gate_blocks:
             raise ValueError(f"lru_width {self.lru_width} does not divide into {self.gate_blocks} blocks of gates")
+        if self.conv_width < 2:
+            raise ValueError(
+                f"conv_width is {self.conv_width}; the convolution sees the current token and one more at least"
+            )
+        rotated = self.head_dim * self.rope_fraction
+        if rotated > self.head_dim or rotated % 2:
+            raise ValueError(
+                f"rope turns {rotated:g} of {self.head_dim} numbers of a head; it must be an even part of them"
+            )
         if not self.pattern or set(self.pattern) - {"recurrent", "attention"}:
             raise ValueError(f"block types are {list(self.pattern)}; each must be 'recurrent' or 'attention'")
 

@@ -134,15 +134,15 @@ def _from_fields(kind: str, f: Json) -> TextConfig:
     if kind == "recurrent_gemma":
         return _recurrent_gemma(f, common)
     if kind == "gemma":
-        return GemmaConfig(**common, rope_base=_rope(f, "full_attention")[0])
+        return GemmaConfig(**common, rope_base=_plain_rope(f))
     common["query_pre_attn_scalar"] = float(f["query_pre_attn_scalar"])
     common["window"] = _whole(f, "sliding_window")
     if kind == "gemma2":
         _pattern(f, common["layers"], 2)
         if (common["width"], common["layers"]) == (3584, 42):  # 9B was first released with 224; it was trained with 256
             common["query_pre_attn_scalar"] = 256.0
-        caps = {"attention_cap": f["attn_logit_softcapping"], "logit_cap": f["final_logit_softcapping"]}
-        return Gemma2Config(**common, **caps, rope_base=_rope(f, "full_attention")[0])
+        caps = {"attention_cap": _cap(f, "attn_logit_softcapping"), "logit_cap": _cap(f, "final_logit_softcapping")}
+        return Gemma2Config(**common, **caps, rope_base=_plain_rope(f))
     if f["attn_logit_softcapping"] is not None:
         raise ValueError(f"attn_logit_softcapping is {f['attn_logit_softcapping']}; Gemma 3 has no cap on scores")
     base, scale = _rope(f, "full_attention")
@@ -155,7 +155,7 @@ def _from_fields(kind: str, f: Json) -> TextConfig:
         rope_base_local=local,
         rope_scale=scale,
         pattern=_pattern(f, common["layers"], 6),
-        logit_cap=f["final_logit_softcapping"],
+        logit_cap=_cap(f, "final_logit_softcapping"),
     )
 
 
@@ -168,18 +168,32 @@ def _recurrent_gemma(f: Json, common: Json) -> RecurrentGemmaConfig:
     if not f["embeddings_scale_by_sqrt_dim"]:
         raise ValueError("embeddings_scale_by_sqrt_dim is false; RecurrentGemma scales its embeddings")
     rope = f.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope settings are {rope!r}; they must be an object")
     fraction: Any = rope.get("partial_rotary_factor", f["partial_rotary_factor"])
     return RecurrentGemmaConfig(
         **common | {"ffn_width": common["ffn_width"] // 2},
         window=_whole(f, "attention_window_size"),
-        lru_width=f["lru_width"] or common["width"],
+        lru_width=common["width"] if f["lru_width"] is None else _whole(f, "lru_width"),
         gate_blocks=common["heads"],
         conv_width=_whole(f, "conv1d_width"),
         pattern=tuple(names.get(kind, kind) for kind in kinds),
-        logit_cap=f["logits_soft_cap"],
-        rope_base=_rope(f, "full_attention")[0],
+        logit_cap=_cap(f, "logits_soft_cap"),
+        rope_base=_plain_rope(f),
         rope_fraction=float(fraction),
     )
+
+
+def _cap(fields: Json, name: str) -> float | None:
+    return None if fields[name] is None else float(fields[name])
+
+
+def _plain_rope(fields: Json) -> float:
+    """The base, where all layers have the same and none is scaled."""
+    base, scale = _rope(fields, "full_attention")
+    if scale != 1:
+        raise ValueError(f"rope is scaled by {scale}; only Gemma 3's global layers are")
+    return base
 
 
 def _whole(fields: Json, name: str) -> int:
@@ -202,6 +216,8 @@ def _rope(f: Json, kind: str) -> tuple[float, float]:
         raise ValueError(f"rope settings are {stated!r}; they must be an object")
     base = stated.get("rope_theta", base)
     form = stated.get("rope_type", stated.get("type", "default"))
+    if form == "linear" and not isinstance(stated.get("factor"), (int, float)):
+        raise ValueError(f"the factor of linear rope is {stated.get('factor')!r}; it must be a number")
     if form not in ("default", "linear"):
         raise ValueError(f"rope_type is {form!r}; Gemma's is default or linear")
     return float(base), float(stated["factor"]) if form == "linear" else 1.0

@@ -42,8 +42,8 @@ DECAY = 8.0  # c in the paper
 
 
 def sigmoid(x: F32) -> F32:
-    """1 / (1 + e⁻ˣ)"""
-    return (1 / (1 + np.exp(-x))).astype(np.float32)
+    """1 / (1 + e⁻ˣ), as exp(-log(1 + e⁻ˣ)), which overflows nowhere."""
+    return np.exp(-np.logaddexp(np.float32(0), -x)).astype(np.float32)
 
 
 def softplus(x: F32) -> F32:
@@ -78,8 +78,7 @@ def associative_scan(x: F32, decay: F32, state: F32) -> F32:
     """linear_scan as a tree: pairs (a, b) of h → a h + b compose, (a₂, b₂) after (a₁, b₁) is (a₁ a₂, a₂ b₁ + b₂).
 
     That is how the recurrence could run in parallel over time, in log T rounds of twice the work; the paper found the
-    plain
-    loop faster, since both wait for memory (App. D), and so do we. x [T, E], decay [T, E], state [E] → [T, E] float32
+    plain loop faster, since both wait for memory (App. D), and so do we. x, decay [T, E], state [E] → [T, E] float32
     """
     a, b = decay.copy(), x.copy()
     b[0] += a[0] * state

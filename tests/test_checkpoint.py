@@ -213,6 +213,13 @@ def test_configs_that_are_refused(edit, says, tmp_path):
     assert says in broken(tmp_path, edit=edit)
 
 
+def test_deepminds_own_names_are_recognised(tmp_path):
+    def change(weights):
+        weights["embedder.input_embedding"] = weights.pop("model.embed_tokens.weight")
+
+    assert "DeepMind's own names" in broken(tmp_path, change)
+
+
 def test_a_gguf_that_is_not_a_text_model(tmp_path):
     gguf = pytest.importorskip("gguf")
     for architecture, says in (("clip", "mmproj"), ("llama", "'llama'")):

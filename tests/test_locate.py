@@ -344,7 +344,7 @@ def test_the_sizes_in_the_readme_are_those_of_the_configs():
 
     readme = Path(__file__).parent.parent / "weights" / "README.md"
     rows = [line.split("|") for line in readme.read_text().splitlines() if line.startswith("| `google/")]
-    assert len(rows) == 10
+    assert len(rows) == 12
     for _, ids, weights, cache, together, _ in rows:
         id = ids.split("`")[1]
         config = RELEASED[id.removeprefix("google/").removesuffix("-pt")]

@@ -176,7 +176,7 @@ def test_a_model_file_is_read(tmp_path):
 
 def test_a_piece_that_only_ends_with_a_control_name_is_none(tmp_path):
     path = tmp_path / "tokenizer.model"
-    path.write_bytes(trained(user_defined_symbols=("the<mask>", "<mask>")))
+    path.write_bytes(trained(user_defined_symbols="the<mask>,<mask>"))
     tokenizer = Tokenizer.from_model_file(path)
     assert tokenizer.encode("the<mask>") == [tokenizer.id_of("the<mask>")]
     assert tokenizer.decode(tokenizer.encode("the<mask>")) == "the<mask>"
