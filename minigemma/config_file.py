@@ -141,8 +141,12 @@ def _from_fields(kind: str, f: Json) -> TextConfig:
         _pattern(f, common["layers"], 2)
         if (common["width"], common["layers"]) == (3584, 42):  # 9B was first released with 224; it was trained with 256
             common["query_pre_attn_scalar"] = 256.0
-        caps = {"attention_cap": _cap(f, "attn_logit_softcapping"), "logit_cap": _cap(f, "final_logit_softcapping")}
-        return Gemma2Config(**common, **caps, rope_base=_plain_rope(f))
+        return Gemma2Config(
+            **common,
+            attention_cap=_cap(f, "attn_logit_softcapping"),
+            logit_cap=_cap(f, "final_logit_softcapping"),
+            rope_base=_plain_rope(f),
+        )
     if f["attn_logit_softcapping"] is not None:
         raise ValueError(f"attn_logit_softcapping is {f['attn_logit_softcapping']}; Gemma 3 has no cap on scores")
     base, scale = _rope(f, "full_attention")
