@@ -32,6 +32,7 @@ from .gqa import AttentionWeights
 from .griffin import RecurrentWeights
 from .linear import BLOCK, BLOCK_BYTES, Weight
 from .locate import locate
+from .prompt import stop_ids
 from .quantize import KINDS, dequantise, quantise_int4, to_int8
 from .recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
 from .rglru import softplus
@@ -221,7 +222,7 @@ def load(
         round_scale=stored != "F32" or files.config.family == "recurrentgemma",
         backend=backend,
         threads=threads,
-        eos=_stop_ids(files, tokenizer),
+        eos=stop_ids(tokenizer, files.eos, files.instruction_tuned) if tokenizer else files.eos,
         instruction_tuned=files.instruction_tuned,
     )
 
@@ -427,9 +428,3 @@ def _folder_eos(folder: Path, fields: dict[str, Any]) -> tuple[tuple[int, ...], 
     chatty = chatty or (described.exists() and "chat_template" in read_json(described))
     chatty = chatty or len(ids) > 1 or bool(re.search(r"\bit\b", folder.name))
     return tuple(sorted(ids)), chatty
-
-
-def _stop_ids(files: Files, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """eos, and the end of a turn where the model was taught to end turns."""
-    end = tokenizer.id_of("<end_of_turn>") if tokenizer and files.instruction_tuned else None
-    return files.eos if end is None else tuple(sorted({*files.eos, end}))

@@ -1,0 +1,49 @@
+"""Taps: named values of a run, by glob, and nothing when nothing is asked for."""
+
+import numpy as np
+import pytest
+from test_checkpoint import CONFIGS, ids, random_weights, write_folder
+
+import minigemma as mg
+
+
+@pytest.fixture(scope="module", params=["gemma", "gemma2", "gemma3"])
+def model(request, tmp_path_factory):
+    config = CONFIGS[request.param]
+    return mg.load(write_folder(tmp_path_factory.mktemp("hf") / "model", config, random_weights(config)))
+
+
+def test_values_come_by_name_and_pattern(model):
+    taps = mg.Taps("embedding", "blocks.*.residual.out", "blocks.1.attention.?")
+    model.forward(ids, taps=taps)
+    expected = {"embedding", *(f"blocks.{i}.residual.out" for i in range(model.config.layers))}
+    assert set(taps) == expected | {f"blocks.1.attention.{name}" for name in "qkv"}
+    assert taps["blocks.1.attention.q"].shape == (40, 4, 64)
+    assert taps["blocks.1.attention.k"].shape == (40, 2, 64)
+
+
+def test_attention_probabilities_are_a_distribution_over_the_window(model):
+    taps = mg.Taps("blocks.0.attention.probs")
+    model.forward(ids, taps=taps)
+    probs = taps["blocks.0.attention.probs"]  # [N, T, S]
+    np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)
+    window = model.config.attention(0).window or len(ids)
+    distance = np.arange(len(ids))[:, None] - np.arange(len(ids))[None]
+    hidden = (distance < 0) | (distance >= window)
+    assert not probs[:, hidden].any()
+    assert (probs[:, ~hidden] > 0).all()
+
+
+def test_logits_are_the_same_with_and_without_taps(model):
+    taps = mg.Taps("*")
+    tapped = model.forward(ids, taps=taps)
+    np.testing.assert_allclose(model.forward(ids), tapped, atol=1e-5 * np.abs(tapped).max())
+    assert (taps["logits"] == tapped).all()
+    last = f"blocks.{model.config.layers - 1}.residual.out"
+    assert taps[last].shape == (40, 256)
+
+
+def test_without_patterns_nothing_is_kept(model):
+    taps = mg.Taps()
+    model.forward(ids, taps=taps)
+    assert taps == {}
