@@ -423,7 +423,8 @@ def inspect(args: argparse.Namespace) -> None:
     print("files       " + "\n            ".join(files))
     print(f"parameters  {report['parameters']:,}, {report['embedding_parameters']:,} of them the embedding")
     print("sizes       " + ", ".join(f"{name} {size:,}" for name, size in report["sizes"].items()))
-    meaning = f"(l: sees {report['window']:,} tokens, g: sees all)" if report["window"] else "(g: sees all tokens)"
+    meanings = {"l": f"sees {report['window'] or 0:,} tokens", "g": "sees all", "r": "recurrent"}
+    meaning = f"({', '.join(f'{letter}: {m}' for letter, m in meanings.items() if letter in report['pattern'])})"
     print(f"layers      {report['layers']}: {report['pattern']}  {meaning}")
     for label, row in zip(chain(["tensors"], repeat("")), report["tensors"], strict=False):
         size, shape = bytes_text(row["bytes"]), str(row["shape"])
@@ -436,7 +437,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 def summary(about: Description, config: TextConfig) -> dict[str, Any]:
     """What `inspect` tells, as plain numbers and texts."""
-    windows = [config.attention(layer).window for layer in range(config.layers)]
+    kinds = [config.kind(layer) for layer in range(config.layers)]
     cache = config.cache_bytes(config.context)
     return {
         "name": config.name or about.files[0].stem,
@@ -447,8 +448,8 @@ def summary(about: Description, config: TextConfig) -> dict[str, Any]:
         "embedding_parameters": config.embedding_parameters,
         "sizes": {name: getattr(config, name) for name in SIZES},
         "layers": config.layers,
-        "pattern": "".join("l" if window else "g" for window in windows),
-        "window": next((window for window in windows if window), None),
+        "pattern": "".join(kind[0] for kind in kinds),
+        "window": config.attention(kinds.index("local")).window if "local" in kinds else None,
         "tensors": tensor_kinds(about.tensors),
         "memory": {"weights": about.weight_bytes, "cache": cache, "total": about.weight_bytes + cache},
     }

@@ -68,6 +68,10 @@ class TextConfig(ABC):
     def attention(self, layer: int) -> AttentionConfig:
         """The attention of layer `layer`, counted from 0."""
 
+    def kind(self, layer: int) -> str:
+        """ "local" or "global" attention, or "recurrent"."""
+        return "local" if self.attention(layer).window else "global"
+
     @property
     def embedding_parameters(self) -> int:
         """V · D; the head is tied to it."""
@@ -188,6 +192,10 @@ class RecurrentGemmaConfig(TextConfig):
             rope_fraction=self.rope_fraction,
             query_scale=self.query_scale,
         )
+
+    def kind(self, layer: int) -> str:
+        """ "local" attention, or "recurrent"."""
+        return "local" if self.is_attention(layer) else "recurrent"
 
     @property
     def non_embedding_parameters(self) -> int:
