@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -199,15 +200,11 @@ def load(
     if threads is not None and not 1 <= threads <= most_threads():
         raise ValueError(f"threads is {threads}; this machine offers 1 … {most_threads()}")
     files = open_files(locate(name))
-    total, done = sum(t.array.nbytes for t in files.tensors.values()), 0
-    weights: dict[str, Any] = {}
-    for ours, tensor in files.tensors.items():
-        weights[ours] = _weight(ours, tensor, dtype, files.norm_offset)
-        done += tensor.array.nbytes
-        if progress:
-            progress(done, total)
+    with ThreadPoolExecutor(1) as side:  # the tokenizer is Python's work, the weights are not: they go side by side
+        making = side.submit(files.make_tokenizer)
+        weights = _weights(files, dtype, progress)
+        tokenizer = making.result()
     stored = files.tensors["embedding"].kind
-    tokenizer = files.make_tokenizer()
     if tokenizer and tokenizer.size > files.config.vocab:
         raise ModelFormatError(
             files.path,
@@ -225,6 +222,18 @@ def load(
         eos=stop_ids(tokenizer, files.eos, files.instruction_tuned) if tokenizer else files.eos,
         instruction_tuned=files.instruction_tuned,
     )
+
+
+def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+    """Every tensor in the format that it runs in, by our names."""
+    total, done = sum(t.array.nbytes for t in files.tensors.values()), 0
+    weights = {}
+    for ours, tensor in files.tensors.items():
+        weights[ours] = _weight(ours, tensor, dtype, files.norm_offset)
+        done += tensor.array.nbytes
+        if progress:
+            progress(done, total)
+    return weights
 
 
 def describe(name: str | Path, dtype: str | None = None) -> Description:

@@ -26,7 +26,7 @@ from .rmsnorm import rms_norm
 from .softcap import soft_cap
 from .taps import NO_TAPS, Scope, Taps
 
-PIECE = 512  # tokens that go through the layers together: what bounds the memory of a long prompt
+PIECE = 256  # tokens that go through the layers together: what bounds the memory of a long prompt
 
 
 @dataclass(frozen=True)

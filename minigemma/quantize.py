@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from .arrays import F32, U8, widen_bf16
 from .backend import definition, jit, jit_inner, jit_parallel
 from .errors import ModelFormatError
-from .simd import LANES, fma, load, load_half, round_lanes, splat, store_half, sum_lanes, zeros
+from .simd import LANES, fma, load, load_half, round_lanes, splat, store, store_half, zeros
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 WEIGHTS = {kind: 256 if kind.endswith("K") else 32 for kind in KINDS}
-FEWEST_STEPS = 96  # of an int8's 127, where fewer come closer to the weights
+STEPS = np.arange(127, 95, -1, dtype=np.float32)  # of an int8's 127, how many the largest weight of a block may take
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
 
 
@@ -256,9 +256,9 @@ def int8_blocks(blocks: U8, kind: int) -> U8:
     x = dequantise_blocks(blocks, kind).reshape(-1, 32)
     largest = np.abs(x).max(axis=-1, keepdims=True)
     best, fewest = np.full_like(largest, 127), np.full_like(largest, np.inf)
-    for k in range(127, FEWEST_STEPS - 1, -1):
-        scaled = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0) * np.float32(k)
-        missed = ((scaled - np.rint(scaled)) ** 2).sum(axis=-1, keepdims=True) / np.float32(k * k)
+    for k in STEPS:
+        scaled = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0) * k
+        missed = ((scaled - np.rint(scaled)) ** 2).sum(axis=-1, keepdims=True) / (k * k)
         best, fewest = np.where(missed < fewest, k, best), np.minimum(missed, fewest)
     return _with_scale_of(x, (largest / best).astype(np.float32))
 
@@ -272,20 +272,22 @@ def _largest(x):
 
 
 @jit_inner
-def _closest_steps(x, largest):
-    """How many steps of the scale the largest weight should be, so that all lie closest to whole ones."""
-    best, fewest = float32(127), float32(np.inf)
-    for i in range(128 - FEWEST_STEPS):
-        k = float32(127 - i)
-        factor, missed = splat(k / largest), zeros()
-        for j in range(0, 32, LANES):
-            scaled = load(x, j) * factor
+def _closest_steps(x, largest, steps, missed):
+    """How many steps of the scale the largest weight should be, so that all lie closest to whole ones.
+
+    `steps` are the numbers to try and the lanes of this search, `missed` is room for what each of them misses.
+    """
+    for i in range(0, steps.size, LANES):
+        k, total = load(steps, i), zeros()
+        for j in range(32):
+            scaled = splat(x[j] / largest) * k
             off = scaled - round_lanes(scaled)
-            missed = fma(off, off, missed)
-        error = sum_lanes(missed) / (k * k)
-        if error < fewest:
-            best, fewest = k, error
-    return best
+            total = fma(off, off, total)
+        store(missed, i, total / (k * k))
+    best = 0
+    for i in range(1, steps.size):
+        best = i if missed[i] < missed[best] else best
+    return steps[best]
 
 
 @jit_inner
@@ -328,8 +330,8 @@ def _quantise(x, bits):
 
 
 @jit_inner
-def _to_int8(block, kind, wide, out):
-    """One block; `wide` is room for its weights, out [weights / 32, 34]."""
+def _to_int8(block, kind, steps, room, out):
+    """One block; `room` is for its weights and what the steps miss, out [weights / 32, 34]."""
     if kind in (Q4_0, Q5_0):
         zero, at = (8, 2) if kind == Q4_0 else (16, 6)
         for j in range(16):
@@ -340,17 +342,18 @@ def _to_int8(block, kind, wide, out):
             out[0, 2 + j], out[0, 18 + j] = np.uint8((low - zero) & 255), np.uint8((high - zero) & 255)
         out[0, 0], out[0, 1] = block[0], block[1]
         return
-    _block(block, kind, wide)
+    _block(block, kind, room)
     for i in range(len(out)):
-        x = wide[32 * i : 32 * i + 32]
+        x = room[32 * i : 32 * i + 32]
         largest = _largest(x)
-        _int8_block(x, largest / _closest_steps(x, largest) if largest > 0 else largest, out[i])
+        best = _closest_steps(x, largest, steps, room[256:]) if largest > 0 else float32(127)
+        _int8_block(x, largest / best, out[i])
 
 
 @jit
-def _int8_range(blocks, kind, wide, out):
+def _int8_range(blocks, kind, steps, room, out):
     for b in range(len(blocks)):
-        _to_int8(blocks[b], kind, wide, out[b])
+        _to_int8(blocks[b], kind, steps, room, out[b])
 
 
 @int8_blocks.kernel
@@ -362,7 +365,8 @@ def _int8(blocks, kind):
     edges = [len(blocks) * i // workers for i in range(workers + 1)]
 
     def convert(first: int, last: int) -> None:
-        _int8_range(blocks[first:last], kind, np.empty(256, np.float32), out[first:last])
+        room = np.empty(256 + len(STEPS), np.float32)
+        _int8_range(blocks[first:last], kind, STEPS, room, out[first:last])
 
     # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands at the start.
     with ThreadPoolExecutor(workers) as pool:
