@@ -29,7 +29,7 @@ from .simd import LANES, fma, load, load_half, round_lanes, splat, store, store_
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 WEIGHTS = {kind: 256 if kind.endswith("K") else 32 for kind in KINDS}
-STEPS = np.arange(127, 95, -1, dtype=np.float32)  # of an int8's 127, how many the largest weight of a block may take
+STEPS = np.arange(127, 95, -2, dtype=np.float32)  # of an int8's 127, how many the largest weight of a block may take
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
 
 

@@ -42,10 +42,11 @@ _F32, _I8, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(32)
 _features = get_host_cpu_features()
 if os.environ.get("MINIGEMMA_CPU") == "generic":
     for _name in _features:
-        if _name.startswith(("avx512", "avx10", "amx")):
+        if _name.startswith(("avx512", "avx10", "amx", "f16c")):
             _features[_name] = False
     numba.config.CPU_FEATURES = _features.flatten()
 LANES = 16 if _features.get("avx512f") else 8
+_HALVES = bool(_features.get("f16c"))
 ROWS = 12 if LANES == 16 else 6  # accumulators: 24 of 32 registers, or 12 of 16
 
 
@@ -153,14 +154,17 @@ def load_one(typingctx, array, index):
 def load_half(typingctx, array, index):
     """The float16 in bytes index and index + 1 of a uint8 array, as float32. Finite ones only.
 
-    Shifted into a float32's place its exponent is too small by 127 - 15 = 112; a product sets that right, also for
-    subnormals.
+    Most processors have an instruction for it. Without one: shifted into a float32's place its exponent is too small by
+    127 - 15 = 112, and a product sets that right, also for subnormals.
     """
 
     def codegen(context, builder, signature, args):
         address = _element(context, builder, signature.args[0], *args)
-        half = builder.load(builder.bitcast(address, ir.IntType(16).as_pointer()))
+        kind = ir.HalfType() if _HALVES else ir.IntType(16)
+        half = builder.load(builder.bitcast(address, kind.as_pointer()))
         half.align = 1
+        if _HALVES:
+            return builder.fpext(half, _F32)
         bits = builder.zext(half, _I32)
         magnitude = builder.bitcast(builder.shl(builder.and_(bits, _I32(0x7FFF)), _I32(13)), _F32)
         magnitude = builder.bitcast(builder.fmul(magnitude, _F32(2.0**112)), _I32)
