@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import get_num_threads, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
@@ -211,14 +211,19 @@ def _choose_widen_row(row, size, first, out):
     return lambda row, size, first, out: chosen(row, size, first, out)
 
 
-@jit_parallel
-def _few_tokens(x, weight):
-    """Each row of weights is read once, in order, a contiguous range of rows a thread."""
-    y = np.empty((len(x), len(weight)), np.float32)
-    for r in prange(len(weight)):
+@jit_inner
+def _few_rows(x, weight, first, last, y):
+    for r in range(first, last):
         for t in range(len(x)):
             y[t, r] = _dot(weight[r], x[t])
-    return y
+
+
+@jit_parallel
+def _few_tokens(x, weight, workers, y):
+    """Each row of weights is read once, in order, a contiguous range of rows a thread."""
+    for worker in prange(workers):
+        first, last = worker * len(weight) // workers, (worker + 1) * len(weight) // workers
+        _few_rows(x, weight, np.int64(first), np.int64(last), y)
 
 
 @jit_parallel
@@ -274,5 +279,7 @@ def _linear(x, weight):
     columns, size = rows_columns(weight)[1], weight.shape[-1]
     rows = weight.reshape(len(weight), -1)
     if len(x) <= FEW:
-        return _few_tokens(x, rows)
+        y = np.empty((len(x), len(rows)), np.float32)
+        _few_tokens(x, rows, get_num_threads(), y)
+        return y
     return _many_tokens(_pack(x), rows, size, columns, len(x))
