@@ -8,6 +8,7 @@ import pytest
 
 import minigemma as mg
 from minigemma.cache import Cache
+from minigemma.decoder import PIECE
 from minigemma.generation import stream_generate
 from minigemma.prompt import text_ids
 from minigemma.sampling import log_softmax
@@ -312,8 +313,9 @@ def test_progress_counts_the_prompt_to_its_end_in_bounded_steps():
     model, told = talker(eos=(), context=2000), []
     ids = [2 + i % 200 for i in range(1200)]
     with_progress = list(stream_generate(model, ids, max_new_tokens=2, progress=lambda *at: told.append(at)))
-    assert told == [(512, 1200), (1024, 1200), (1200, 1200)]
-    assert model.fed == [512, 512, 176, 1]
+    steps = [min(PIECE, 1200 - at) for at in range(0, 1200, PIECE)]
+    assert told == [(sum(steps[: i + 1]), 1200) for i in range(len(steps))]
+    assert model.fed == [*steps, 1] and len(steps) > 2
     without = list(stream_generate(model, ids, max_new_tokens=2))
     assert [p.token for p in without] == [p.token for p in with_progress]
 
