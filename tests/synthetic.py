@@ -17,10 +17,10 @@ def shapes(config: TextConfig):
     return [(name, [letters[axis] for axis in axes.split()]) for name, axes in rows]
 
 
-def write_gemma3(folder, config):
-    """A folder as released: config.json and model.safetensors in bf16, the weights random. Returns their bytes."""
+def config_json(config):
+    """The fields of a config.json, as far as released files state them."""
     fields = {
-        "model_type": "gemma3_text",
+        "model_type": {"gemma3": "gemma3_text"}.get(config.family, config.family),
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
@@ -29,10 +29,15 @@ def write_gemma3(folder, config):
         "intermediate_size": config.ffn_width,
         "vocab_size": config.vocab,
         "max_position_embeddings": config.context,
-        "sliding_window": config.window,
-        "query_pre_attn_scalar": config.query_pre_attn_scalar,
-        "eos_token_id": 1,
     }
+    if config.family != "gemma":
+        fields |= {"sliding_window": config.window, "query_pre_attn_scalar": config.head_dim}
+    return fields
+
+
+def write_gemma3(folder, config):
+    """A folder as released: config.json and model.safetensors in bf16, the weights random. Returns their bytes."""
+    fields = config_json(config) | {"eos_token_id": 1}
     (folder / "config.json").write_text(json.dumps(fields))
     header, end = {}, 0
     for name, shape in shapes(config):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from synthetic import shapes
+from synthetic import config_json, shapes
 
 import minigemma as mg
 from minigemma.checkpoint import LAYER_TENSORS, describe, layer_tensors, model_tensors
@@ -18,23 +18,6 @@ CONFIGS = {
     "gemma3": Gemma3Config(**SIZES | {"layers": 7}, window=7, context=640),
 }
 ids = np.random.default_rng(5).integers(0, 96, 40)
-
-
-def config_json(config):
-    fields = {
-        "model_type": {"gemma3": "gemma3_text"}.get(config.family, config.family),
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ffn_width,
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.context,
-    }
-    if config.family != "gemma":
-        fields |= {"sliding_window": config.window, "query_pre_attn_scalar": config.head_dim}
-    return fields
 
 
 def random_weights(config):
