@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def one_line(error: Exception, model: str) -> str:
     """What went wrong as `path: problem; remedy`."""
-    from .errors import ModelFormatError
+    from .errors import FileError
 
-    if isinstance(error, ModelFormatError):
+    if isinstance(error, FileError):
         text = str(error)
     elif isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}; check the path"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from math import isqrt
 from typing import Any
 
 
@@ -22,6 +23,54 @@ class AttentionConfig:
     rope_fraction: float = 1.0  # of each head, from its beginning, is turned
     query_scale: float  # scores are multiplied by it
     soft_cap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The image encoder of Gemma 3 4B, 12B and 27B, the same in all three: SigLIP So400m/14 at 896 pixels (§2.1)."""
+
+    width: int = 1152  # C
+    layers: int = 27
+    heads: int = 16
+    ffn_width: int = 4304
+    side: int = 896  # pixels of an image, in both directions
+    patch: int = 14  # pixels of a patch, in both directions
+    eps: float = 1e-6
+    tokens: int = 256  # that an image becomes, after pooling
+    image_token: int = 262_144  # the id that marks the place of one of them
+    start_token: int = 255_999  # <start_of_image>, before them
+    end_token: int = 256_000  # <end_of_image>, after them
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be."""
+        for field in fields(self):
+            if not 0 < getattr(self, field.name) < 1 << 31:
+                raise ValueError(f"{field.name} of the vision tower is {getattr(self, field.name)}; it must be above 0")
+        if self.width % self.heads:
+            raise ValueError(f"the vision tower's width {self.width} does not divide among {self.heads} heads")
+        if self.side % self.patch:
+            raise ValueError(f"{self.side} pixels do not divide into patches of {self.patch}")
+        if self.pooled**2 != self.tokens or self.grid % self.pooled:
+            raise ValueError(f"{self.grid} x {self.grid} patches cannot be pooled to {self.tokens} tokens")
+        if self.layers > 1000:
+            raise ValueError(f"{self.layers} layers of the vision tower; Gemma 3's has 27")
+
+    @property
+    def grid(self) -> int:
+        """Patches in a row, and rows of them: 64."""
+        return self.side // self.patch
+
+    @property
+    def pooled(self) -> int:
+        """Tokens in a row after pooling, and rows of them: 16."""
+        return isqrt(self.tokens)
+
+    @property
+    def parameters(self) -> int:
+        """Of the tower alone, without the projection to the text model."""
+        C, F = self.width, self.ffn_width
+        block = 4 * (C * C + C) + 2 * C * F + F + C + 4 * C
+        return self.grid**2 * C + 3 * self.patch**2 * C + C + self.layers * block + 2 * C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +182,7 @@ class Gemma3Config(TextConfig):
     rope_base_local: float = 10_000.0
     rope_scale: float = 1.0  # of global layers: 8 in 4B, 12B and 27B
     pattern: int = 6  # every so many layers one is global
+    vision: VisionConfig | None = None  # 270M and 1B have none
 
     family = "gemma3"
     norms_per_block = 4
@@ -235,7 +285,7 @@ def _gemma2(name: str, D: int, layers: int, N: int, K: int, H: int, F: int, scal
 
 def _gemma3(name: str, D: int, layers: int, N: int, K: int, H: int, F: int, scalar: int = 256) -> Gemma3Config:
     small: dict[str, Any] = {"vocab": 262_144, "context": 32_768, "window": 512}
-    large: dict[str, Any] = {"vocab": 262_208, "rope_scale": 8.0}
+    large: dict[str, Any] = {"vocab": 262_208, "rope_scale": 8.0, "vision": VisionConfig()}
     return Gemma3Config(
         name=name,
         width=D,

@@ -1,12 +1,12 @@
-"""The one error of every bad model file."""
+"""The errors of bad files: a model's, and an image's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-class ModelFormatError(ValueError):
-    """A model file that cannot be used: which one, what is wrong with it, and what to do.
+class FileError(ValueError):
+    """A file that cannot be used: which one, what is wrong with it, and what to do.
 
     `str()` of it is the one line that the command line prints:  path: problem; remedy
     """
@@ -14,3 +14,11 @@ class ModelFormatError(ValueError):
     def __init__(self, path: str | Path, problem: str, remedy: str = "") -> None:
         self.path, self.problem, self.remedy = str(path), problem, remedy
         super().__init__(f"{self.path}: {problem}" + (f"; {remedy}" if remedy else ""))
+
+
+class ModelFormatError(FileError):
+    """A model file that cannot be used."""
+
+
+class ImageError(FileError):
+    """An image file that cannot be shown to a model."""

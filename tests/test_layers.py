@@ -9,10 +9,11 @@ ROWS = """
     arrays errors backend simd
     config taps cache
     rmsnorm rope softcap geglu linear sampling conv1d rglru
-    attention
-    gqa feedforward griffin decoder
+    attention layernorm
+    gqa feedforward griffin siglip
+    decoder
     gemma gemma2 gemma3 recurrentgemma
-    safetensors_file gguf_file quantize tokenizer config_file demo
+    safetensors_file gguf_file quantize tokenizer config_file demo images
     prompt locate
     download
     checkpoint
