@@ -69,6 +69,13 @@ class KeyValueRing:
         together = [np.concatenate([a[slots], b]) for a, b in ((self.keys, keys), (self.values, values))]
         return together[0], together[1], np.arange(count - len(together[0]), count, dtype=np.int32)
 
+    def skip_to(self, position: int) -> None:
+        """Be as full as after `position` tokens, of keys and values that mean nothing."""
+        self._grow(min(position, self.limit))
+        for array in (self.keys, self.values):
+            # 1/128, in bf16 or float32; not zeros, whose pages the system makes only when they are written to
+            array.fill(0x3C00 if array.dtype == np.uint16 else 2**-7)
+
     def commit(self, count: int) -> None:
         """Put away what `extend` held back: the tokens up to `count`, of which the last `limit` stay."""
         if self._pending is None:
@@ -116,6 +123,9 @@ class RecurrentState:
         """What both will be once all layers are done."""
         self._pending = tail.copy(), h.copy()
 
+    def skip_to(self, position: int) -> None:
+        """A state is of one size at every position."""
+
     def commit(self, count: int) -> None:
         """All layers are done: what was proposed holds."""
         if self._pending is not None:
@@ -150,6 +160,14 @@ class Cache:
         """All layers are done with `tokens` more: put them away. Interrupted, it is finished by `settle`."""
         self._moving_to = self.position + tokens
         self.settle()
+
+    def skip_to(self, position: int) -> None:
+        """Stand at `position` without having read anything: for measuring what a token costs there."""
+        if not self.position <= position <= self.max_tokens:
+            raise ValueError(f"position {position} is not within {self.position} … {self.max_tokens}")
+        for layer in self.layers:
+            layer.skip_to(position)
+        self.position = position
 
     def settle(self) -> None:
         """Finish an `advance` that was interrupted half-way; else nothing."""

@@ -213,7 +213,7 @@ def load(
         )
     return MODELS[files.config.family][0](
         files.config,
-        _assembled(files.config, weights),
+        assembled(files.config, weights),
         tokenizer=tokenizer,
         exact=dtype == "f32" or (dtype is None and stored == "F32"),
         round_scale=stored != "F32" or files.config.family == "recurrentgemma",
@@ -409,7 +409,7 @@ def _converted(kind: str, rows: NDArray, wanted: str) -> Weight:
     return wide if wanted == "f32" else round_bf16(wide) if wanted == "bf16" else quantise_int4(wide)
 
 
-def _assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:
+def assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:
     """The flat names as the dataclasses that the models read."""
     blocks = []
     for i in range(config.layers):

@@ -17,10 +17,12 @@ ROWS = """
     prompt locate
     download
     checkpoint
-    generation scoring
+    random_weights generation scoring
     chat
     __init__
-    cli bench
+    peers
+    bench
+    cli
     __main__
 """
 ROW = {name: row for row, names in enumerate(ROWS.strip().splitlines()) for name in names.split()}

@@ -1,0 +1,242 @@
+"""Other people's programs with a model's own weights, for `minigemma bench --against`.
+
+Each peer takes the same ids and answers two questions: how long does a prompt take, and how long each token after it.
+They hold the weights in bf16, as they were released. None of them is needed by minigemma; what is not installed is
+said so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .arrays import round_bf16
+from .checkpoint import layer_tensors, model_tensors
+from .config import Gemma2Config, Gemma3Config, RecurrentGemmaConfig, TextConfig
+from .decoder import Decoder
+from .linear import widen
+
+
+class Peer:
+    """One other program: `prefill` reads a prompt, `decode` goes on from there; both return seconds."""
+
+    name: str
+
+    def __init__(self, model: Decoder) -> None:
+        """Take over the weights of `model`; ImportError where the program is not installed."""
+
+    def prefill(self, ids: Sequence[int]) -> float:
+        """Seconds until the logits after the last of `ids` are there; forgets what was before."""
+        raise NotImplementedError
+
+    def decode(self, count: int) -> float:
+        """Seconds that each of `count` more tokens takes, each the likeliest."""
+        raise NotImplementedError
+
+
+def named_weights(model: Decoder) -> Iterator[tuple[str, Any]]:
+    """(name in a Hugging Face file, weight as it is held here) of every weight but softplus(Λ), which is undone."""
+    config = model.config
+    tables = [("", "model.", model.weights, model_tensors(config))]
+    for i, block in enumerate(model.weights.blocks):
+        tables.append((f"blocks.{i}", f"model.layers.{i}.", block, layer_tensors(config, i)))
+    for _, prefix, owner, table in tables:
+        for ours, (theirs, *_) in table.items():
+            value = owner
+            for part in ours.split("."):
+                value = getattr(value, part)
+            if ours == "recurrent.decay":
+                value = np.log(np.expm1(value))
+            if ours == "recurrent.conv":
+                value = np.ascontiguousarray(value.T)[:, None]
+            yield prefix + theirs, value
+
+
+def weight_bytes(weights: Any) -> int:
+    """Bytes of all arrays in the tree of dataclasses and tuples that a model's weights are."""
+    if is_dataclass(weights):
+        return sum(weight_bytes(getattr(weights, field.name)) for field in fields(weights))
+    return sum(map(weight_bytes, weights)) if isinstance(weights, tuple) else getattr(weights, "nbytes", 0)
+
+
+def _bf16(torch: ModuleType, weight: np.ndarray) -> Any:
+    """A weight of any format as a bf16 tensor; where it is bf16 already, the same memory."""
+    words = weight
+    if weight.dtype != np.uint16:
+        matrix = weight.dtype == np.uint8
+        words = round_bf16(widen(weight) if matrix else weight)
+    return torch.from_numpy(np.array(words, copy=not words.flags.writeable).view(np.int16)).view(torch.bfloat16)
+
+
+def _torch(model: Decoder) -> ModuleType:
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(model.threads)
+    torch.set_grad_enabled(False)
+    return torch
+
+
+class Transformers(Peer):
+    """The transformers library on torch, in bf16, with its own key/value cache."""
+
+    name = "transformers"
+
+    def __init__(self, model: Decoder) -> None:
+        self.torch = torch = _torch(model)
+        transformers = importlib.import_module("transformers")
+        transformers.logging.set_verbosity_error()
+        kind, settings = _transformers_config(model.config)
+        config = getattr(transformers, f"{kind}{'Text' * (kind == 'Gemma3')}Config")(**settings)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with transformers.initialization.no_init_weights():
+                self.model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        state = {name: _bf16(torch, weight) for name, weight in named_weights(model)}
+        self.model.load_state_dict(state | {"lm_head.weight": state["model.embed_tokens.weight"]}, assign=True)
+
+    def prefill(self, ids: Sequence[int]) -> float:
+        began = time.perf_counter()
+        self.state = self.model(self.torch.tensor([list(ids)]), use_cache=True, logits_to_keep=1)
+        return time.perf_counter() - began
+
+    def decode(self, count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            token, cache = self.state.logits[:, -1:].argmax(-1), self.state.get("past_key_values")
+            self.state = self.model(token, past_key_values=cache, use_cache=True)
+        return (time.perf_counter() - began) / count
+
+
+def _transformers_config(c: TextConfig) -> tuple[str, dict[str, Any]]:
+    """The name of its classes, and the settings of a config that says what ours does."""
+    settings: dict[str, Any] = {
+        "vocab_size": c.vocab,
+        "hidden_size": c.width,
+        "intermediate_size": c.ffn_width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_dim,
+        "max_position_embeddings": c.context,
+        "query_pre_attn_scalar": c.query_pre_attn_scalar or c.head_dim,
+    }
+    if isinstance(c, RecurrentGemmaConfig):
+        sizes = {"intermediate_size": 2 * c.ffn_width, "lru_width": c.lru_width, "attention_window_size": c.window}
+        return "RecurrentGemma", settings | sizes
+    if isinstance(c, Gemma2Config):
+        return "Gemma2", settings | {"sliding_window": c.window}
+    if isinstance(c, Gemma3Config):
+        return "Gemma3", settings | {"sliding_window": c.window}
+    return "Gemma", settings
+
+
+class DeepMind(Peer):
+    """DeepMind's own RecurrentGemma for torch (PyPI recurrentgemma), in bf16."""
+
+    name = "deepmind"
+
+    def __init__(self, model: Decoder) -> None:
+        c = model.config
+        if not isinstance(c, RecurrentGemmaConfig):
+            raise ImportError("DeepMind's recurrentgemma runs RecurrentGemma only")
+        self.torch = torch = _torch(model)
+        common, griffin = deepmind_modules()
+        kind = common.TemporalBlockType
+        config = common.GriffinConfig(
+            vocab_size=c.vocab,
+            width=c.width,
+            mlp_expanded_width=c.ffn_width,
+            num_heads=c.heads,
+            lru_width=c.lru_width,
+            block_types=tuple(kind.ATTENTION if c.is_attention(i) else kind.RECURRENT for i in range(c.layers)),
+            embeddings_scale_by_sqrt_dim=True,
+            attention_window_size=c.window,
+            logits_soft_cap=c.logit_cap,
+        )
+        with torch.device("meta"):
+            self.model = griffin.Griffin(config, gradient_checkpointing=False, dtype=torch.bfloat16).eval()
+        state = deepmind_names(torch, {name: _bf16(torch, weight) for name, weight in named_weights(model)}, c.layers)
+        self.model.load_state_dict(state, assign=True)
+
+    def prefill(self, ids: Sequence[int]) -> float:
+        began = time.perf_counter()
+        self.logits, self.state = self.model(
+            self.torch.tensor([list(ids)]), self.torch.arange(len(ids))[None], return_logits=True
+        )
+        self.position = len(ids)
+        return time.perf_counter() - began
+
+    def decode(self, count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            token = self.logits[:, -1:].argmax(-1)
+            position = self.torch.tensor([[self.position]])
+            self.logits, self.state = self.model(token, position, self.state)
+            self.position += 1
+        return (time.perf_counter() - began) / count
+
+
+def deepmind_modules() -> tuple[ModuleType, ModuleType]:
+    """The modules common and torch.griffin of DeepMind's package; ImportError where it is not installed.
+
+    Its own __init__ files import jax, and a sampler that 1.0.1 left out; in their place stand two empty packages.
+    """
+    missing = [name for name in ("recurrentgemma", "einops", "jaxtyping", "torch") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{', '.join(missing)}: pip install --no-deps recurrentgemma==1.0.1 einops jaxtyping")
+    spec = find_spec("recurrentgemma")
+    at = Path(spec.submodule_search_locations[0])  # type: ignore[union-attr,index]
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "recurrentgemma"}
+    for name, folder in (("recurrentgemma", at), ("recurrentgemma.torch", at / "torch")):
+        package = sys.modules[name] = ModuleType(name)
+        package.__path__ = [str(folder)]
+    try:
+        names = ("recurrentgemma.common", "recurrentgemma.torch.griffin")
+        return tuple(importlib.import_module(name) for name in names)  # type: ignore[return-value]
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "recurrentgemma"]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def deepmind_names(torch: ModuleType, tensors: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The tensors of a Hugging Face RecurrentGemma by DeepMind's names and in its shapes (SPEC: its layers.py)."""
+    out = {"embedder.input_embedding": tensors["model.embed_tokens.weight"]}
+    out["final_norm.scale"] = tensors["model.final_norm.weight"]
+    for i in range(layers):
+        prefix = f"model.layers.{i}."
+        t = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+        block = {f"{norm}.scale": t[f"{norm}.weight"] for norm in ("temporal_pre_norm", "channel_pre_norm")}
+        pair = ("gate", "up")
+        block["mlp_block.ffw_up.w"] = torch.stack([t[f"mlp_block.{part}_proj.weight"].T for part in pair])
+        block["mlp_block.ffw_up.b"] = torch.stack([t[f"mlp_block.{part}_proj.bias"] for part in pair])[:, None, None]
+        block |= {f"mlp_block.ffw_down.{end}": t[f"mlp_block.down_proj.{end}"] for end in ("weight", "bias")}
+        temporal = "temporal_block."
+        if f"{temporal}q_proj.weight" in t:
+            renamed = {f"proj_{part}.weight": f"{part}_proj.weight" for part in "qkv"}
+            renamed |= {f"proj_final.{end}": f"o_proj.{end}" for end in ("weight", "bias")}
+            block |= {f"attention_block.{ours}": t[temporal + theirs] for ours, theirs in renamed.items()}
+        else:
+            renamed = {
+                f"linear_{part}.{e}": f"linear_{part}.{e}" for part in ("x", "y", "out") for e in ("weight", "bias")
+            }
+            for ours, theirs in (("a_gate", "recurrent_gate"), ("input_gate", "input_gate")):
+                renamed |= {f"rg_lru.{ours}.{end[0]}": f"rg_lru.{theirs}_{end}" for end in ("weight", "bias")}
+            renamed |= {"rg_lru.a_param": "rg_lru.recurrent_param", "conv_1d.b": "conv_1d.bias"}
+            block |= {f"recurrent_block.{ours}": t[temporal + theirs] for ours, theirs in renamed.items()}
+            block["recurrent_block.conv_1d.w"] = t[f"{temporal}conv_1d.weight"][:, 0].T
+        out |= {f"blocks.{i}.{name}": tensor for name, tensor in block.items()}
+    return out
+
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Transformers, DeepMind)}

@@ -1,0 +1,81 @@
+"""Models of any released size with random weights, made in memory: for measuring, and for looking at shapes.
+
+What they say is noise; what they cost is what the released weights cost, byte for byte. A matrix of D columns has
+weights of about D^-1/2, so that values keep their size from layer to layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .arrays import read_only
+from .checkpoint import MODELS, assembled, layer_tensors, model_tensors, sizes
+from .config import RELEASED, TextConfig
+from .decoder import Decoder
+from .linear import BLOCK, BLOCK_BYTES, Weight
+
+SPREAD = {"int8": 74.0, "int4": 4.6}  # the standard deviation of evenly spread bytes, and of nibbles
+
+
+def random_model(
+    shape: str | TextConfig, dtype: str = "bf16", layers: int | None = None, seed: int = 0, threads: int | None = None
+) -> Decoder:
+    """A model of a released name ("recurrentgemma-2b") or a config, weights random, without a tokenizer.
+
+    dtype: "f32", "bf16", "int8", "int4" (whose embedding is int8); `layers`: only the first so many.
+    Raises ValueError for an unknown name or dtype.
+    """
+    if isinstance(shape, str):
+        if shape not in RELEASED:
+            raise ValueError(f"no released model is named {shape!r}; those that are: {', '.join(RELEASED)}")
+        shape = RELEASED[shape]
+    if dtype not in ("f32", "bf16", *BLOCK_BYTES):
+        raise ValueError(f"dtype is {dtype!r}; it must be one of f32, bf16, {', '.join(BLOCK_BYTES)}")
+    config = replace(shape, layers=layers or shape.layers)
+    random = np.random.Generator(np.random.SFC64(seed))
+    letters = sizes(config)
+    named = dict(model_tensors(config))
+    for i in range(config.layers):
+        named |= {f"blocks.{i}.{name}": row for name, row in layer_tensors(config, i).items()}
+    weights = {
+        name: _tensor(random, name, tuple(letters[axis] for axis in axes.split()), dtype)
+        for name, (*_, axes) in named.items()
+    }
+    model, _ = MODELS[config.family]
+    return model(config, assembled(config, weights), exact=dtype == "f32", threads=threads)
+
+
+def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+    if name.endswith("recurrent.conv"):
+        shape = shape[:1:-1] + shape[:1]  # [E, 1, C] in a file, [C, E] in memory
+    elif name.endswith("recurrent.decay"):  # a between 0.9 and 0.999, as the paper begins (§2.4)
+        return read_only((-np.log(random.uniform(0.9, 0.999, shape)) / 8).astype(np.float32))
+    elif len(shape) == 2 and not name.endswith("_bias"):
+        return read_only(random_matrix(random, *shape, "int8" if (name, dtype) == ("embedding", "int4") else dtype))
+    elif len(shape) == 3 and dtype != "f32":
+        return read_only(random_matrix(random, shape[0] * shape[1], shape[2], "bf16").reshape(shape))
+    return read_only(random.standard_normal(shape, np.float32) * np.float32(0.1))
+
+
+def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: str) -> Weight:
+    """[R, D] of weights around D^-1/2 in one of the formats of linear.py; rows that are no whole blocks are bf16."""
+    size = float(columns) ** -0.5
+    if dtype == "f32":
+        return random.standard_normal((rows, columns), np.float32) * np.float32(size)
+    if dtype in BLOCK_BYTES and columns % BLOCK == 0:
+        blocks = _bytes(random, rows * columns // BLOCK * BLOCK_BYTES[dtype]).reshape(rows, -1, BLOCK_BYTES[dtype])
+        blocks[..., :2] = np.array([size / SPREAD[dtype]], np.float16).view(np.uint8)
+        return blocks
+    # A random sign and fraction, and one exponent for all: evenly spread from 2^e to 2^(e + 1), on both sides of 0.
+    words = _bytes(random, rows * columns * 2).view(np.uint16).reshape(rows, columns)
+    words &= np.uint16(0x807F)
+    words |= np.uint16((127 + round(np.log2(size / 1.5))) << 7)
+    return words
+
+
+def _bytes(random: np.random.Generator, count: int) -> np.ndarray:
+    """`count` random bytes, which may be written to."""
+    return random.integers(0, 1 << 64, -(-count // 8), np.uint64).view(np.uint8)[:count]
