@@ -1,12 +1,16 @@
 """Attention: every query reads a weighted mean of the values whose keys it may see (Vaswani et al. 2017, §3.2).
 
     score[n, t, s] = cap( q[t, n] · k[s, n // G] · scale )          scale: query_pre_attn_scalar^-1/2; cap: softcap.py
-    seen[t, s]     = 0 ≤ position_t - position_s < window           local layers; without a window, global ones
+    seen[t, s]     = position_s ≤ until_t and position_t - position_s < window
     probs[n, t, :] = softmax over seen keys of score[n, t, :]
     out[t, n]      = Σ_s probs[n, t, s] · v[s, n // G]
 
 Grouped queries (Ainslie et al. 2023): G = N / K neighbouring query heads share a key/value head; G = 1 is multi-head
 attention, K = 1 multi-query attention.
+
+until_t is position_t itself: a text is read forward. Only the tokens of an image see each other whole, so theirs is the
+last position of their image; and patches in the image encoder all see all. Local layers have a window, global ones
+none.
 
 Keys may lie in any order: each has its absolute position, and `visible` alone decides. Keys and values are float32, or
 bf16 as uint16.
@@ -43,16 +47,16 @@ EVERYTHING = 2**30  # a window wider than any position: a global layer, for kern
 LOWEST = np.float32(-1e30)  # the maximum of no scores at all; finite, so that differences of two stay numbers
 
 
-def visible(query: I32, key: I32, window: int | None) -> Bool:
+def visible(query: I32, until: I32, key: I32, window: int | None) -> Bool:
     """May the token at position `query` look at the token at position `key`?
 
-        0 ≤ query - key < window          [Gemma 2 §2 "Local sliding window", Gemma 3 §2]
+        key ≤ until and query - key < window          [Gemma 2 §2 "Local sliding window", Gemma 3 §2]
 
-    query [T] int32, key [S] int32 → [T, S] bool. Without a window (None) every earlier key is seen. A key exactly
-    `window` back is out of sight; RecurrentGemma's code shows one key more, so its window here is its W + 1.
+    query, until [T] int32, key [S] int32 → [T, S] bool. Without a window (None) every earlier key is seen. A key
+    exactly `window` back is out of sight; RecurrentGemma's code shows one key more, so its window here is its W + 1.
     """
     distance = query[:, None] - key[None, :]
-    return (distance >= 0) & (distance < (EVERYTHING if window is None else window))
+    return (key <= until[:, None]) & (distance < (EVERYTHING if window is None else window))
 
 
 def softmax(x: F32) -> F32:
@@ -74,9 +78,9 @@ def attention_scores(q: F32, k: F32 | U16, scale: float, cap: float | None) -> F
     return scores if cap is None else soft_cap(scores, cap)
 
 
-def attention_probs(scores: F32, query_positions: I32, key_positions: I32, window: int | None) -> F32:
+def attention_probs(scores: F32, query_positions: I32, until: I32, key_positions: I32, window: int | None) -> F32:
     """Softmax of the scores of the keys that each query sees: scores [N, T, S] → [N, T, S] float32."""
-    seen = visible(query_positions, key_positions, window)
+    seen = visible(query_positions, until, key_positions, window)
     return softmax(np.where(seen, scores, -np.inf).astype(np.float32))
 
 
@@ -86,6 +90,7 @@ def attention(
     k: F32 | U16,
     v: F32 | U16,
     query_positions: I32,
+    until: I32,
     key_positions: I32,
     window: int | None,
     scale: float,
@@ -93,12 +98,18 @@ def attention(
 ) -> F32:
     """softmax(cap(q kᵀ · scale) where visible) v      [Vaswani et al. 2017 eq. 1]
 
-    q [T, N, H] float32, k [S, K, H] and v [S, K, H] float32 or bf16, query_positions [T] and key_positions [S] int32
-    → [T, N, H] float32
+    q [T, N, H] float32, k [S, K, H] and v [S, K, H] float32 or bf16, query_positions [T], until [T] and
+    key_positions [S] int32 → [T, N, H] float32
     """
-    probs = attention_probs(attention_scores(q, k, scale, cap), query_positions, key_positions, window)
-    grouped = probs.reshape(k.shape[1], -1, len(q), len(k))
-    return np.einsum("KGTS,SKH->TKGH", grouped, widen_bf16(v), optimize=True).reshape(q.shape)
+    out, G = np.empty_like(q), q.shape[1] // k.shape[1]
+    for i in range(
+        k.shape[1]
+    ):  # one key head at a time: the scores of all are a gigabyte for an image of 4,096 patches
+        group = slice(i * G, (i + 1) * G)
+        scores = attention_scores(q[:, group], k[:, i : i + 1], scale, cap)
+        probs = attention_probs(scores, query_positions, until, key_positions, window)
+        out[:, group] = np.einsum("GTS,SH->TGH", probs, widen_bf16(v[:, i]), optimize=True)
+    return out
 
 
 # ---- kernels. Both walk the keys in blocks and keep, for each query, the maximum so far, the sum of exponentials and
@@ -145,11 +156,11 @@ def _softmax_step(scores, cap, state, total):
 
 
 @jit_inner
-def _few_block(q, k, v, head, query, keys, window, scale, cap, first, last, state, totals, scores):
+def _few_block(q, k, v, head, query, until, keys, window, scale, cap, first, last, state, totals, scores):
     """One query position, the G heads of a group: q [G, H]. Keys first … last - 1 of k, v [S, K, H]."""
     for s in range(first, last):
         row = k[s, head]
-        seen = 0 <= query - keys[s] < window
+        seen = keys[s] <= until and query - keys[s] < window
         for g in range(len(q)):
             scores[g, s - first] = _dot(row, q[g]) * scale if seen else -np.inf
     for g in range(len(q)):
@@ -167,7 +178,7 @@ def _few_block(q, k, v, head, query, keys, window, scale, cap, first, last, stat
 
 
 @jit_inner
-def _few_part(q, k, v, query_positions, keys, window, scale, cap, parts, task, states, totals):
+def _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals):
     """One query position, one group, one part of the keys, block by block; `task` counts all of them."""
     t, head, part = task // (q.shape[1] * parts), task // parts % q.shape[1], task % parts
     size = (len(k) + parts - 1) // parts
@@ -179,9 +190,9 @@ def _few_part(q, k, v, query_positions, keys, window, scale, cap, parts, task, s
             total[g, h] = 0
     last = min(len(k), part * size + size)
     for s in range(part * size, last, FEW_BLOCK):
-        until = min(s + FEW_BLOCK, last)
-        group, query = q[t, head], query_positions[t]
-        _few_block(group, k, v, head, query, keys, window, scale, cap, s, until, state, total, scores)
+        end = min(s + FEW_BLOCK, last)
+        group, query, to = q[t, head], query_positions[t], until[t]
+        _few_block(group, k, v, head, query, to, keys, window, scale, cap, s, end, state, total, scores)
 
 
 @jit
@@ -208,25 +219,25 @@ def _join(states, totals, out):
 
 
 @jit_parallel
-def _few_parts(q, k, v, query_positions, key_positions, window, scale, cap, parts, states, totals):
+def _few_parts(q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
     for task in prange(len(states)):
         # A plain int64: prange counts in another type, and the function would be compiled for both.
-        _few_part(q, k, v, query_positions, key_positions, window, scale, cap, parts, np.int64(task), states, totals)
+        _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, np.int64(task), states, totals)
 
 
 @jit
-def _few_serial(q, k, v, query_positions, key_positions, window, scale, cap, parts, states, totals):
+def _few_serial(q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
     for task in range(len(states)):
-        _few_part(q, k, v, query_positions, key_positions, window, scale, cap, parts, task, states, totals)
+        _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals)
 
 
-def _few_queries(q, k, v, query_positions, key_positions, window, scale, cap, workers):
+def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
     """Decoding: lanes are the head's numbers. The keys are shared out among threads and the parts put together."""
     T, K, G, H = q.shape
     parts = max(1, min(workers, len(k) // SPLIT))
     states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
     run = _few_parts if len(states) > 1 and T * K * G * len(k) > SERIAL else _few_serial
-    run(q, k, v, query_positions, key_positions, window, scale, cap, parts, states, totals)
+    run(q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals)
     out = np.empty((T * K, G, H), np.float32)
     _join(states, totals, out)
     return out
@@ -246,7 +257,7 @@ def _widen_keys(rows, head, first, last, padded, out):
 
 
 @jit_inner
-def _many_block(packed, keys, values, H, padded, where, positions, window, scale, cap, scores, state, totals):
+def _many_block(packed, keys, values, H, padded, where, positions, until, window, scale, cap, scores, state, totals):
     """2 · LANES queries as lanes: scores = keys · packed, online softmax down the keys, totals += valuesᵀ · probs."""
     lanes = 2 * LANES
     S = len(where)
@@ -257,14 +268,14 @@ def _many_block(packed, keys, values, H, padded, where, positions, window, scale
         tile_store(tile, scores, s * lanes, lanes)
     hidden, width, multiplier = splat(float32(-np.inf)), splat(window), splat(scale)
     for half in range(0, lanes, LANES):
-        query, top = load(positions, half), load(state, half)
+        query, to, top = load(positions, half), load(until, half), load(state, half)
         before = top
         for s in range(S):
             x = load(scores, s * lanes + half) * multiplier
             if cap > 0:
                 x = soft_cap_lanes(x, cap)
-            distance = query - splat(where[s])
-            x = where_less(distance, zeros(), hidden, where_less(distance, width, x, hidden))
+            key = splat(where[s])
+            x = where_less(to, key, hidden, where_less(query - key, width, x, hidden))
             top = maximum(top, x)
             store(scores, s * lanes + half, x)
         summed = zeros()
@@ -285,7 +296,7 @@ def _many_block(packed, keys, values, H, padded, where, positions, window, scale
 
 
 @jit_inner
-def _many_columns(q, k, v, head, query_positions, key_positions, window, scale, cap, first, last, out):
+def _many_columns(q, k, v, head, query_positions, until, key_positions, window, scale, cap, first, last, out):
     """Columns first … last - 1 of one group: column c is query c // G, head c % G.
 
     q, out [T, K, G, H]; k, v [S, K, H]
@@ -295,17 +306,19 @@ def _many_columns(q, k, v, head, query_positions, key_positions, window, scale, 
     tiles = (last - first + lanes - 1) // lanes
     padded = (H + ROWS - 1) // ROWS * ROWS
     packed = np.zeros((tiles, H * lanes), np.float32)
-    positions = np.full((tiles, lanes), LOWEST)  # a column of padding sees nothing
+    positions = np.full((tiles, lanes), LOWEST)
+    ends = np.full((tiles, lanes), LOWEST)  # a column of padding sees nothing
     state = np.zeros((tiles, 2 * lanes), np.float32)  # maxima, then sums
     totals = np.zeros((tiles, padded * lanes), np.float32)
     keys, values = np.empty(MANY_BLOCK * padded, np.float32), np.empty(MANY_BLOCK * padded, np.float32)
     scores, where = np.empty(MANY_BLOCK * lanes, np.float32), np.empty(MANY_BLOCK, np.float32)
     for c in range(first, last):
         tile, lane = (c - first) // lanes, (c - first) % lanes
-        positions[tile, lane], state[tile, lane] = query_positions[c // G], LOWEST
+        positions[tile, lane], ends[tile, lane] = query_positions[c // G], until[c // G]
+        state[tile, lane] = LOWEST
         for h in range(H):
             packed[tile, h * lanes + lane] = q[c // G, head, c % G, h]
-    newest, oldest = query_positions[(last - 1) // G], query_positions[first // G]
+    newest, oldest = until[(last - 1) // G], query_positions[first // G]
     for s in range(0, len(k), MANY_BLOCK):
         until = min(s + MANY_BLOCK, len(k))
         first_key, last_key = key_positions[s], key_positions[s]
@@ -325,6 +338,7 @@ def _many_columns(q, k, v, head, query_positions, key_positions, window, scale, 
                 padded,
                 where[: until - s],
                 positions[i],
+                ends[i],
                 window,
                 scale,
                 cap,
@@ -340,36 +354,36 @@ def _many_columns(q, k, v, head, query_positions, key_positions, window, scale, 
 
 
 @jit_inner
-def _many_chunks(q, k, v, query_positions, key_positions, window, scale, cap, worker, workers, out):
+def _many_chunks(q, k, v, query_positions, until, keys, window, scale, cap, worker, workers, out):
     """Every workers-th chunk of columns: later ones see more keys, so that ranges would be unfair."""
     columns = q.shape[0] * q.shape[2]
     chunks = (columns + COLUMNS - 1) // COLUMNS
     for task in range(worker, q.shape[1] * chunks, workers):
         head, first = task % q.shape[1], task // q.shape[1] * COLUMNS
         last = min(first + COLUMNS, columns)
-        _many_columns(q, k, v, head, query_positions, key_positions, window, scale, cap, first, last, out)
+        _many_columns(q, k, v, head, query_positions, until, keys, window, scale, cap, first, last, out)
 
 
 @jit_parallel
-def _many_workers(q, k, v, query_positions, key_positions, window, scale, cap, workers, out):
+def _many_workers(q, k, v, query_positions, until, keys, window, scale, cap, workers, out):
     for worker in prange(workers):
-        _many_chunks(q, k, v, query_positions, key_positions, window, scale, cap, np.int64(worker), workers, out)
+        _many_chunks(q, k, v, query_positions, until, keys, window, scale, cap, np.int64(worker), workers, out)
 
 
-def _many_queries(q, k, v, query_positions, key_positions, window, scale, cap, workers):
-    """Prompts: lanes are queries, so that both products run as tiles. Query positions must rise."""
+def _many_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
+    """Prompts: lanes are queries, so that both products run as tiles. Query positions must rise, `until` not fall."""
     out = np.empty_like(q)
-    _many_workers(q, k, v, query_positions, key_positions, window, scale, cap, workers, out)
+    _many_workers(q, k, v, query_positions, until, key_positions, window, scale, cap, workers, out)
     return out
 
 
 @attention.kernel
-def _attention(q, k, v, query_positions, key_positions, window, scale, cap):
+def _attention(q, k, v, query_positions, until, key_positions, window, scale, cap):
     T, N, H = q.shape
     K = k.shape[1]
     decoding = T <= FEW and H % (2 * LANES) == 0
     numbers = np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0), get_num_threads()
     grouped = q.reshape(T, K, N // K, H)
     return (_few_queries if decoding else _many_queries)(
-        grouped, k, v, query_positions, key_positions, *numbers
+        grouped, k, v, query_positions, until, key_positions, *numbers
     ).reshape(q.shape)

@@ -98,12 +98,14 @@ class Ours(Peer):
         self.model, self.most = model, most
 
     def prefill(self, ids: Sequence[int]) -> float:
+        """As every peer."""
         self.cache = self.model.new_cache(self.most)
         began = time.perf_counter()
         self.logits = self.model.forward(ids, self.cache, last_only=True)
         return time.perf_counter() - began
 
     def decode(self, count: int) -> float:
+        """As every peer."""
         began = time.perf_counter()
         for _ in range(count):
             self.logits = self.model.forward([int(self.logits[0].argmax())], self.cache, last_only=True)

@@ -13,7 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .config import RELEASED, Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig, TextConfig
+from .config import (
+    RELEASED,
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
+    RecurrentGemmaConfig,
+    TextConfig,
+    VisionConfig,
+)
 from .errors import ModelFormatError
 
 Json = dict[str, Any]
@@ -67,6 +75,21 @@ DEFAULTS: dict[str, Json] = {
     "gemma3_text": GEMMA3,
     "recurrent_gemma": RECURRENT_GEMMA,
 }
+# VisionConfig's field: its name in vision_config, or at the top of config.json, where it has had two.
+TOWER = {
+    "width": ("hidden_size",),
+    "layers": ("num_hidden_layers",),
+    "heads": ("num_attention_heads",),
+    "ffn_width": ("intermediate_size",),
+    "side": ("image_size",),
+    "patch": ("patch_size",),
+}
+TOP = {
+    "tokens": ("mm_tokens_per_image",),
+    "image_token": ("image_token_id", "image_token_index"),
+    "start_token": ("boi_token_id", "boi_token_index"),
+    "end_token": ("eoi_token_id", "eoi_token_index"),
+}
 ACTIVATIONS = {"gelu_pytorch_tanh", "gelu", "gelu_new", None}  # each means the tanh form here
 RUNS = "minigemma runs gemma, gemma2, gemma3 and recurrent_gemma"
 
@@ -105,7 +128,10 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
     shared = {k: whole[k] for k in ("eos_token_id", "tie_word_embeddings", "name_or_path") if k in whole}
     fields = DEFAULTS[kind] | shared | {k: v for k, v in text.items() if k != "model_type"}
     try:
-        return _named(_from_fields(kind, fields)), fields
+        config = _named(_from_fields(kind, fields))
+        if isinstance(config, Gemma3Config):
+            config = replace(config, vision=_vision(whole))
+        return config, fields
     except ModelFormatError:
         raise
     except KeyError as error:
@@ -161,6 +187,26 @@ def _from_fields(kind: str, f: Json) -> TextConfig:
         pattern=_pattern(f, common["layers"], 6),
         logit_cap=_cap(f, "final_logit_softcapping"),
     )
+
+
+def _vision(whole: Json) -> VisionConfig | None:
+    """The vision tower of a config.json that speaks of one; what it leaves out is SigLIP's as released."""
+    tower = whole.get("vision_config")
+    if tower is None:
+        return None
+    if not isinstance(tower, dict):
+        raise ValueError("vision_config is not an object")
+    if tower.get("hidden_act", "gelu_pytorch_tanh") not in ACTIVATIONS:
+        raise ValueError(f"hidden_act of vision_config is {tower['hidden_act']!r}; SigLIP's is gelu_pytorch_tanh")
+    if tower.get("vision_use_head"):
+        raise ValueError("vision_use_head is set; Gemma 3's vision tower has no pooling head")
+    found: Json = {"eps": float(tower.get("layer_norm_eps", VisionConfig.eps))}
+    for names, stated in ((TOWER, tower), (TOP, whole)):
+        for ours, theirs in names.items():
+            for name in theirs:
+                if stated.get(name) is not None:
+                    found[ours] = _whole(stated, name)
+    return VisionConfig(**found)
 
 
 def _recurrent_gemma(f: Json, common: Json) -> RecurrentGemmaConfig:
@@ -311,3 +357,34 @@ def _from_gguf(family: str, get: Any, rows: int) -> TextConfig:
         rope_scale=float(get("rope.scaling.factor", 8.0 if layers in (34, 48, 62) else 1.0)),
         pattern=get("attention.sliding_window_pattern", 6),
     )
+
+
+def vision_from_gguf(path: Path, metadata: Mapping[str, Any], text: TextConfig) -> Gemma3Config:
+    """The config of a text model with that of the vision tower in an mmproj file; ModelFormatError for another's."""
+    kind = metadata.get("clip.vision.projector_type", metadata.get("clip.projector_type"))
+    if metadata.get("general.architecture") != "clip" or kind != "gemma3" or not isinstance(text, Gemma3Config):
+        what = f"of architecture {metadata.get('general.architecture')!r}" + (f" for {kind!r}" if kind else "")
+        raise ModelFormatError(
+            path, f"is a GGUF file {what}, for a model of {text.family}", "take Gemma 3's mmproj file"
+        )
+    names = {
+        "width": "embedding_length",
+        "layers": "block_count",
+        "heads": "attention.head_count",
+        "ffn_width": "feed_forward_length",
+        "side": "image_size",
+        "patch": "patch_size",
+    }
+    try:
+        found: Json = {ours: _whole(dict(metadata), f"clip.vision.{theirs}") for ours, theirs in names.items()}
+        found["eps"] = round(float(metadata["clip.vision.attention.layer_norm_epsilon"]), 12)  # stored in float32
+        pooling = metadata.get("clip.vision.projector.scale_factor", 4)
+        found["tokens"] = (found["side"] // found["patch"] // pooling) ** 2
+        width = metadata.get("clip.vision.projection_dim", text.width)
+        if width != text.width:
+            raise ValueError(f"it projects to a width of {width}, and the text model has {text.width}")
+        return replace(text, vision=VisionConfig(**found))
+    except KeyError as error:
+        raise ModelFormatError(path, f"has no {error.args[0]}", "take the mmproj file of this model") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelFormatError(path, str(error), "take the mmproj file of this model") from None

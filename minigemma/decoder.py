@@ -4,6 +4,8 @@
     x      = block_i(x)                      i = 0 … layers - 1: what a paper's own file defines
     logits = E · RMSNorm(x)                  the head is the embedding, unscaled; soft-capped in Gemma 2
 
+With images, x of an image's tokens is what the vision tower made of it, unscaled (Gemma 3 §2.1; siglip.py).
+
 √D: all of DeepMind's bf16 runs round it to bf16 (25.25 for 270M, where √640 = 25.298), so it is rounded here wherever
 the embedding is stored in bf16 or quantised, and not where it is stored in float32.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,12 @@ import numpy as np
 from .arrays import F32, round_bf16, widen_bf16
 from .backend import default_threads, formulas_only, threads
 from .cache import Cache, KeyValueRing, LayerState
-from .config import TextConfig
+from .config import TextConfig, VisionConfig
+from .errors import no_vision
+from .gqa import Places
 from .linear import Weight, embed, linear
 from .rmsnorm import rms_norm
+from .siglip import VisionWeights, soft_tokens, vision_tower
 from .softcap import soft_cap
 from .taps import NO_TAPS, Scope, Taps
 
@@ -37,6 +43,16 @@ class DecoderWeights:
     blocks: tuple[Any, ...]  # one for each layer, of the dataclass that the model's file defines
     final_norm: F32  # [D]
     head: Weight | None = None  # [V, D], where a file holds one that is not the embedding
+    vision: VisionWeights | None = None
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """The tokens first … last - 1 of a call are an image, and these [last - first, D] take their embeddings' place."""
+
+    first: int
+    last: int
+    features: F32
 
 
 class Decoder(ABC):
@@ -71,9 +87,16 @@ class Decoder(ABC):
     @property
     def banned(self) -> tuple[int, ...]:
         """Ids that are never sampled: the marks around images, which a text cannot continue with."""
+        if self.vision:
+            return self.vision.start_token, self.vision.end_token, self.vision.image_token
         marks = ("<start_of_image>", "<end_of_image>")
         ids = (self.tokenizer.id_of(mark) for mark in marks) if self.tokenizer else ()
         return tuple(i for i in ids if i is not None)
+
+    @property
+    def vision(self) -> VisionConfig | None:
+        """The config of the vision tower; None if the model has none."""
+        return getattr(self.config, "vision", None)
 
     def new_cache(self, max_tokens: int) -> Cache:
         """An empty cache for a sequence of at most `max_tokens`."""
@@ -98,11 +121,16 @@ class Decoder(ABC):
         """Logits of the token that follows each of `ids`: float32 [T, V], or [1, V] of the last one with `last_only`.
 
         Without a cache, ids are the whole sequence; with one they follow what it holds, in pieces of any length, and it
-        holds them afterwards. `taps` is filled with the values that it names; then all of ids go through in one piece.
+        holds them afterwards. `images` are float32 [n, 3, side, side] in [-1, 1], one for each run of image tokens in
+        ids, or what `image_features` made of them, [n, tokens, D]; an image's tokens come in one call. `taps` is filled
+        with the values that it names; then all of ids go through in one piece.
 
-        Raises ValueError for ids outside the vocabulary, no ids, more of them than the cache has room for, and images.
+        Raises ValueError for ids outside the vocabulary, no ids, more of them than the cache has room for, and images
+        that do not fit them.
         """
-        tokens = self._checked(ids, images)
+        tokens = self._checked(ids)
+        runs = self.image_runs(tokens)
+        images = self._checked_images(images, len(runs))
         cache = cache or self.new_cache(len(tokens))
         cache.settle()
         if cache.position + len(tokens) > cache.max_tokens:
@@ -111,24 +139,77 @@ class Decoder(ABC):
                 f"{held} are more than the cache's {cache.max_tokens}; make it with new_cache(max_tokens=…)"
             )
         taps = NO_TAPS if taps is None else taps
-        piece = len(tokens) if taps.patterns else PIECE
+        features = images if images.ndim == 3 else self.image_features(images, taps)
+        spans = [ImageSpan(*run, feature) for run, feature in zip(runs, features, strict=True)]
         with formulas_only(self.backend == "numpy"), threads(self.threads):
             outputs = []
-            for first in range(0, len(tokens), piece):
-                x = self._layers(tokens[first : first + piece], cache, taps)
+            for first, last in pieces(len(tokens), runs, len(tokens) if taps.patterns else PIECE):
+                x = self._layers(tokens, first, last, spans, cache, taps)
                 if not last_only:
                     outputs.append(self._head(x, taps))
             return self._head(x[-1:], taps) if last_only else np.concatenate(outputs) if outputs[1:] else outputs[0]
 
     @abstractmethod
-    def block(self, x: F32, layer: int, state: Any, position: int, taps: Scope) -> F32:
-        """One layer: x [T, D], the tokens from `position` on, → [T, D] float32."""
+    def block(self, x: F32, layer: int, state: Any, places: Places, taps: Scope) -> F32:
+        """One layer: x [T, D], tokens that stand at `places`, → [T, D] float32."""
 
-    def _layers(self, ids: np.ndarray, cache: Cache, taps: Taps) -> F32:
-        x = taps("embedding", embed(ids, self.weights.embedding, self.embedding_scale))
+    def image_features(self, images: Any, taps: Taps | None = None) -> F32:
+        """What the text model sees of images: float32 [n, 3, side, side] in [-1, 1] → float32 [n, tokens, D].
+
+        Taps of image i are named "images.i.…". Raises ValueError for other shapes and a model without a vision tower.
+        """
+        vision, weights = self._tower(len(images))
+        images, taps = self._checked_images(images, None), NO_TAPS if taps is None else taps
+        features = np.empty((len(images), vision.tokens, self.config.width), np.float32)
+        with formulas_only(self.backend == "numpy"), threads(self.threads):
+            for i, pixels in enumerate(images):
+                scope = taps.within(f"images.{i}")
+                features[i] = soft_tokens(vision_tower(pixels, weights, vision, scope), weights, vision, scope)
+        return features
+
+    def vision_tower(self, pixels: Any) -> F32:
+        """The vision tower alone: one image, float32 [3, side, side] in [-1, 1], → [P, C] float32."""
+        vision, weights = self._tower(1)
+        pixels = self._checked_images(np.asarray(pixels)[None], None)[0]
+        with formulas_only(self.backend == "numpy"), threads(self.threads):
+            return vision_tower(pixels, weights, vision, NO_TAPS.within("images.0"))
+
+    def _tower(self, images: int) -> tuple[VisionConfig, VisionWeights]:
+        """Config and weights of the vision tower, or the ValueError for that many images where there is none."""
+        if self.vision is None or self.weights.vision is None:
+            raise no_vision(self.name, images)
+        return self.vision, self.weights.vision
+
+    def image_runs(self, ids: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
+        """(first, last + 1) of each image's tokens among `ids`; ValueError for a run that is no whole image."""
+        if self.vision is None:
+            return []
+        marked = np.concatenate([[0], np.equal(ids, self.vision.image_token), [0]]).astype(np.int8)
+        edges = np.flatnonzero(np.diff(marked)).tolist()
+        runs = list(zip(edges[::2], edges[1::2], strict=True))
+        for first, last in runs:
+            if last - first != self.vision.tokens:
+                raise ValueError(
+                    f"{last - first} image tokens follow one another from id {first} on, but an image has "
+                    f"{self.vision.tokens}; they must come in one call"
+                )
+        return runs
+
+    def _layers(self, ids: np.ndarray, first: int, last: int, spans: list[ImageSpan], cache: Cache, taps: Taps) -> F32:
+        here = ids[first:last]
+        if self.vision:  # not every embedding has a row for the image token
+            here = np.where(here == self.vision.image_token, 0, here)
+        x = embed(here, self.weights.embedding, self.embedding_scale)
+        positions = np.arange(cache.position, cache.position + last - first, dtype=np.int32)
+        until = positions.copy()
+        for span in spans:
+            if first <= span.first < last:
+                inside = slice(span.first - first, span.last - first)
+                x[inside], until[inside] = span.features, positions[inside][-1]
+        x, places = taps("embedding", x), Places(positions, until)
         for layer, state in enumerate(cache.layers):
-            x = self.block(x, layer, state, cache.position, taps.within(f"blocks.{layer}"))
-        cache.advance(len(ids))
+            x = self.block(x, layer, state, places, taps.within(f"blocks.{layer}"))
+        cache.advance(last - first)
         return x
 
     def _head(self, x: F32, taps: Taps) -> F32:
@@ -139,21 +220,58 @@ class Decoder(ABC):
             logits = soft_cap(logits, self.config.logit_cap)
         return taps("logits", logits)
 
-    def _checked(self, ids: Sequence[int], images: Any) -> np.ndarray:
+    def _checked(self, ids: Sequence[int]) -> np.ndarray:
         """The ids as an array, or a ValueError that says what is wrong with them: kernels check no index."""
-        if images is not None and len(images):
-            raise ValueError(
-                f"{self.name or 'this model'} has no vision tower, but {len(images)} image(s) were given; "
-                "use gemma-3-4b or larger"
-            )
         tokens = np.asarray(ids)
         if tokens.ndim != 1 or not len(tokens):
             raise ValueError(f"ids must be a sequence of at least one token id, not of shape {list(tokens.shape)}")
         if tokens.dtype.kind not in "iu":
             raise ValueError(f"token ids must be whole numbers, not {tokens.dtype}")
-        wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab)]
+        wrong = (tokens < 0) | (tokens >= self.config.vocab)
+        wrong = tokens[wrong & (tokens != self.vision.image_token) if self.vision else wrong]
         if len(wrong):
             raise ValueError(
                 f"token id {wrong[0]} is outside the vocabulary of {self.config.vocab} (0 … {self.config.vocab - 1})"
             )
         return tokens.astype(np.int64)
+
+    def _checked_images(self, images: Any, runs: int | None) -> F32:
+        """Images or their features as an array, as many as there are runs of image tokens; or a ValueError."""
+        given = 0 if images is None else len(images)
+        vision = self.vision
+        if vision is None:
+            if given:
+                raise no_vision(self.name, given)
+            return np.empty((0, 0, 0), np.float32)
+        if runs is not None and given != runs:
+            raise ValueError(f"{given} images were given, and the ids have the tokens of {runs}")
+        if not given:
+            return np.empty((0, vision.tokens, self.config.width), np.float32)
+        array = np.asarray(images)
+        shapes = {(3, vision.side, vision.side): "an image", (vision.tokens, self.config.width): "an image's features"}
+        if array.shape[1:] not in shapes or array.dtype != np.float32 or (runs is None and array.ndim == 3):
+            raise ValueError(
+                f"images are {array.dtype} {list(array.shape)}; they must be float32 [n, 3, {vision.side}, "
+                f"{vision.side}] with values from -1 to 1, which images.prepare makes of a file"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError("an image has values that are infinite or not a number")
+        if array.ndim == 4 and abs(array).max() > 1.001:
+            raise ValueError(f"an image has values up to {abs(array).max():g}; they must be from -1 to 1")
+        return np.ascontiguousarray(array)
+
+
+def pieces(count: int, runs: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Cut `count` tokens into pieces of `size`, (first, last + 1) each, but never through one of `runs`.
+
+    >>> pieces(10, [(3, 7)], 4)
+    [(0, 3), (3, 7), (7, 10)]
+    """
+    cuts = [0]
+    while cuts[-1] < count:
+        end = min(cuts[-1] + size, count)
+        for first, last in runs:
+            if first < end < last:
+                end = first if first > cuts[-1] else last
+        cuts.append(end)
+    return list(pairwise(cuts))

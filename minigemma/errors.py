@@ -22,3 +22,13 @@ class ModelFormatError(FileError):
 
 class ImageError(FileError):
     """An image file that cannot be shown to a model."""
+
+
+def no_vision(name: str, images: int) -> ValueError:
+    """The error for `images` images given to the model `name`, which sees none; the caller raises it.
+
+    >>> no_vision("gemma-3-1b", 2)
+    ValueError('gemma-3-1b has no vision tower, but 2 images were given; use gemma-3-4b or larger')
+    """
+    given = "1 image was given" if images == 1 else f"{images} images were given"
+    return ValueError(f"{name or 'this model'} has no vision tower, but {given}; use gemma-3-4b or larger")

@@ -20,8 +20,12 @@ SLOPE = np.float32(np.sqrt(2 / np.pi))
 CUBIC = np.float32(0.044715)
 
 
+@definition
 def gelu(z: F32) -> F32:
-    """z / 2 · (1 + tanh(√(2/π) · (z + 0.044715 z³)))      [Hendrycks & Gimpel 2016 §2]"""
+    """z / 2 · (1 + tanh(√(2/π) · (z + 0.044715 z³)))      [Hendrycks & Gimpel 2016 §2]
+
+    z [P, F] float32 → [P, F] float32
+    """
     return z * np.float32(0.5) * (1 + np.tanh(SLOPE * (z + CUBIC * z * z * z)))
 
 
@@ -35,16 +39,23 @@ def gated_gelu(gate: F32, up: F32) -> F32:
 
 
 @jit_inner
+def _gelu_lanes(z):
+    bent = fma(splat(CUBIC) * z * z, z, z)
+    return z * splat(float32(0.5)) * (splat(float32(1)) + tanh(splat(SLOPE) * bent))
+
+
+@jit_inner
+def _gelu_one(z):
+    return z * float32(0.5) * (float32(1) + np.tanh(SLOPE * (z + CUBIC * z * z * z)))
+
+
+@jit_inner
 def _row(gate, up, y):
-    half, one, slope, cubic = splat(float32(0.5)), splat(float32(1)), splat(SLOPE), splat(CUBIC)
     whole = gate.size // LANES * LANES
     for f in range(0, whole, LANES):
-        z = load(gate, f)
-        bent = fma(cubic * z * z, z, z)
-        store(y, f, z * half * (one + tanh(slope * bent)) * load(up, f))
+        store(y, f, _gelu_lanes(load(gate, f)) * load(up, f))
     for f in range(whole, gate.size):
-        z = gate[f]
-        y[f] = z * float32(0.5) * (float32(1) + np.tanh(SLOPE * (z + CUBIC * z * z * z))) * up[f]
+        y[f] = _gelu_one(gate[f]) * up[f]
 
 
 @jit
@@ -63,4 +74,26 @@ def _rows(gate, up, y):
 def _gated_gelu(gate, up):
     y = np.empty_like(gate)
     (_few_rows if one_core(gate) else _rows)(gate, up, y)
+    return y
+
+
+@jit_inner
+def _gelu_row(z, y):
+    whole = z.size // LANES * LANES
+    for f in range(0, whole, LANES):
+        store(y, f, _gelu_lanes(load(z, f)))
+    for f in range(whole, z.size):
+        y[f] = _gelu_one(z[f])
+
+
+@jit_parallel
+def _gelu_rows(z, y):
+    for p in prange(len(z)):
+        _gelu_row(z[p], y[p])
+
+
+@gelu.kernel
+def _gelu(z):
+    y = np.empty_like(z)
+    _gelu_rows(z, y)
     return y

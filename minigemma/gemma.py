@@ -14,7 +14,7 @@ from .arrays import F32
 from .cache import KeyValueRing
 from .decoder import Decoder
 from .feedforward import FeedForwardWeights, feed_forward
-from .gqa import AttentionWeights, grouped_query_attention
+from .gqa import AttentionWeights, Places, grouped_query_attention
 from .rmsnorm import rms_norm
 from .taps import Scope
 
@@ -32,12 +32,12 @@ class GemmaBlock:
 class Gemma(Decoder):
     """Gemma 1."""
 
-    def block(self, x: F32, layer: int, state: KeyValueRing, position: int, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: KeyValueRing, places: Places, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in (Gemma 1 §2)."""
         w: GemmaBlock = self.weights.blocks[layer]
         c = self.config
         h = rms_norm(x, w.pre_attention_norm, c.eps)
-        h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, position, taps)
+        h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, places, taps)
         x = taps("residual.middle", x + h)
         h = feed_forward(rms_norm(x, w.pre_ffn_norm, c.eps), w.ffn, taps)
         return taps("residual.out", x + h)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from .arrays import F32
+from .arrays import F32, I32
 from .attention import attention, attention_probs, attention_scores
 from .cache import KeyValueRing
 from .config import AttentionConfig
@@ -20,6 +18,19 @@ from .linear import Weight, affine, linear
 from .rmsnorm import rms_norm
 from .rope import rope
 from .taps import Scope
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of one pass stand in their sequence."""
+
+    positions: I32  # [T], rising by 1
+    until: I32  # [T]: the last position that each may see, its own or that of its image's last token
+
+    @property
+    def first(self) -> int:
+        """Position of the first of them."""
+        return int(self.positions[0])
 
 
 @dataclass(frozen=True)
@@ -42,25 +53,25 @@ def grouped_query_attention(
     head_dim: int,
     eps: float,
     ring: KeyValueRing,
-    position: int,
+    places: Places,
     taps: Scope,
 ) -> F32:
-    """The attention of one layer: x [T, D], the tokens from `position` on, → [T, D] float32.
+    """The attention of one layer: x [T, D], tokens that stand at `places`, → [T, D] float32.
 
     `ring` is extended by their keys and values, and by nothing else changed.
     """
-    T = len(x)
+    T, positions = len(x), places.positions
     q, k, v = (linear(x, matrix).reshape(T, -1, head_dim) for matrix in (w.q, w.k, w.v))
     if w.q_norm is not None and w.k_norm is not None:
         q, k = rms_norm(q, w.q_norm, eps), rms_norm(k, w.k_norm, eps)
     rotated = int(head_dim * config.rope_fraction)
-    positions = np.arange(position, position + T, dtype=np.int32)
     q = taps("attention.q", rope(q, positions, config.rope_base, config.rope_scale, rotated))
     k = taps("attention.k", rope(k, positions, config.rope_base, config.rope_scale, rotated))
     v = taps("attention.v", v)
-    keys, values, key_positions = ring.extend(k, v, position)
+    keys, values, key_positions = ring.extend(k, v, places.first)
+    seen = positions, places.until, key_positions, config.window
     if taps.wants("attention.scores") or taps.wants("attention.probs"):
         scores = taps("attention.scores", attention_scores(q, keys, config.query_scale, config.soft_cap))
-        taps("attention.probs", attention_probs(scores, positions, key_positions, config.window))
-    mixed = attention(q, keys, values, positions, key_positions, config.window, config.query_scale, config.soft_cap)
+        taps("attention.probs", attention_probs(scores, *seen))
+    mixed = attention(q, keys, values, *seen, config.query_scale, config.soft_cap)
     return taps("attention.out", affine(mixed.reshape(T, -1), w.o, w.o_bias))

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from .arrays import round_bf16
-from .checkpoint import layer_tensors, model_tensors
 from .config import Gemma2Config, Gemma3Config, RecurrentGemmaConfig, TextConfig
 from .decoder import Decoder
 from .linear import widen
+from .tensor_names import layer_tensors, model_tensors
 
 
 class Peer:
@@ -51,7 +51,7 @@ def named_weights(model: Decoder) -> Iterator[tuple[str, Any]]:
         tables.append((f"blocks.{i}", f"model.layers.{i}.", block, layer_tensors(config, i)))
     for _, prefix, owner, table in tables:
         for ours, (theirs, *_) in table.items():
-            value = owner
+            value: Any = owner
             for part in ours.split("."):
                 value = getattr(value, part)
             if ours == "recurrent.decay":
@@ -105,11 +105,13 @@ class Transformers(Peer):
         self.model.load_state_dict(state | {"lm_head.weight": state["model.embed_tokens.weight"]}, assign=True)
 
     def prefill(self, ids: Sequence[int]) -> float:
+        """As every peer."""
         began = time.perf_counter()
         self.state = self.model(self.torch.tensor([list(ids)]), use_cache=True, logits_to_keep=1)
         return time.perf_counter() - began
 
     def decode(self, count: int) -> float:
+        """As every peer."""
         began = time.perf_counter()
         for _ in range(count):
             token, cache = self.state.logits[:, -1:].argmax(-1), self.state.get("past_key_values")
@@ -169,6 +171,7 @@ class DeepMind(Peer):
         self.model.load_state_dict(state, assign=True)
 
     def prefill(self, ids: Sequence[int]) -> float:
+        """As every peer."""
         began = time.perf_counter()
         self.logits, self.state = self.model(
             self.torch.tensor([list(ids)]), self.torch.arange(len(ids))[None], return_logits=True
@@ -177,6 +180,7 @@ class DeepMind(Peer):
         return time.perf_counter() - began
 
     def decode(self, count: int) -> float:
+        """As every peer."""
         began = time.perf_counter()
         for _ in range(count):
             token = self.logits[:, -1:].argmax(-1)

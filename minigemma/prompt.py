@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from .config import VisionConfig
+from .errors import no_vision
 from .tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -82,15 +83,6 @@ def stop_ids(tokenizer: Tokenizer, config_eos: Iterable[int], turns: bool = True
     """Ids that end an answer: <eos>, those that the checkpoint states, and <end_of_turn> if it was taught `turns`."""
     end = tokenizer.id_of("<end_of_turn>") if turns else None
     return tuple(sorted({tokenizer.eos, *config_eos} | ({end} if end is not None else set())))
-
-
-def no_vision(name: str, images: int) -> ValueError:
-    """The error for `images` images given to the model `name`, which sees none; the caller raises it.
-
-    >>> no_vision("gemma-3-1b", 2)
-    ValueError('gemma-3-1b has no vision tower, but 2 images were given; use gemma-3-4b or larger')
-    """
-    return ValueError(f"{name or 'this model'} has no vision tower, but {_given(images)}; use gemma-3-4b or larger")
 
 
 def _turns(family: str, messages: Sequence[Message], vision: VisionConfig | None) -> list[tuple[str, list[str]]]:

@@ -12,20 +12,27 @@ from typing import Any
 import numpy as np
 
 from .arrays import read_only
-from .checkpoint import MODELS, assembled, layer_tensors, model_tensors, sizes
+from .checkpoint import MODELS, assembled
 from .config import RELEASED, TextConfig
 from .decoder import Decoder
 from .linear import BLOCK, BLOCK_BYTES, Weight
+from .tensor_names import all_names
 
 SPREAD = {"int8": 74.0, "int4": 4.6}  # the standard deviation of evenly spread bytes, and of nibbles
 
 
 def random_model(
-    shape: str | TextConfig, dtype: str = "bf16", layers: int | None = None, seed: int = 0, threads: int | None = None
+    shape: str | TextConfig,
+    dtype: str = "bf16",
+    layers: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    vision: bool = True,
 ) -> Decoder:
     """A model of a released name ("recurrentgemma-2b") or a config, weights random, without a tokenizer.
 
-    dtype: "f32", "bf16", "int8", "int4" (whose embedding is int8); `layers`: only the first so many.
+    dtype: "f32", "bf16", "int8", "int4" (whose embedding is int8); `layers`: only the first so many; `vision`: with
+    the vision tower, where the model has one.
     Raises ValueError for an unknown name or dtype.
     """
     if isinstance(shape, str):
@@ -35,15 +42,10 @@ def random_model(
     if dtype not in ("f32", "bf16", *BLOCK_BYTES):
         raise ValueError(f"dtype is {dtype!r}; it must be one of f32, bf16, {', '.join(BLOCK_BYTES)}")
     config = replace(shape, layers=layers or shape.layers)
+    if not vision and getattr(config, "vision", None):
+        config = replace(config, vision=None)  # type: ignore[call-arg]  # only a Gemma 3 has the field
     random = np.random.Generator(np.random.SFC64(seed))
-    letters = sizes(config)
-    named = dict(model_tensors(config))
-    for i in range(config.layers):
-        named |= {f"blocks.{i}.{name}": row for name, row in layer_tensors(config, i).items()}
-    weights = {
-        name: _tensor(random, name, tuple(letters[axis] for axis in axes.split()), dtype)
-        for name, (*_, axes) in named.items()
-    }
+    weights = {name: _tensor(random, name, shape, dtype) for name, _, shape in all_names(config, 0)}
     model, _ = MODELS[config.family]
     return model(config, assembled(config, weights), exact=dtype == "f32", threads=threads)
 
@@ -51,11 +53,15 @@ def random_model(
 def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> Any:
     if name.endswith("recurrent.conv"):
         shape = shape[:1:-1] + shape[:1]  # [E, 1, C] in a file, [C, E] in memory
-    elif name.endswith("recurrent.decay"):  # a between 0.9 and 0.999, as the paper begins (§2.4)
+    elif name == "vision.patch":
+        shape = (shape[0], shape[1] * shape[2] * shape[3])
+    elif name == "vision.projection":
+        shape = shape[::-1]
+    if name.endswith("recurrent.decay"):  # a between 0.9 and 0.999, as the paper begins (§2.4)
         return read_only((-np.log(random.uniform(0.9, 0.999, shape)) / 8).astype(np.float32))
-    elif len(shape) == 2 and not name.endswith("_bias"):
+    if len(shape) == 2 and not name.endswith("_bias") and name != "vision.positions":
         return read_only(random_matrix(random, *shape, "int8" if (name, dtype) == ("embedding", "int4") else dtype))
-    elif len(shape) == 3 and dtype != "f32":
+    if len(shape) == 3 and dtype != "f32":
         return read_only(random_matrix(random, shape[0] * shape[1], shape[2], "bf16").reshape(shape))
     return read_only(random.standard_normal(shape, np.float32) * np.float32(0.1))
 

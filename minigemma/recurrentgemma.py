@@ -21,7 +21,7 @@ from .cache import LayerState, RecurrentState
 from .config import RecurrentGemmaConfig
 from .decoder import Decoder
 from .feedforward import FeedForwardWeights, feed_forward
-from .gqa import AttentionWeights, grouped_query_attention
+from .gqa import AttentionWeights, Places, grouped_query_attention
 from .griffin import RecurrentWeights, recurrent_block
 from .rmsnorm import rms_norm
 from .taps import Scope
@@ -49,15 +49,15 @@ class RecurrentGemma(Decoder):
             return super().layer_state(layer, max_tokens)
         return RecurrentState(self.config.conv_width, self.config.lru_width)
 
-    def block(self, x: F32, layer: int, state: Any, position: int, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: Any, places: Places, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in (Botev et al. 2024 §2)."""
         w: RecurrentGemmaBlock = self.weights.blocks[layer]
         c = self.config
         h = rms_norm(x, w.temporal_pre_norm, c.eps)
         if w.attention:
-            h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, position, taps)
+            h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, places, taps)
         elif w.recurrent:
-            h = recurrent_block(h, w.recurrent, state, position, taps)
+            h = recurrent_block(h, w.recurrent, state, places.first, taps)
         x = taps("residual.middle", x + h)
         h = feed_forward(rms_norm(x, w.channel_pre_norm, c.eps), w.ffn, taps)
         return taps("residual.out", x + h)

@@ -47,6 +47,10 @@ class Scope:
     def __init__(self, taps: Taps, prefix: str) -> None:
         self.taps, self.prefix = taps, prefix
 
+    def within(self, prefix: str) -> Scope:
+        """The same taps for a part of this part."""
+        return Scope(self.taps, f"{self.prefix}.{prefix}")
+
     def wants(self, name: str) -> bool:
         """Is this value of this part asked for?"""
         return bool(self.taps.patterns) and self.taps.wants(f"{self.prefix}.{name}")

@@ -4,17 +4,13 @@ import json
 
 import numpy as np
 
-from minigemma.checkpoint import layer_tensors, model_tensors, sizes
 from minigemma.config import TextConfig
+from minigemma.tensor_names import all_names
 
 
 def shapes(config: TextConfig):
     """(name in a Hugging Face file, shape) of every tensor."""
-    letters = sizes(config)
-    rows = [(f"model.{name}", axes) for name, _, axes in model_tensors(config).values()]
-    for i in range(config.layers):
-        rows += [(f"model.layers.{i}.{name}", axes) for name, _, axes in layer_tensors(config, i).values()]
-    return [(name, [letters[axis] for axis in axes.split()]) for name, axes in rows]
+    return [(f"model.{name}", list(shape)) for _, name, shape in all_names(config, 0)]
 
 
 def config_json(config):

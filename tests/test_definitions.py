@@ -37,12 +37,15 @@ def blocks(rows, columns, size):
     return made
 
 
-def attention_case(T, S, N, K, H, window, cap, *, bf16=False, shuffled=False):
+def attention_case(T, S, N, K, H, window, cap, *, bf16=False, shuffled=False, image=1):
+    """The last `image` tokens are one image's, which see each other whole."""
     k, v = normal(S, K, H), normal(S, K, H)
     if bf16:
         k, v = round_bf16(k), round_bf16(v)
     where = rng.permutation(S).astype(np.int32) if shuffled else positions(0, S)
-    return normal(T, N, H) * 3, k, v, positions(S - T, T), where, window, H**-0.5, cap
+    until = positions(S - T, T)
+    until[-image:] = S - 1
+    return normal(T, N, H) * 3, k, v, positions(S - T, T), until, where, window, H**-0.5, cap
 
 
 def kind_case(kind, bytes_per_block, *halves):
@@ -93,6 +96,8 @@ CASES = {
         (normal(*shape) * 100, cap)
         for shape, cap in (((1, 5), 30.0), ((3, 64), 50.0), ((2, 3, 77), 1.5), ((600, 77), 9.0))
     ],
+    "gelu": [(normal(T, F) * 5,) for T, F in ((1, 3), (2, 64), (500, 101))],
+    "layer_norm": [(normal(P, C) * 9 + 3, normal(C), normal(C), 1e-6) for P, C in ((1, 7), (3, 640), (600, 96))],
     "gated_gelu": [(normal(T, F) * 5, normal(T, F)) for T, F in ((1, 3), (2, 64), (500, 101))],
     "linear": [
         (normal(T, D), weight)
@@ -118,6 +123,9 @@ CASES = {
         attention_case(9, 200, 6, 1, 12, None, 3.0, bf16=True, shuffled=True),
         attention_case(40, 300, 16, 8, 34, 1, None),
         attention_case(130, 130, 2, 2, 64, 128, 5.0),
+        attention_case(7, 50, 4, 2, 32, 17, None, image=4),
+        attention_case(60, 90, 4, 2, 20, 30, 2.0, image=16, bf16=True),
+        attention_case(300, 300, 2, 2, 72, None, None, image=300),
     ],
 }
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from test_tokenizer import NAMES, gemma2, gemma3
 
 from minigemma.config import VisionConfig
-from minigemma.prompt import conversation_ids, no_vision, text_ids
+from minigemma.errors import no_vision
+from minigemma.prompt import conversation_ids, text_ids
 
 RECORDED = Path(__file__).parent / "data" / "image_prompt_cases.json.gz"
 FOLDER = os.environ.get("MINIGEMMA_GEMMA3_TOKENIZER")

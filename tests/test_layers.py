@@ -13,7 +13,7 @@ ROWS = """
     gqa feedforward griffin siglip
     decoder
     gemma gemma2 gemma3 recurrentgemma
-    safetensors_file gguf_file quantize tokenizer config_file demo images
+    safetensors_file gguf_file quantize tokenizer config_file tensor_names demo images
     prompt locate
     download
     checkpoint

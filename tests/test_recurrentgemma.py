@@ -35,12 +35,12 @@ from transformers import AutoConfig, RecurrentGemmaConfig, RecurrentGemmaForCaus
 
 import minigemma as mg  # noqa: E402
 from minigemma.cache import KeyValueRing  # noqa: E402
-from minigemma.checkpoint import layer_tensors  # noqa: E402
 from minigemma.cli import main  # noqa: E402
 from minigemma.config import RELEASED  # noqa: E402
 from minigemma.errors import ModelFormatError  # noqa: E402
 from minigemma.linear import widen  # noqa: E402
 from minigemma.recurrentgemma import RecurrentGemma  # noqa: E402
+from minigemma.tensor_names import layer_tensors  # noqa: E402
 
 W = 7  # earlier tokens that one sees: 101 tokens are 14 windows
 SIZES: dict[str, Any] = {
