@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
     from .checkpoint import Description
     from .config import TextConfig
     from .decoder import Decoder
-    from .generation import Piece
+    from .generation import Piece, Seen
 
 DEMO = "gemma-3-270m"
 SIZES = ("width", "ffn_width", "heads", "kv_heads", "head_dim", "vocab", "context")
 START = time.monotonic()
 CHAT_HELP = """\
 /reset        forget the conversation        /system TEXT  start anew with this instruction
-/save FILE    write the conversation (JSON)  /help         this list
+/save FILE    write the conversation (JSON)  /image FILE   show it with the next message
 /exit         leave, as Ctrl-D does          Ctrl-C        stops the answer
+/help         this list
 A message that begins with a slash of its own needs a space before it."""
 
 
@@ -122,10 +124,10 @@ def build_parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    generating = command(generate, add_text, add_model, add_machine, add_sampling, add_json)
-    chatting = command(chat, add_model, add_machine, add_sampling)
+    generating = command(generate, add_text, add_model, add_mmproj, add_machine, add_sampling, add_json)
+    chatting = command(chat, add_model, add_mmproj, add_machine, add_sampling)
     command(score, add_text, add_model, add_machine, add_json)
-    command(inspect, add_model, add_dtype, add_json)
+    command(inspect, add_model, add_mmproj, add_dtype, add_json)
     generating.add_argument("--raw", action="store_true", help="continue the text as it is, without the turn format")
     generating.set_defaults(temperature=0.0)
     chatting.set_defaults(temperature=1.0, top_k=64, top_p=0.95)
@@ -155,6 +157,11 @@ def add_model(to: argparse.ArgumentParser) -> None:
     )
 
 
+def add_mmproj(to: argparse.ArgumentParser) -> None:
+    """Where the other half of a model that sees is."""
+    to.add_argument("--mmproj", metavar="FILE", help="the vision tower of a GGUF model, which has a file of its own")
+
+
 def add_text(to: argparse.ArgumentParser) -> None:
     """Where the text comes from: exactly one of three."""
     source = to.add_mutually_exclusive_group(required=True)
@@ -179,6 +186,7 @@ def add_sampling(to: argparse.ArgumentParser) -> None:
     """What is asked of the model, and how its next token is chosen."""
     to.add_argument("--system", metavar="TEXT", help="an instruction that holds for the whole conversation")
     to.add_argument("--image", action="append", default=[], metavar="FILE", help="show the model an image; repeatable")
+    to.add_argument("--pan-and-scan", action="store_true", help="show it crops of wide and tall images too")
     flags = ("-n", "--max-new-tokens", "--max-tokens")
     to.add_argument(*flags, type=number(int, 1), default=256, metavar="N", help="(default: %(default)s)")
     to.add_argument("--temperature", "--temp", type=number(float, 0), metavar="X", help="0: always the likeliest token")
@@ -292,7 +300,9 @@ def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack) -
     def loaded(done: int, total: int) -> None:
         progress.doing = f"loading {args.model}: {100 * done // max(total, 1)} %"
 
-    model = load(args.model, dtype=args.dtype, threads=args.threads, progress=loaded)
+    sees = hasattr(args, "image")  # `score` has no use for the vision tower
+    mmproj = getattr(args, "mmproj", None)
+    model = load(args.model, args.dtype, threads=args.threads, progress=loaded, vision=sees, mmproj=mmproj)
     if model.tokenizer is None:
         raise ValueError("there is no tokenizer.model; fetch it from where the weights came from")
     model.config = with_context(model.config, args.ctx_size)
@@ -315,13 +325,14 @@ def generate(args: argparse.Namespace) -> None:
     with ExitStack() as until:
         progress = until.enter_context(Progress(args.quiet))
         model = open_model(args, progress, until)
-        ids = prompt_ids(model, text, args)
-        if args.verbose:
-            note(args, f"prompt {[(i, model.tokenizer.decode([i])) for i in ids]}")
-        progress(f"reading the prompt ({len(ids):,} tokens)")
         from .generation import stream_generate
 
-        pieces = stream_generate(model, ids, **settings(args))
+        seen = see(model, args, progress) if args.image else ()
+        ids = prompt_ids(model, text, args, seen.crops if seen else ())
+        if args.verbose:
+            note(args, f"prompt {[(i, piece_text(model, i)) for i in ids]}")
+        progress(f"reading the prompt ({len(ids):,} tokens)")
+        pieces = stream_generate(model, ids, seen, **settings(args))
         report = show(pieces, progress, silent=args.json)
     if args.json:
         print_json(report)
@@ -329,25 +340,39 @@ def generate(args: argparse.Namespace) -> None:
         tell_speed(report)
 
 
-def prompt_ids(model: Decoder, text: str, args: argparse.Namespace) -> list[int]:
+def see(model: Decoder, args: argparse.Namespace, progress: Progress) -> Seen:
+    """The images of --image, run through the vision tower."""
+    progress(f"looking at {', '.join(args.image)}")
+    from .generation import look_at
+    from .images import PanAndScan
+
+    return look_at(model, args.image, PanAndScan() if args.pan_and_scan else None, partial(note, args))
+
+
+def piece_text(model: Decoder, token: int) -> str:
+    """The text of one token; an image's have none."""
+    return model.tokenizer.decode([token]) if token < model.tokenizer.size else "<image_soft_token>"
+
+
+def prompt_ids(model: Decoder, text: str, args: argparse.Namespace, crops: Sequence[int] = ()) -> list[int]:
     """The prompt as token ids: a turn of a conversation where the model knows turns and --raw is not given."""
     from .prompt import conversation_ids, text_ids
 
     if model.instruction_tuned and not args.raw:
-        messages = [{"role": "user", "content": text}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": text, "images": crops}]
         if args.system:
             messages.insert(0, {"role": "system", "content": args.system})
-        return conversation_ids(model.tokenizer, model.config.family, messages)
+        return conversation_ids(model.tokenizer, model.config.family, messages, vision=model.vision)
     if args.system:
         why = "--raw has no turns" if args.raw else f"{model.name} is pretrained only and knows no turns"
         raise ValueError(f"{why}, so --system has no place; put the instruction into the text")
-    return text_ids(model.tokenizer, text)
+    return text_ids(model.tokenizer, text, model.vision, crops)
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """The flags that `stream_generate` and `Chat.stream` take, as they name them."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
-    return {"images": args.image, **{name: getattr(args, name) for name in names}}
+    return {name: getattr(args, name) for name in names}
 
 
 def show(pieces: Iterator[Piece], progress: Progress, began: float = START, silent: bool = False) -> dict[str, Any]:
@@ -412,7 +437,7 @@ def inspect(args: argparse.Namespace) -> None:
     from .checkpoint import describe
     from .locate import locate
 
-    about = describe(locate(args.model), args.dtype)
+    about = describe(locate(args.model), args.dtype, mmproj=args.mmproj)
     report = summary(about, with_context(about.config, args.ctx_size))
     if args.json:
         print_json(report)
@@ -498,7 +523,7 @@ def chat(args: argparse.Namespace) -> None:
         note(args, "/help lists the commands, Ctrl-D leaves")
         while (line := read_line()) is not None and line.strip() != "/exit":
             if line.startswith("/"):
-                print(chat_command(talk, line), file=sys.stderr)
+                print(chat_command(talk, line, args), file=sys.stderr)
             elif line.strip():
                 answer(talk, line, args, progress)
 
@@ -524,7 +549,8 @@ def answer(talk: Chat, text: str, args: argparse.Namespace, progress: Progress) 
     progress("reading")
     began = time.monotonic()
     try:
-        pieces: Any = talk.stream(text, **settings(args))
+        seen = see(talk.model, args, progress) if args.image else ()
+        pieces: Any = talk.stream(text, seen, **settings(args))
         with closing(pieces):  # at once, so that Ctrl-C leaves the conversation in order
             report = show(pieces, progress, began)
         if args.verbose:
@@ -538,8 +564,8 @@ def answer(talk: Chat, text: str, args: argparse.Namespace, progress: Progress) 
         args.image = []  # shown once
 
 
-def chat_command(talk: Chat, line: str) -> str:
-    """Carry out /reset, /system TEXT, /save FILE or /help, and say what was done."""
+def chat_command(talk: Chat, line: str, args: argparse.Namespace) -> str:
+    """Carry out /reset, /system TEXT, /image FILE, /save FILE or /help, and say what was done."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     if name == "/reset":
@@ -548,6 +574,15 @@ def chat_command(talk: Chat, line: str) -> str:
     if name == "/system" and rest:
         talk.reset(system=rest)
         return "begun anew with this instruction"
+    if name == "/image" and rest:
+        from .images import open_image
+
+        try:
+            size = open_image(rest).size
+        except ValueError as error:
+            return f"{error}"
+        args.image = [*args.image, rest]
+        return f"{rest}, {size[0]} x {size[1]} pixels, goes with your next message"
     if name == "/save" and rest:
         try:
             talk.save(rest)

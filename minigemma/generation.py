@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .arrays import F32
 from .cache import Cache
-from .decoder import PIECE, Decoder
+from .decoder import PIECE, Decoder, pieces
+from .errors import no_vision
+from .images import PanAndScan, prepare
 from .prompt import text_ids
 from .sampling import Sampler, logprob_of
 
 Prompt = str | Sequence[int]
 Progress = Callable[[int, int], None]  # called with tokens done, tokens in all
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as the text model sees them, made by `look_at` once for all answers about them."""
+
+    features: F32  # [n, tokens, D]: each image, then its crops
+    crops: tuple[int, ...]  # of each image
+
+    def __len__(self) -> int:
+        return len(self.crops)
 
 
 @dataclass(frozen=True)
@@ -44,16 +59,43 @@ def generate(
     min_p: float | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
+    pan_and_scan: PanAndScan | None = None,
 ) -> str:
     """The text that follows `prompt`; the settings are those of `stream_generate`."""
-    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed, "stop": stop}
-    return "".join(p.text for p in stream_generate(model, prompt, images, max_new_tokens, **settings))  # type: ignore[arg-type]
+    settings = max_new_tokens, temperature, top_k, top_p, min_p, seed, stop
+    return "".join(p.text for p in stream_generate(model, prompt, images, *settings, pan_and_scan=pan_and_scan))
+
+
+def look_at(
+    model: Decoder,
+    images: Sequence[Any],
+    pan_and_scan: PanAndScan | None = None,
+    notes: Callable[[str], None] = warnings.warn,
+) -> Seen:
+    """Run images through the vision tower.
+
+    images: files, Pillow images, uint8 arrays [h, w, 3], or one float32 array [n, 3, side, side] in [-1, 1]. With
+    `pan_and_scan` those that are wide or tall are looked at in crops too (Gemma 3 §2.1). What is done to a picture
+    beyond scaling it (turned as its camera says, transparency on white) is told to `notes`.
+
+    Raises ImageError for files that are no images, ValueError where the model has no vision tower.
+    """
+    if isinstance(images, (str, Path)):
+        images = [images]
+    vision = model.vision
+    if vision is None:
+        raise no_vision(model.name, len(images))
+    if isinstance(images, np.ndarray) and images.dtype == np.float32:
+        return Seen(model.image_features(images), (0,) * len(images))
+    looked = [prepare(image, vision.side, pan_and_scan, notes) for image in images]
+    features = [model.image_features(pixels) for pixels, _ in looked]
+    return Seen(np.concatenate(features), tuple(crops for _, crops in looked))
 
 
 def stream_generate(
     model: Decoder,
     prompt: Prompt,
-    images: Sequence[Any] = (),
+    images: Sequence[Any] | Seen = (),
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -63,10 +105,13 @@ def stream_generate(
     stop: str | Sequence[str] = (),
     cache: Cache | None = None,
     progress: Progress | None = None,
+    pan_and_scan: PanAndScan | None = None,
 ) -> Iterator[Piece]:
     """Yield a `Piece` for each token that follows `prompt`; the last one has a finish_reason.
 
     prompt    a text, which BOS is put in front of, or ids, which are taken as they are
+    images    as `look_at` takes them, or what it made of them; they stand where the text has <start_of_image>, or in
+              front of it, or, in ids, where the image tokens are
     stop      strings that end the text before they would appear in it, also when they span several tokens
     cache     what came before, if anything did; the prompt and all but the last of the new tokens are in it afterwards,
               and after an interrupt (Ctrl-C) as many of them as its position says
@@ -83,12 +128,11 @@ def stream_generate(
     stops = _stop_strings(model, stop)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-    if len(images):
-        raise ValueError(
-            f"{model.name or 'this model'} has no vision tower, but {len(images)} image{'s'[: len(images) > 1]} "
-            f"{'were' if len(images) > 1 else 'was'} given; use gemma-3-4b or larger"
-        )
-    ids = _prompt_ids(model, prompt)
+    seen = images if isinstance(images, Seen) else look_at(model, images, pan_and_scan) if len(images) else None
+    ids = _prompt_ids(model, prompt, seen.crops if seen else ())
+    features = seen.features if seen else np.empty((0, 0, 0), np.float32)
+    if len(features) != (places := len(model.image_runs(ids))):
+        raise ValueError(f"{len(features)} images and crops were given, and the prompt has the tokens of {places}")
     held = cache.position if cache else 0
     limit = min(model.config.context, cache.max_tokens) if cache else model.config.context
     room = limit - held - len(ids)
@@ -100,7 +144,7 @@ def stream_generate(
         )
     new = min(max_new_tokens, room)
     cache = cache or model.new_cache(len(ids) + new)
-    return _pieces(model, ids, cache, new, sampler, random, stops, progress)
+    return _pieces(model, ids, features, cache, new, sampler, random, stops, progress)
 
 
 def _generator(seed: int | None) -> np.random.Generator:
@@ -118,11 +162,11 @@ def _stop_strings(model: Decoder, stop: str | Sequence[str]) -> tuple[str, ...]:
     return stops
 
 
-def _prompt_ids(model: Decoder, prompt: Prompt) -> list[int]:
+def _prompt_ids(model: Decoder, prompt: Prompt, crops: Sequence[int]) -> list[int]:
     if isinstance(prompt, str):
         if model.tokenizer is None:
             raise ValueError("this checkpoint has no tokenizer.model; give the prompt as token ids")
-        return text_ids(model.tokenizer, prompt)
+        return text_ids(model.tokenizer, prompt, model.vision, crops)
     if not len(prompt):
         raise ValueError("the prompt has no ids; it takes one at least, such as that of <bos>")
     return list(prompt)
@@ -131,6 +175,7 @@ def _prompt_ids(model: Decoder, prompt: Prompt) -> list[int]:
 def _pieces(
     model: Decoder,
     prompt: list[int],
+    features: F32,
     cache: Cache,
     max_new_tokens: int,
     sampler: Sampler,
@@ -139,7 +184,7 @@ def _pieces(
     progress: Progress | None,
 ) -> Iterator[Piece]:
     began = time.perf_counter()
-    logits = prefill(model, prompt, cache, progress)
+    logits = prefill(model, prompt, cache, features, progress)
     first = time.perf_counter()
     prompt_tps = len(prompt) / max(first - began, 1e-9)
     decoder = model.tokenizer.stream() if model.tokenizer else None
@@ -162,17 +207,21 @@ def _pieces(
         logits = model.forward([token], cache, last_only=True)[0]
 
 
-def prefill(model: Decoder, ids: Sequence[int], cache: Cache, progress: Progress | None = None) -> F32:
-    """Put `ids` into the cache; the logits [V] after the last of them.
+def prefill(
+    model: Decoder, ids: Sequence[int], cache: Cache, features: F32 | None = None, progress: Progress | None = None
+) -> F32:
+    """Put `ids`, and the images among them, into the cache; the logits [V] after the last of them.
 
     `forward` keeps its memory bounded by itself. Only where somebody watches does it get PIECE tokens at a time, since
     each call also scores the vocabulary for its last token.
     """
-    step = PIECE if progress else len(ids)
-    for begin in range(0, len(ids), step):
-        logits = model.forward(ids[begin : begin + step], cache, last_only=True)
+    runs = model.image_runs(ids)
+    for first, last in pieces(len(ids), runs, PIECE if progress else len(ids)):
+        inside = [i for i, (begin, _) in enumerate(runs) if first <= begin < last]
+        images = features[inside] if inside and features is not None else None
+        logits = model.forward(ids[first:last], cache, images, last_only=True)
         if progress:
-            progress(min(begin + step, len(ids)), len(ids))
+            progress(last, len(ids))
     return logits[0]
 
 

@@ -47,6 +47,7 @@ class ToyModel:
     def __init__(self, rule, tokenizer=None, context=200, family="gemma3", eos=(1, TURN + 1), banned=(), limit=None):
         self.rule, self.tokenizer, self.eos, self.banned = rule, tokenizer, eos, banned
         self.name, self.config = "toy", SimpleNamespace(context=context, family=family)
+        self.vision = None
         self.vocab_limit = limit or (tokenizer.size if tokenizer else 300)
         self.fed = []  # tokens in each call
         self.interrupt_at = None  # number of the call that Ctrl-C ends
@@ -55,6 +56,9 @@ class ToyModel:
         cache = Cache((), max_tokens)
         cache.ids = []
         return cache
+
+    def image_runs(self, ids):
+        return []
 
     def forward(self, ids, cache=None, images=None, last_only=False, taps=None):
         self.fed.append(len(ids))
