@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,8 +21,12 @@ from numba import get_num_threads, prange
 from .backend import jit_inner, jit_parallel, threads
 from .cache import Cache
 from .decoder import Decoder
+from .errors import no_vision
+from .linear import format_of
 from .peers import PEERS, Peer, weight_bytes
+from .siglip import soft_tokens, vision_tower
 from .simd import LANES, ROWS, load, prefetch, sum_lanes, tile_add_outer, tile_store, tile_zeros, zeros
+from .taps import NO_TAPS
 
 READ_BYTES = 1 << 29  # far more than any cache holds
 AHEAD = 2048  # float32 numbers
@@ -38,11 +43,13 @@ def bench(
     positions: Sequence[int] = (),
     against: Sequence[str] = (),
     repeat: int = 3,
+    image: bool = False,
     progress: Progress = lambda doing: None,
 ) -> dict[str, Any]:
     """Measure `model`, and the programs named in `against` with the same weights, in turns; all numbers, by name.
 
     positions: milliseconds a token with so many tokens before it, which are not read: the cache is only as full as if.
+    image: also the time of an image, stage by stage, for a model with a vision tower.
     Speeds are tokens a second, times seconds unless the name says milliseconds. Raises ValueError for an unknown
     program and where prompt and answer do not fit into the context.
     """
@@ -65,11 +72,13 @@ def bench(
     progress("measuring the machine")
     with threads(model.threads):
         bandwidth, peak = read_bandwidth(), arithmetic_peak()
-    read = weight_bytes(model.weights)
+    read = weight_bytes(replace(model.weights, vision=None))
     report: dict[str, Any] = {
         "name": model.name,
         "parameters": model.config.embedding_parameters + model.config.non_embedding_parameters,
+        "dtype": format_of(model.weights.blocks[0].ffn.gate),
         "threads": model.threads,
+        "vectors": f"{LANES} lanes",
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "weight_bytes": read,
@@ -77,16 +86,47 @@ def bench(
         "read_bytes_per_second": bandwidth,
         "flops_per_second": peak,
         "decode_limit_tps": bandwidth / read,
+        "flops_per_token": 2 * model.config.non_embedding_parameters,
         "programs": {
             name: {"prefill_tps": prompt_tokens / prompt[name], "decode_tps": 1 / token[name]} for name in runners
         },
         "missing": missing,
     }
+    if image:
+        report["image"] = image_stages(model, repeat, progress)
     if positions:
         report["milliseconds_per_token_at"] = {
             str(p): 1000 * seconds for p, seconds in token_at(model, positions, new_tokens, repeat, progress).items()
         }
     return report
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people: a line for each number, beside its limit where it has one."""
+    r, programs = report, dict(report["programs"])
+    ours = programs.pop("minigemma")
+    gigabytes = r["weight_bytes"] / 1e9
+    lines = [
+        f"{r['name']}: {r['parameters']:,} parameters, {r['dtype']}, {gigabytes:,.2f} GB, weights {r['weights']}",
+        f"machine     reads {r['read_bytes_per_second'] / 1e9:,.1f} GB/s, multiplies "
+        f"{r['flops_per_second'] / 1e9:,.0f} GFLOP/s in float32; {r['threads']} threads, {r['vectors']}",
+        f"prompt      {ours['prefill_tps']:,.1f} tokens/s over {r['prompt_tokens']:,}, "
+        f"{100 * ours['prefill_tps'] * r['flops_per_token'] / r['flops_per_second']:.0f} % of the arithmetic",
+        f"decode      {ours['decode_tps']:,.2f} tokens/s, {100 * ours['decode_tps'] / r['decode_limit_tps']:.0f} % of "
+        f"the {r['decode_limit_tps']:,.2f} that reading the weights allows",
+        f"memory      {r['resident_bytes'] / 1e9:,.2f} GB resident",
+    ]
+    for name, its in programs.items():
+        lines.append(
+            f"{name:11} prompt {its['prefill_tps']:,.1f}, decode {its['decode_tps']:,.2f} tokens/s: minigemma is "
+            f"{ours['prefill_tps'] / its['prefill_tps']:.1f} and {ours['decode_tps'] / its['decode_tps']:.1f} times as fast"
+        )
+    lines += [f"{name:11} not measured: {why}" for name, why in r["missing"].items()]
+    for name, seconds in r.get("image", {}).items():
+        lines.append(f"image       {name:24} {seconds:8.2f} s")
+    for position, milliseconds in r.get("milliseconds_per_token_at", {}).items():
+        lines.append(f"a token     at position {int(position):>9,} {milliseconds:8.2f} ms")
+    return "\n".join(lines)
 
 
 class Ours(Peer):
@@ -124,6 +164,35 @@ def measure(
             prompt[name].append(runner.prefill(ids))
             token[name].append(runner.decode(new_tokens if number else 1))
     return ({name: median(t[1:]) for name, t in prompt.items()}, {name: median(t[1:]) for name, t in token.items()})
+
+
+def image_stages(model: Decoder, repeat: int, progress: Progress) -> dict[str, float]:
+    """Seconds of each stage between an image of random pixels and the first word about it."""
+    if model.vision is None or model.weights.vision is None:
+        raise no_vision(model.name, 1)
+    from .images import prepare
+
+    vision, weights, quiet = model.vision, model.weights.vision, NO_TAPS.within("")
+    picture = np.random.default_rng(0).integers(0, 256, (1024, 768, 3), np.uint8)
+    times: dict[str, list[float]] = {}
+
+    def timed(stage: str, run: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = run()
+        times.setdefault(stage, []).append(time.perf_counter() - began)
+        return result
+
+    for number in range(repeat + 1):
+        progress(f"an image: {f'round {number} of {repeat}' if number else 'warming up'}")
+        pixels = timed("scaling the picture", lambda: prepare(picture, vision.side)[0][0])
+        with threads(model.threads):
+            seen = timed("vision tower", lambda p=pixels: vision_tower(p, weights, vision, quiet))
+            soft = timed("pooling and projection", lambda s=seen: soft_tokens(s, weights, vision, quiet))
+        ids = [2, vision.start_token, *[vision.image_token] * vision.tokens, vision.end_token]
+        cache = model.new_cache(len(ids) + 1)
+        timed("reading its tokens", lambda c=cache, f=soft, i=ids: model.forward(i, c, f[None], last_only=True))
+        timed("one more token", lambda c=cache: model.forward([3], c, last_only=True))
+    return {stage: median(t[1:]) for stage, t in times.items()}
 
 
 def token_at(

@@ -1,4 +1,4 @@
-"""The command line: minigemma generate | chat | score | inspect | download.
+"""The command line: minigemma generate | chat | score | bench | inspect | download.
 
 stdout carries the answer and nothing else; timings, progress and warnings go to stderr. No colours are used.
 Exit codes: 0 done · 1 failed, with one line that says why · 2 wrong usage · 130 interrupted by Ctrl-C.
@@ -128,6 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
     chatting = command(chat, add_model, add_mmproj, add_machine, add_sampling)
     command(score, add_text, add_model, add_machine, add_json)
     command(inspect, add_model, add_mmproj, add_dtype, add_json)
+    benching = command(bench, add_model, add_machine, add_bench, add_json)
+    benching.set_defaults(prompt_tokens=512, new_tokens=32)
     generating.add_argument("--raw", action="store_true", help="continue the text as it is, without the turn format")
     generating.set_defaults(temperature=0.0)
     chatting.set_defaults(temperature=1.0, top_k=64, top_p=0.95)
@@ -195,6 +197,28 @@ def add_sampling(to: argparse.ArgumentParser) -> None:
     to.add_argument("--min-p", type=number(float, 0, 1), metavar="X", help="… at least X times as likely as the first")
     to.add_argument("-s", "--seed", type=number(int, 0, 2**64 - 1), metavar="N", help="make sampling repeatable")
     to.add_argument("--stop", action="append", default=[], type=nonempty, metavar="TEXT", help="end before; repeatable")
+
+
+def add_bench(to: argparse.ArgumentParser) -> None:
+    """What is measured."""
+    whole = number(int, 1)
+    to.add_argument("--shape", metavar="NAME", help="random weights of this released size instead of -m")
+    to.add_argument("--prompt-tokens", type=whole, metavar="N", help="(default: %(default)s)")
+    to.add_argument("-n", "--new-tokens", type=whole, metavar="N", help="(default: %(default)s)")
+    to.add_argument("-r", "--repeat", type=whole, default=3, metavar="N", help="rounds (default: %(default)s)")
+    to.add_argument("--positions", type=numbers, default=[], metavar="N,…", help="time of a token after so many others")
+    to.add_argument("--image", action="store_true", help="time of an image, for a model that sees")
+    to.add_argument("--against", type=names, default=[], metavar="NAME,…", help="other programs, with the same weights")
+
+
+def numbers(text: str) -> list[int]:
+    """An argparse type: whole numbers from 0, with commas between them."""
+    return [number(int, 0)(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """An argparse type: names with commas between them."""
+    return [name for name in text.split(",") if name]
 
 
 def read_text(args: argparse.Namespace) -> str:
@@ -300,7 +324,7 @@ def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack) -
     def loaded(done: int, total: int) -> None:
         progress.doing = f"loading {args.model}: {100 * done // max(total, 1)} %"
 
-    sees = hasattr(args, "image")  # `score` has no use for the vision tower
+    sees = bool(getattr(args, "image", False)) or args.run is chat  # else there is no use for the vision tower
     mmproj = getattr(args, "mmproj", None)
     model = load(args.model, args.dtype, threads=args.threads, progress=loaded, vision=sees, mmproj=mmproj)
     if model.tokenizer is None:
@@ -430,6 +454,32 @@ def score(args: argparse.Namespace) -> None:
         for piece, logprob in pieces:
             print(f"{logprob:9.4f}  {piece!r}")
     print(f"perplexity {result.perplexity:.4f} over {len(pieces):,} tokens")
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Measure the model beside what this machine can do, and beside other programs."""
+    with ExitStack() as until:
+        progress = until.enter_context(Progress(args.quiet))
+        if args.shape:
+            args.model = args.shape
+            progress(f"making random weights for {args.shape}")
+            from .random_weights import random_model
+
+            until.enter_context(progress.compile_listener())
+            model = random_model(args.shape, args.dtype or "bf16", threads=args.threads)
+            model.config = with_context(model.config, args.ctx_size)
+        else:
+            model = open_model(args, progress, until)
+        from .bench import bench as measure
+        from .bench import table
+
+        asked = (args.prompt_tokens, args.new_tokens, args.positions, args.against, args.repeat, args.image)
+        report = measure(model, *asked, progress)
+        report["weights"] = "random" if args.shape else str(args.model)
+    if args.json:
+        print_json(report)
+    else:
+        print(table(report))
 
 
 def inspect(args: argparse.Namespace) -> None:

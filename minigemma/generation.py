@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from .arrays import F32
 from .cache import Cache
 from .decoder import PIECE, Decoder, pieces
 from .errors import no_vision
-from .images import PanAndScan, prepare
 from .prompt import text_ids
 from .sampling import Sampler, logprob_of
+
+if TYPE_CHECKING:
+    from .images import PanAndScan
 
 Prompt = str | Sequence[int]
 Progress = Callable[[int, int], None]  # called with tokens done, tokens in all
@@ -87,6 +89,8 @@ def look_at(
         raise no_vision(model.name, len(images))
     if isinstance(images, np.ndarray) and images.dtype == np.float32:
         return Seen(model.image_features(images), (0,) * len(images))
+    from .images import prepare  # and with it Pillow, which a text needs nothing of
+
     looked = [prepare(image, vision.side, pan_and_scan, notes) for image in images]
     features = [model.image_features(pixels) for pixels, _ in looked]
     return Seen(np.concatenate(features), tuple(crops for _, crops in looked))
