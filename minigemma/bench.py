@@ -56,7 +56,7 @@ def bench(
     unknown = [name for name in against if name not in PEERS]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no program that is known here; those that are: {', '.join(PEERS)}")
-    total = prompt_tokens + new_tokens
+    total = prompt_tokens + new_tokens + 1
     if max(total, *positions, 0) > model.config.context:
         raise ValueError(f"the model's context is {model.config.context:,} tokens; measure within it")
     runners: dict[str, Peer] = {"minigemma": Ours(model, total)}
@@ -117,9 +117,10 @@ def table(report: dict[str, Any]) -> str:
         f"memory      {r['resident_bytes'] / 1e9:,.2f} GB resident",
     ]
     for name, its in programs.items():
+        ratios = [ours[kind] / its[kind] for kind in ("prefill_tps", "decode_tps")]
         lines.append(
-            f"{name:11} prompt {its['prefill_tps']:,.1f}, decode {its['decode_tps']:,.2f} tokens/s: minigemma is "
-            f"{ours['prefill_tps'] / its['prefill_tps']:.1f} and {ours['decode_tps'] / its['decode_tps']:.1f} times as fast"
+            f"{name:11} prompt {its['prefill_tps']:,.1f}, decode {its['decode_tps']:,.2f} tokens/s; "
+            f"minigemma is {ratios[0]:.1f} and {ratios[1]:.1f} times as fast"
         )
     lines += [f"{name:11} not measured: {why}" for name, why in r["missing"].items()]
     for name, seconds in r.get("image", {}).items():
@@ -162,6 +163,7 @@ def measure(
         for name, runner in runners.items():
             progress(f"{name}: {f'round {number} of {repeat}' if number else 'warming up'}")
             prompt[name].append(runner.prefill(ids))
+            runner.decode(1)  # what the other program left in the caches is gone
             token[name].append(runner.decode(new_tokens if number else 1))
     return ({name: median(t[1:]) for name, t in prompt.items()}, {name: median(t[1:]) for name, t in token.items()})
 
@@ -198,22 +200,20 @@ def image_stages(model: Decoder, repeat: int, progress: Progress) -> dict[str, f
 def token_at(
     model: Decoder, positions: Sequence[int], new_tokens: int, repeat: int, progress: Progress
 ) -> dict[int, float]:
-    """Seconds a token at each position; the positions take turns, a few tokens each, and the medians are returned."""
-    count = max(new_tokens, FEWEST)
+    """Seconds a token at each position; the positions take turns, a token each, and the medians are returned."""
+    count = max(new_tokens, FEWEST) * repeat
     caches: dict[int, Cache] = {}
     for position in positions:
-        caches[position] = model.new_cache(min(model.config.context, position + count * (repeat + 1)))
+        caches[position] = model.new_cache(min(model.config.context, position + count + 1))
         caches[position].skip_to(position)
     times: dict[int, list[float]] = {position: [] for position in positions}
-    for number in range(repeat + 1):
+    for number in range(count + 1):
+        progress(f"tokens at {len(caches)} positions: {number} of {count}")
         for position, cache in caches.items():
-            progress(f"a token at position {position:,}")
-            for _ in range(count if number else 1):
-                began = time.perf_counter()
-                model.forward([3], cache, last_only=True)
-                if number:
-                    times[position].append(time.perf_counter() - began)
-    return {position: median(t) for position, t in times.items()}
+            began = time.perf_counter()
+            model.forward([3], cache, last_only=True)
+            times[position].append(time.perf_counter() - began)
+    return {position: median(t[1:]) for position, t in times.items()}
 
 
 # ---- the machine

@@ -121,7 +121,10 @@ def _scan_range(x, decay, state, first, last, h):
     for t in range(len(x)):
         row, a, out = x[t], decay[t], h[t]
         before = h[t - 1] if t else state
-        for e in range(first, last):
+        whole = first + (last - first) // LANES * LANES
+        for e in range(first, whole, LANES):
+            store(out, e, fma(load(a, e), load(before, e), load(row, e)))
+        for e in range(whole, last):
             out[e] = a[e] * before[e] + row[e]
 
 
