@@ -353,7 +353,7 @@ def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
     step = max(1, CONVERTED_TOGETHER // tensor.shape[1])
     rows = range(0, tensor.shape[0], step)
     if len(rows) == 1:
-        return read_only(_converted(kind, array, wanted))
+        return read_only(np.ascontiguousarray(_converted(kind, array, wanted)))
     one = _converted(kind, array[:1], wanted)
     out = np.empty((tensor.shape[0], *one.shape[1:]), one.dtype)
     for r in rows:

@@ -27,7 +27,7 @@ from . import __version__
 if TYPE_CHECKING:
     from .chat import Chat
     from .checkpoint import Description
-    from .config import TextConfig
+    from .config import TextConfig, VisionConfig
     from .decoder import Decoder
     from .generation import Piece, Seen
 
@@ -504,6 +504,12 @@ def inspect(args: argparse.Namespace) -> None:
     for label, row in zip(chain(["tensors"], repeat("")), report["tensors"], strict=False):
         size, shape = bytes_text(row["bytes"]), str(row["shape"])
         print(f"{label:12}{row['count']:3} × {row['format']:5} {shape:16} {size:>9}  {row['name']}")
+    if report["vision"]:
+        v = report["vision"]
+        print(
+            f"vision      {v['parameters']:,} parameters, {v['layers']} layers: {v['side']} x {v['side']} pixels → "
+            f"{v['patches']:,} patches → {v['tokens']} tokens an image"
+        )
     print(
         f"memory      weights {bytes_text(memory['weights'])} + cache of {report['sizes']['context']:,} tokens "
         f"{bytes_text(memory['cache'])} = {bytes_text(memory['total'])}"
@@ -525,9 +531,18 @@ def summary(about: Description, config: TextConfig) -> dict[str, Any]:
         "layers": config.layers,
         "pattern": "".join(kind[0] for kind in kinds),
         "window": config.attention(kinds.index("local")).window if "local" in kinds else None,
+        "vision": vision_summary(getattr(config, "vision", None)),
         "tensors": tensor_kinds(about.tensors),
         "memory": {"weights": about.weight_bytes, "cache": cache, "total": about.weight_bytes + cache},
     }
+
+
+def vision_summary(vision: VisionConfig | None) -> dict[str, int] | None:
+    """What `inspect` tells of the vision tower, if there is one."""
+    if vision is None:
+        return None
+    told = {name: getattr(vision, name) for name in ("parameters", "layers", "side", "patch", "tokens")}
+    return told | {"patches": vision.grid**2}
 
 
 def tensor_kinds(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> list[dict[str, Any]]:

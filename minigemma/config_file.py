@@ -303,8 +303,10 @@ def config_from_gguf(path: Path, metadata: Mapping[str, Any], rows: int) -> Text
     """
     family = metadata.get("general.architecture")
     if family not in ("gemma", "gemma2", "gemma3"):
-        what = "the vision part of a model (mmproj)" if family == "clip" else f"of architecture {family!r}"
-        raise ModelFormatError(path, f"is a GGUF {what}", f"{RUNS}: take one of their checkpoints")
+        if family == "clip":
+            remedy = "give it as --mmproj (mmproj=…) beside the file of the text model"
+            raise ModelFormatError(path, "is the vision tower of a model (mmproj)", remedy)
+        raise ModelFormatError(path, f"is a GGUF of architecture {family!r}", f"{RUNS}: take one of their checkpoints")
 
     def get(key: str, *default: Any) -> Any:
         value = metadata.get(f"{family}.{key}", *default)
@@ -363,10 +365,8 @@ def vision_from_gguf(path: Path, metadata: Mapping[str, Any], text: TextConfig) 
     """The config of a text model with that of the vision tower in an mmproj file; ModelFormatError for another's."""
     kind = metadata.get("clip.vision.projector_type", metadata.get("clip.projector_type"))
     if metadata.get("general.architecture") != "clip" or kind != "gemma3" or not isinstance(text, Gemma3Config):
-        what = f"of architecture {metadata.get('general.architecture')!r}" + (f" for {kind!r}" if kind else "")
-        raise ModelFormatError(
-            path, f"is a GGUF file {what}, for a model of {text.family}", "take Gemma 3's mmproj file"
-        )
+        what = f"is a GGUF file of architecture {metadata.get('general.architecture')!r} and projector type {kind!r}"
+        raise ModelFormatError(path, f"{what}, for a model of {text.family}", "take the mmproj file of a Gemma 3")
     names = {
         "width": "embedding_length",
         "layers": "block_count",

@@ -128,6 +128,8 @@ class Decoder(ABC):
         Raises ValueError for ids outside the vocabulary, no ids, more of them than the cache has room for, and images
         that do not fit them.
         """
+        if images is not None and len(images):
+            self._tower(len(images))
         tokens = self._checked(ids)
         runs = self.image_runs(tokens)
         images = self._checked_images(images, len(runs))
@@ -240,8 +242,6 @@ class Decoder(ABC):
         given = 0 if images is None else len(images)
         vision = self.vision
         if vision is None:
-            if given:
-                raise no_vision(self.name, given)
             return np.empty((0, 0, 0), np.float32)
         if runs is not None and given != runs:
             raise ValueError(f"{given} images were given, and the ids have the tokens of {runs}")

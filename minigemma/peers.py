@@ -97,7 +97,7 @@ class Transformers(Peer):
         config = getattr(transformers, f"{kind}{'Text' * (kind == 'Gemma3')}Config")(**settings)
         torch.set_default_dtype(torch.bfloat16)
         try:
-            with transformers.initialization.no_init_weights():
+            with importlib.import_module("transformers.initialization").no_init_weights():
                 self.model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
         finally:
             torch.set_default_dtype(torch.float32)
@@ -108,6 +108,7 @@ class Transformers(Peer):
         """As every peer."""
         began = time.perf_counter()
         self.state = self.model(self.torch.tensor([list(ids)]), use_cache=True, logits_to_keep=1)
+        self.position = len(ids)
         return time.perf_counter() - began
 
     def decode(self, count: int) -> float:
@@ -115,7 +116,9 @@ class Transformers(Peer):
         began = time.perf_counter()
         for _ in range(count):
             token, cache = self.state.logits[:, -1:].argmax(-1), self.state.get("past_key_values")
-            self.state = self.model(token, past_key_values=cache, use_cache=True)
+            at = self.torch.tensor([[self.position]])
+            self.state = self.model(token, past_key_values=cache, use_cache=True, position_ids=at)
+            self.position += 1
         return (time.perf_counter() - began) / count
 
 

@@ -10,13 +10,10 @@ key more here, so transformers is asked with a window of W + 1.
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +36,7 @@ from minigemma.cli import main  # noqa: E402
 from minigemma.config import RELEASED  # noqa: E402
 from minigemma.errors import ModelFormatError  # noqa: E402
 from minigemma.linear import widen  # noqa: E402
+from minigemma.peers import deepmind_modules, deepmind_names  # noqa: E402
 from minigemma.recurrentgemma import RecurrentGemma  # noqa: E402
 from minigemma.tensor_names import layer_tensors  # noqa: E402
 
@@ -314,58 +312,11 @@ def test_the_checkpoints_would_show_any_tensor_out_of_place(truth):
 
 @pytest.fixture(scope="module")
 def deepmind() -> tuple[ModuleType, ModuleType]:
-    """The modules common and torch.griffin of DeepMind's package.
-
-    Its own __init__ files import jax, and a sampler that 1.0.1 left out; in their place stand two empty packages.
-    """
-    found = find_spec("recurrentgemma")
-    wanted = "recurrentgemma==1.0.1 einops jaxtyping"
-    missing = [name for name in ("recurrentgemma", "einops", "jaxtyping") if find_spec(name) is None]
-    if missing or found is None or not found.submodule_search_locations:
-        pytest.skip(f"not installed: {', '.join(missing)} (pip install --no-deps {wanted})")
-    at = Path(found.submodule_search_locations[0])
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "recurrentgemma"}
-    for name, folder in (("recurrentgemma", at), ("recurrentgemma.torch", at / "torch")):
-        package = sys.modules[name] = ModuleType(name)
-        package.__path__ = [str(folder)]
+    """The modules common and torch.griffin of DeepMind's package."""
     try:
-        names = ("recurrentgemma.common", "recurrentgemma.torch.griffin")
-        return tuple(importlib.import_module(name) for name in names)  # type: ignore[return-value]
-    finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "recurrentgemma"]:
-            del sys.modules[name]
-        sys.modules.update(before)
-
-
-def deepmind_names(tensors: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """The tensors of a Hugging Face file by DeepMind's names and in its shapes."""
-    out = {"embedder.input_embedding": tensors["model.embed_tokens.weight"]}
-    out["final_norm.scale"] = tensors["model.final_norm.weight"]
-    for i in range(layers):
-        prefix = f"model.layers.{i}."
-        t = {name.removeprefix(prefix): v.float() for name, v in tensors.items() if name.startswith(prefix)}
-        block = {f"{norm}.scale": t[f"{norm}.weight"] for norm in ("temporal_pre_norm", "channel_pre_norm")}
-        pair = ("gate", "up")
-        block["mlp_block.ffw_up.w"] = torch.stack([t[f"mlp_block.{part}_proj.weight"].T for part in pair])
-        block["mlp_block.ffw_up.b"] = torch.stack([t[f"mlp_block.{part}_proj.bias"] for part in pair])[:, None, None]
-        block |= {f"mlp_block.ffw_down.{end}": t[f"mlp_block.down_proj.{end}"] for end in ("weight", "bias")}
-        temporal = "temporal_block."
-        if f"{temporal}q_proj.weight" in t:
-            renamed = {f"proj_{part}.weight": f"{part}_proj.weight" for part in "qkv"}
-            renamed |= {f"proj_final.{end}": f"o_proj.{end}" for end in ("weight", "bias")}
-            block |= {f"attention_block.{ours}": t[temporal + theirs] for ours, theirs in renamed.items()}
-        else:
-            renamed = {
-                f"linear_{part}.{e}": f"linear_{part}.{e}" for part in ("x", "y", "out") for e in ("weight", "bias")
-            }
-            gates = (("a_gate", "recurrent_gate"), ("input_gate", "input_gate"))
-            for ours, theirs in gates:
-                renamed |= {f"rg_lru.{ours}.{end[0]}": f"rg_lru.{theirs}_{end}" for end in ("weight", "bias")}
-            renamed |= {"rg_lru.a_param": "rg_lru.recurrent_param", "conv_1d.b": "conv_1d.bias"}
-            block |= {f"recurrent_block.{ours}": t[temporal + theirs] for ours, theirs in renamed.items()}
-            block["recurrent_block.conv_1d.w"] = t[f"{temporal}conv_1d.weight"][:, 0].T
-        out |= {f"blocks.{i}.{name}": tensor for name, tensor in block.items()}
-    return {name: tensor.float() for name, tensor in out.items()}
+        return deepmind_modules()
+    except ImportError as error:
+        pytest.skip(f"not installed: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +337,8 @@ def griffin(truth, deepmind) -> tuple[Path, Any]:
         lru_width=72,
     )
     model = module.Griffin(config, gradient_checkpointing=False)
-    model.load_state_dict(deepmind_names(load_file(folder / "model.safetensors"), 7))
+    tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    model.load_state_dict(deepmind_names(torch, tensors, 7))
     return folder, model.eval()
 
 
@@ -508,12 +460,12 @@ def closed_form(name: str, tokens: int) -> int:
     return per_layer * layers // 2 * (tokens + min(tokens, 4096))
 
 
-def test_state_beside_the_caches_of_gemma_1_and_2(capsys):
+def test_state_beside_the_caches_of_gemma_1_and_2():
+    """The table of docs/recurrentgemma.md is this one, row by row."""
     rows = {name: [RELEASED[name].cache_bytes(tokens) for tokens in TOKENS] for name in COMPARED}
-    with capsys.disabled():
-        print("\n\nbytes of state after            " + "".join(f"{tokens:>17,}" for tokens in TOKENS) + " tokens")
-        for name, counts in rows.items():
-            print(f"    {name:<28}" + "".join(f"{count:>17,}" for count in counts))
+    printed = (Path(__file__).parents[1] / "docs" / "recurrentgemma.md").read_text("utf-8")
+    for name, counts in rows.items():
+        assert f"| {name} | " + " | ".join(f"{count:,}" for count in counts) + " |" in printed, (name, counts)
     for name, counts in rows.items():
         assert counts == [closed_form(name, tokens) for tokens in TOKENS], name
     # DeepMind's state in bf16 with 2,048 slots, 17.24 and 26.23 MB; the difference is the slot and the tail's dtype

@@ -1,0 +1,124 @@
+"""Random models cost what released ones cost, `bench` measures what it says, and its peers hold the same weights."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minigemma.bench import arithmetic_peak, bench, read_bandwidth, table, token_at
+from minigemma.cli import main
+from minigemma.config import RELEASED, Gemma2Config, Gemma3Config, RecurrentGemmaConfig, VisionConfig
+from minigemma.linear import format_of
+from minigemma.peers import DeepMind, Transformers, weight_bytes
+from minigemma.random_weights import random_model
+
+SMALL = {"width": 64, "layers": 3, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 300}
+RECURRENT = RecurrentGemmaConfig(**SMALL, window=8, lru_width=64, gate_blocks=2)
+LOCAL_GLOBAL = Gemma2Config(**SMALL, window=8)
+EYES = VisionConfig(width=48, layers=2, heads=2, ffn_width=80, side=56, patch=14, tokens=4, image_token=299)
+SEEING = Gemma3Config(**SMALL, window=8, pattern=3, context=600, vision=EYES)
+
+
+@pytest.mark.parametrize("dtype, bits", [("f32", 32), ("bf16", 16), ("int8", 8.5), ("int4", 4.5)])
+def test_random_weights_take_the_bytes_that_the_format_says(dtype, bits):
+    config = RELEASED["gemma-3-270m"]
+    model = random_model(config, dtype, layers=2)
+    matrices = replace(config, layers=2).non_embedding_parameters * bits / 8
+    embedding = config.embedding_parameters * (8.5 if dtype == "int4" else bits) / 8
+    assert weight_bytes(model.weights) == pytest.approx(matrices + embedding, rel=2e-3), "norms are float32"
+    assert format_of(model.weights.blocks[1].ffn.down) == dtype
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("config", [RECURRENT, LOCAL_GLOBAL, SEEING], ids=["recurrent", "gemma 2", "gemma 3"])
+def test_random_models_run_and_their_values_keep_their_size(config, dtype):
+    model = random_model(config, dtype)
+    logits = model.forward(range(2, 40))
+    assert np.isfinite(logits).all()
+    assert 0.01 < logits.std() < 100
+
+
+def test_the_seed_decides():
+    first, again, other = (random_model(RECURRENT, "int8", seed=seed).weights for seed in (1, 1, 2))
+    assert (first.embedding == again.embedding).all()
+    assert (first.embedding != other.embedding).any()
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="no released model is named 'gemma-5'; those that are: gemma-2b,"):
+        random_model("gemma-5")
+    with pytest.raises(ValueError, match="dtype is 'int2'"):
+        random_model(RECURRENT, "int2")
+    with pytest.raises(ValueError, match="'ollama' is no program that is known here"):
+        bench(random_model(RECURRENT), 4, 2, against=["ollama"])
+    with pytest.raises(ValueError, match="context is 600 tokens"):
+        bench(random_model(SEEING), 599, 2)
+
+
+@pytest.mark.parametrize("config", [RECURRENT, LOCAL_GLOBAL, replace(SEEING, vision=None)], ids=lambda c: c.family)
+@pytest.mark.parametrize("peer", [Transformers, DeepMind])
+def test_a_peer_has_the_same_weights(config, peer):
+    """Its logits in bf16 are ours but for rounding; six tokens are within its window whichever way it counts."""
+    pytest.importorskip("torch")
+    model, ids = random_model(config, "bf16"), [2, 17, 99, 3, 250, 61]
+    if peer is DeepMind and config is not RECURRENT:
+        with pytest.raises(ImportError, match="RecurrentGemma only"):
+            peer(model)
+        return
+    try:
+        other = peer(model)
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert other.prefill(ids) > 0
+    theirs = other.state.logits if peer is Transformers else other.logits
+    ours = model.forward(ids)[-1]
+    assert np.abs(theirs[0, -1].float().numpy() - ours).max() < 0.05 * np.abs(ours).max()
+    assert other.decode(2) > 0
+
+
+def test_report_and_table():
+    seen = []
+    report = bench(random_model(SEEING), 20, 3, positions=[10, 500], repeat=1, image=True, progress=seen.append)
+    report["weights"] = "random"
+    assert report["programs"]["minigemma"]["decode_tps"] > 0
+    assert set(report["milliseconds_per_token_at"]) == {"10", "500"}
+    assert set(report["image"]) >= {"vision tower", "reading its tokens", "one more token"}
+    assert "an image: round 1 of 1" in seen
+    text = table(report)
+    assert "weights random" in text
+    assert "at position       500" in text
+    assert "vision tower" in text
+
+
+def test_what_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setattr("minigemma.peers.find_spec", lambda name: None)
+    report = bench(random_model(RECURRENT), 4, 2, against=["deepmind"], repeat=1)
+    report["weights"] = "random"
+    assert "deepmind    not measured: recurrentgemma, einops" in table(report)
+
+
+def test_a_position_is_only_pretended():
+    model = random_model(RECURRENT)
+    assert set(token_at(model, [0, 5, 10_000], 6, 1, print)) == {0, 5, 10_000}
+    cache = model.new_cache(20_000)
+    cache.skip_to(10_000)
+    assert (cache.position, cache.nbytes) == (10_000, RECURRENT.cache_bytes(10_000))
+    assert np.isfinite(model.forward([5], cache)).all()
+    for wrong in (9_000, 20_001):
+        with pytest.raises(ValueError, match=f"position {wrong} is not within 10001"):
+            cache.skip_to(wrong)
+
+
+def test_the_machine_is_measured():
+    assert 1e9 < read_bandwidth() < 1e12
+    assert 1e9 < arithmetic_peak() < 1e13
+
+
+def test_command_line(capsys):
+    arguments = ["--prompt-tokens", "9", "-n", "2", "-r", "1", "--positions", "100,30000", "--json", "-q"]
+    assert main(["bench", "--shape", "gemma-3-270m", "--dtype", "int4", *arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["name"], report["dtype"], report["weights"]) == ("gemma-3-270m", "int4", "random")
+    assert main(["bench", "--shape", "gemma-9"]) == 1
+    assert capsys.readouterr().err.startswith("minigemma: gemma-9: no released model is named 'gemma-9'")
