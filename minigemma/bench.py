@@ -31,6 +31,7 @@ from .taps import NO_TAPS
 READ_BYTES = 1 << 29  # far more than any cache holds
 AHEAD = 2048  # float32 numbers
 STEPS = 1 << 20  # of the arithmetic loop
+STAGES = ("scaling the picture", "vision tower", "pooling and projection", "reading its tokens", "one more token")
 FEWEST = 6  # tokens of one measurement of decoding
 
 Progress = Callable[[str], None]
@@ -176,25 +177,24 @@ def image_stages(model: Decoder, repeat: int, progress: Progress) -> dict[str, f
 
     vision, weights, quiet = model.vision, model.weights.vision, NO_TAPS.within("")
     picture = np.random.default_rng(0).integers(0, 256, (1024, 768, 3), np.uint8)
-    times: dict[str, list[float]] = {}
-
-    def timed(stage: str, run: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
-        result = run()
-        times.setdefault(stage, []).append(time.perf_counter() - began)
-        return result
-
+    ids = [2, vision.start_token, *[vision.image_token] * vision.tokens, vision.end_token]
+    rounds = []
     for number in range(repeat + 1):
         progress(f"an image: {f'round {number} of {repeat}' if number else 'warming up'}")
-        pixels = timed("scaling the picture", lambda: prepare(picture, vision.side)[0][0])
+        cache, marks = model.new_cache(len(ids) + 1), [time.perf_counter()]
+        pixels = prepare(picture, vision.side)[0][0]
+        marks.append(time.perf_counter())
         with threads(model.threads):
-            seen = timed("vision tower", lambda p=pixels: vision_tower(p, weights, vision, quiet))
-            soft = timed("pooling and projection", lambda s=seen: soft_tokens(s, weights, vision, quiet))
-        ids = [2, vision.start_token, *[vision.image_token] * vision.tokens, vision.end_token]
-        cache = model.new_cache(len(ids) + 1)
-        timed("reading its tokens", lambda c=cache, f=soft, i=ids: model.forward(i, c, f[None], last_only=True))
-        timed("one more token", lambda c=cache: model.forward([3], c, last_only=True))
-    return {stage: median(t[1:]) for stage, t in times.items()}
+            seen = vision_tower(pixels, weights, vision, quiet)
+            marks.append(time.perf_counter())
+            soft = soft_tokens(seen, weights, vision, quiet)
+        marks.append(time.perf_counter())
+        model.forward(ids, cache, soft[None], last_only=True)
+        marks.append(time.perf_counter())
+        model.forward([3], cache, last_only=True)
+        marks.append(time.perf_counter())
+        rounds.append(np.diff(marks))
+    return dict(zip(STAGES, np.median(rounds[1:], axis=0).tolist(), strict=True))
 
 
 def token_at(

@@ -28,18 +28,25 @@ def calls(monkeypatch):
     """Put stand-ins where the commands import the library from, and record what they were given."""
     seen = SimpleNamespace(instruction_tuned=False, pieces=["Hel", "lo"], error=None)
 
-    def load(name, **flags):
+    def load(name, dtype=None, **flags):
         flags.pop("progress")(50, 100)
+        flags["dtype"] = dtype
         seen.load = (name, flags)
         seen.model = SimpleNamespace(
             config=RELEASED["gemma-3-270m"],
             tokenizer=Tokenizer(),
             name="toy",
             instruction_tuned=seen.instruction_tuned,
+            vision=None,
         )
         return seen.model
 
-    def stream_generate(model, prompt, **settings):
+    def look_at(model, images, pan_and_scan, notes):
+        seen.images, seen.pan_and_scan = images, pan_and_scan
+        notes("turned upright")
+        return SimpleNamespace(crops=(0,) * len(images))
+
+    def stream_generate(model, prompt, images, **settings):
         seen.prompt, seen.settings = prompt, settings
         for at, text in enumerate(seen.pieces):
             end = "length" if at == len(seen.pieces) - 1 else None
@@ -47,10 +54,10 @@ def calls(monkeypatch):
         if seen.error:
             raise seen.error
 
-    def text_ids(tokenizer, text):
+    def text_ids(tokenizer, text, vision=None, images=()):
         return [2, *map(ord, text)]
 
-    def conversation_ids(tokenizer, family, messages):
+    def conversation_ids(tokenizer, family, messages, vision):
         return [2, *(ord(c) for m in messages for c in f"[{m['role']}]{m['content']}")]
 
     def score(model, ids):
@@ -66,14 +73,14 @@ def calls(monkeypatch):
             self.messages, self.system = [], system
             seen.system = system
 
-        def stream(self, text, **settings):
+        def stream(self, text, images, **settings):
             seen.settings = settings
             self.messages += [{"role": "user", "content": text}, {"role": "model", "content": "Hello"}]
-            yield from stream_generate(self.model, text, **settings)
+            yield from stream_generate(self.model, text, images, **settings)
 
     stand_ins = {
         "checkpoint": SimpleNamespace(load=load),
-        "generation": SimpleNamespace(stream_generate=stream_generate),
+        "generation": SimpleNamespace(stream_generate=stream_generate, look_at=look_at),
         "prompt": SimpleNamespace(text_ids=text_ids, conversation_ids=conversation_ids),
         "scoring": SimpleNamespace(score=score),
         "chat": SimpleNamespace(Chat=Chat),
@@ -101,6 +108,18 @@ def test_an_answer_that_ends_its_line_gets_no_second_newline(calls, capsys):
     assert capsys.readouterr().out == "Hello\n"
 
 
+def test_images_are_looked_at_and_what_is_done_to_them_is_said(calls, capsys):
+    flags = "--image x.png --image y.jpg --pan-and-scan --mmproj eyes.gguf"
+    assert main(["generate", "Once", *flags.split()]) == 0
+    assert calls.images == ["x.png", "y.jpg"]
+    assert calls.pan_and_scan.max_crops == 4
+    assert calls.load[1]["vision"] and calls.load[1]["mmproj"] == "eyes.gguf"
+    assert "minigemma: turned upright" in capsys.readouterr().err
+    assert main(["generate", "Once", "--image", "x.png", "-q"]) == 0
+    assert calls.pan_and_scan is None
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("source", ["positional", "-p", "-f", "-", "-p -"])
 def test_every_source_gives_the_same_prompt(source, calls, monkeypatch, tmp_path):
     file = tmp_path / "prompt.txt"
@@ -113,11 +132,10 @@ def test_every_source_gives_the_same_prompt(source, calls, monkeypatch, tmp_path
 
 def test_flags_reach_the_library(calls):
     machine = "-m there -t 1 --dtype int8"
-    flags = "-n 7 --temp 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 -s 11 --stop a --stop b --image x.png"
+    flags = "-n 7 --temp 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 -s 11 --stop a --stop b"
     assert main(["generate", "Once", *machine.split(), *flags.split()]) == 0
-    assert calls.load == ("there", {"dtype": "int8", "threads": 1})
+    assert calls.load == ("there", {"dtype": "int8", "threads": 1, "vision": False, "mmproj": None})
     assert calls.settings == {
-        "images": ["x.png"],
         "max_new_tokens": 7,
         "temperature": 0.5,
         "top_k": 3,
@@ -216,7 +234,7 @@ def test_an_error_is_one_line_and_debug_shows_where(calls, capsys):
         "generate a --stop=",
         "chat --raw",
         "chat --json",
-        "bench",
+        "bench -r 0",
         "download",
     ],
 )
@@ -347,7 +365,9 @@ def described(monkeypatch, tmp_path):
         weight_bytes=2_000_000_000,
         instruction_tuned=True,
     )
-    monkeypatch.setitem(sys.modules, "minigemma.checkpoint", SimpleNamespace(describe=lambda path, dtype=None: about))
+    monkeypatch.setitem(
+        sys.modules, "minigemma.checkpoint", SimpleNamespace(describe=lambda path, dtype=None, mmproj=None: about)
+    )
     monkeypatch.setitem(sys.modules, "minigemma.locate", SimpleNamespace(locate=lambda name: file))
     return file
 
