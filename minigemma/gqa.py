@@ -65,6 +65,7 @@ def grouped_query_attention(
     if w.q_norm is not None and w.k_norm is not None:
         q, k = rms_norm(q, w.q_norm, eps), rms_norm(k, w.k_norm, eps)
     rotated = int(head_dim * config.rope_fraction)
+    q, k = taps("attention.q_before_rope", q), taps("attention.k_before_rope", k)
     q = taps("attention.q", rope(q, positions, config.rope_base, config.rope_scale, rotated))
     k = taps("attention.k", rope(k, positions, config.rope_base, config.rope_scale, rotated))
     v = taps("attention.v", v)

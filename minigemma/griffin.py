@@ -18,7 +18,7 @@ from .cache import RecurrentState
 from .conv1d import causal_conv1d
 from .geglu import gated_gelu
 from .linear import Weight, affine
-from .rglru import block_diagonal, rg_lru
+from .rglru import block_diagonal, decay_and_input, rg_lru
 from .taps import Scope
 
 
@@ -49,6 +49,8 @@ def recurrent_block(x: F32, w: RecurrentWeights, state: RecurrentState, position
     conv = taps("recurrent.conv", causal_conv1d(z, w.conv, w.conv_bias, tail))
     recurrence = taps("recurrent.recurrence_gate", block_diagonal(conv, w.recurrence_gate, w.recurrence_bias))
     entering = taps("recurrent.input_gate", block_diagonal(conv, w.input_gate, w.input_bias))
+    if taps.wants("recurrent.decay"):
+        taps("recurrent.decay", decay_and_input(conv, recurrence, entering, w.decay, position == 0)[0])
     h = taps("recurrent.state", rg_lru(conv, recurrence, entering, w.decay, before, position == 0))
     state.propose(np.concatenate([tail, z])[-len(tail) :], h[-1])
     return taps("recurrent.out", affine(gated_gelu(through, h), w.out, w.out_bias))

@@ -1,0 +1,54 @@
+"""Run notebooks and keep their outputs: python notebooks/run.py [01 02 …]; without numbers, all of them.
+
+A notebook remembers a fingerprint of the code that made its outputs; a test compares the two, so that outputs are never
+older than what they claim to come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+LIMIT = 120  # seconds that one notebook may take
+
+
+def fingerprint(notebook: Any) -> str:
+    """A hash of the code cells, in order."""
+    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def run(path: Path) -> Any:
+    """The notebook with the outputs of a fresh kernel; raises nbclient's CellExecutionError or CellTimeoutError."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+    NotebookClient(notebook, timeout=LIMIT, resources={"metadata": {"path": str(HERE)}}).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when each cell ran, which nobody needs in a diff
+    notebook.metadata["minigemma"] = {"source": fingerprint(notebook)}
+    return notebook
+
+
+def main(numbers: list[str]) -> None:
+    """Run the notebooks whose names begin with one of `numbers`, in place."""
+    import nbformat
+
+    for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
+        if numbers and path.name[:2] not in numbers:
+            continue
+        began = time.monotonic()
+        notebook = run(path)
+        nbformat.write(notebook, path)
+        print(f"{path.name}  {time.monotonic() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
