@@ -1,10 +1,15 @@
 """Taps: named values of a run, by glob, and nothing when nothing is asked for."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_checkpoint import CONFIGS, ids, random_weights, write_folder
 
 import minigemma as mg
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture(scope="module", params=["gemma", "gemma2", "gemma3"])
@@ -47,3 +52,10 @@ def test_without_patterns_nothing_is_kept(model):
     taps = mg.Taps()
     model.forward(ids, taps=taps)
     assert taps == {}
+
+
+def test_the_table_in_the_docs_is_made_from_the_code():
+    spec = importlib.util.spec_from_file_location("make_taps", DOCS / "make_taps.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.table() == (DOCS / "taps.md").read_text("utf-8"), "python docs/make_taps.py > docs/taps.md"

@@ -1,0 +1,105 @@
+"""Print the table of docs/taps.md: every named value that a model gives, its shape and who has it.
+
+python docs/make_taps.py > docs/taps.md
+
+Small models of random weights run with every tap on; no two of their sizes are alike, so that a shape says its letters.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+import minigemma as mg
+from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig, VisionConfig
+from minigemma.random_weights import random_model
+
+EYES = VisionConfig(width=44, layers=1, heads=2, ffn_width=46, side=84, patch=14, tokens=9, image_token=301)
+SIZES = {"width": 40, "heads": 6, "kv_heads": 3, "head_dim": 32, "ffn_width": 34, "vocab": 302, "context": 64}
+MODELS = {
+    "Gemma 1": GemmaConfig(**SIZES, layers=1),
+    "Gemma 2": Gemma2Config(**SIZES, layers=1),
+    "Gemma 3": Gemma3Config(**SIZES, layers=1, vision=EYES),
+    "RecurrentGemma": RecurrentGemmaConfig(**SIZES, layers=3, lru_width=48, gate_blocks=4),
+}
+LETTERS = {20: "T", 40: "D", 6: "N", 3: "K", 32: "H", 34: "F", 302: "V", 48: "E", 44: "C", 36: "P", 588: "3·14·14"}
+WHAT = {
+    "embedding": "embeddings · √D; those of an image's tokens are what the vision tower made of it",
+    "blocks.{i}.attention.q_before_rope": "queries; normed in Gemma 3",
+    "blocks.{i}.attention.k_before_rope": "keys; normed in Gemma 3",
+    "blocks.{i}.attention.q": "queries, turned by rope",
+    "blocks.{i}.attention.k": "keys, turned by rope, as the cache keeps them",
+    "blocks.{i}.attention.v": "values",
+    "blocks.{i}.attention.scores": "q · k · scale, soft-capped in Gemma 2, before the mask",
+    "blocks.{i}.attention.probs": "softmax of the scores of the keys that are seen",
+    "blocks.{i}.attention.out": "what attention gives, before the post-norm of Gemma 2 and 3",
+    "blocks.{i}.residual.middle": "the residual stream between the two branches of a layer",
+    "blocks.{i}.ffn.hidden": "gelu(gate) · up",
+    "blocks.{i}.ffn.out": "what the feed-forward block gives, before the post-norm of Gemma 2 and 3",
+    "blocks.{i}.residual.out": "the residual stream after the layer",
+    "blocks.{i}.recurrent.x": "what enters the convolution",
+    "blocks.{i}.recurrent.conv": "what leaves it and enters the RG-LRU and its gates",
+    "blocks.{i}.recurrent.recurrence_gate": "r before its sigmoid",
+    "blocks.{i}.recurrent.input_gate": "i before its sigmoid",
+    "blocks.{i}.recurrent.decay": "a, how much of h stays",
+    "blocks.{i}.recurrent.state": "h",
+    "blocks.{i}.recurrent.out": "what the recurrent block gives",
+    "final_norm": "the residual stream, normed for the head",
+    "logits": "scores of all tokens, soft-capped in Gemma 2 and RecurrentGemma",
+    "images.{i}.patches": "the patches of an image, as numbers",
+    "images.{i}.embedding": "their embeddings with positions",
+    "images.{i}.blocks.{i}.attention.probs": "attention of every patch over all, of 16 heads",
+    "images.{i}.blocks.{i}.residual.middle": "the tower's residual stream after attention",
+    "images.{i}.blocks.{i}.residual.out": "and after the layer",
+    "images.{i}.out": "the tower's output",
+    "images.{i}.pooled": "means over squares of patches",
+    "images.{i}.soft_tokens": "what takes the place of embeddings",
+}
+HEAD = """# Named values
+
+`model.forward(ids, taps=mg.Taps("blocks.*.attention.probs", "logits"))` fills the taps with every value whose name
+matches; `*` and `?` as in file names. Keys S are those that the layer's cache offers: without a cache, the tokens
+themselves. Values are float32. Nothing is kept, and next to nothing is paid, when nothing is asked for. Where a value
+is asked for that a kernel never forms (scores, probabilities, decay), the definition computes it beside the kernel.
+
+This table is made by `python docs/make_taps.py` from models that run; a test compares the two.
+
+| name | shape | in | what |
+|--|--|--|--|"""
+
+
+def table() -> str:
+    """The page."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for family, config in MODELS.items():
+        ids, images = list(range(20)), None
+        if config.family == "gemma3":
+            ids[4:13] = [EYES.image_token] * EYES.tokens
+            images = np.zeros((1, 3, EYES.side, EYES.side), np.float32)
+        taps = mg.Taps("*")
+        random_model(config, "f32").forward(ids, images=images, taps=taps)
+        for name, value in taps.items():
+            _, families = found.setdefault(re.sub(r"\.\d+\.", ".{i}.", name), (letters(name, value.shape), []))
+            if family not in families:
+                families.append(family)
+    if set(found) != set(WHAT):
+        raise SystemExit(f"explain these values in WHAT, or take them out: {set(found) ^ set(WHAT)}")
+    rows = [
+        f"| `{name}` | {found[name][0]} | {', '.join(found[name][1]) if len(found[name][1]) < 4 else 'all'} | {what} |"
+        for name, what in WHAT.items()
+    ]
+    return "\n".join([HEAD, *rows]) + "\n"
+
+
+def letters(name: str, shape: tuple[int, ...]) -> str:
+    """The shape in letters: [T, D]."""
+    own = {2: "heads", 9: "tokens"} if name.startswith("images.") else {}
+    named = [(LETTERS | own).get(size, str(size)) for size in shape]
+    if name.endswith((".scores", ".probs")):
+        named[-1] = "P" if own else "S"
+    return f"[{', '.join(named)}]"
+
+
+if __name__ == "__main__":
+    print(table(), end="")
