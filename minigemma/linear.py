@@ -11,8 +11,9 @@ A weight is one array; its dtype and shape say its format:
 The last two are GGUF's Q8_0 and Q4_0, so that such tensors run from the mapped file. 8.5 and 4.5 bits a weight.
 
 Nothing is unpacked ahead: one token reads every weight once and widens it in a register (that read is the cost of a
-token); many tokens share a panel of rows that is widened to float32 once and stays in the second-level cache.
-Sums are float32.
+token); many tokens share a panel of rows that is widened to float32 once and stays in the second-level cache. Sums are
+float32. Against int8 and int4 the few tokens' x is rounded to 16 bits, with a scale for each block of 32: products of
+whole numbers, twice as many in an instruction, at an error of 2⁻¹⁶ of the block's largest x.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from .arrays import F32, widen_bf16
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel
 from .simd import (
     LANES,
     ROWS,
+    dot_32_nibbles,
+    dot_32_signed,
     fma,
     load,
     load_half,
@@ -52,7 +55,7 @@ BLOCK_BYTES = {"int8": 2 + BLOCK, "int4": 2 + BLOCK // 2}
 FEW = 8  # up to so many tokens a row of weights is used as it is read, without a panel
 PANEL = 8 * ROWS  # rows of weights that are widened together
 DEPTH = 512  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
-AHEAD = 4096  # bytes read ahead into the second-level cache: the processor's own prefetcher stops at each 4 KiB page
+AHEAD = 8192  # bytes read ahead into the second-level cache: the processor's own prefetcher stops at each 4 KiB page
 
 Weight = NDArray[Any]  # one of the formats above
 
@@ -113,10 +116,6 @@ def affine(x: F32, weight: Weight, bias: F32 | None) -> F32:
 # ---- kernels: a row of weights is [D] float32 or uint16, or its blocks as uint8 [D/32 · size], size 34 or 18
 
 
-def _dot(row, x):
-    """Σ row · x, for a row of any format."""
-
-
 def _widen_row(row, size, first, out):
     """out = row[first : first + out.size], widened; both multiples of 32 for blocks of `size` bytes."""
 
@@ -142,43 +141,36 @@ def _dot_plain(row, x):
 
 
 @jit_inner
-def _dot_int8(row, x):
-    """Blocks of a float16 scale and 32 signed bytes."""
+def _dot_int8(row, x, scales):
+    """Blocks of a float16 scale and 32 signed bytes, times int16 x with a scale for each block."""
     a, b = zeros(), zeros()
-    for block in range(row.size // 34):
+    blocks = row.size // 34
+    for block in range(0, blocks - 1, 2):
         at, k = block * 34, block * 32
         prefetch(row, at + AHEAD)
-        even, odd = zeros(), zeros()
-        for j in range(0, 32, 2 * LANES):
-            even = fma(load_signed(row, at + 2 + j), load(x, k + j), even)
-            odd = fma(load_signed(row, at + 2 + j + LANES), load(x, k + j + LANES), odd)
-        scale = splat(load_half(row, at))
-        a, b = fma(even, scale, a), fma(odd, scale, b)
+        prefetch(row, at + AHEAD + 34)
+        a = fma(dot_32_signed(row, at + 2, x, k), splat(load_half(row, at) * scales[block]), a)
+        b = fma(dot_32_signed(row, at + 36, x, k + 32), splat(load_half(row, at + 34) * scales[block + 1]), b)
+    if blocks % 2:
+        at, k = blocks * 34 - 34, blocks * 32 - 32
+        a = fma(dot_32_signed(row, at + 2, x, k), splat(load_half(row, at) * scales[blocks - 1]), a)
     return sum_lanes(a + b)
 
 
 @jit_inner
-def _dot_int4(row, x):
-    """Blocks of a float16 scale and 16 bytes of two nibbles."""
+def _dot_int4(row, x, scales):
+    """Blocks of a float16 scale and 16 bytes of two nibbles, times int16 x with a scale for each block."""
     a, b = zeros(), zeros()
-    eight = splat(np.float32(8))
-    for block in range(row.size // 18):
+    blocks = row.size // 18
+    for block in range(0, blocks - 1, 2):
         at, k = block * 18, block * 32
         prefetch(row, at + AHEAD)
-        low, high = zeros(), zeros()
-        for j in range(0, 16, LANES):
-            low = fma(load_low_nibbles(row, at + 2 + j) - eight, load(x, k + j), low)
-            high = fma(load_high_nibbles(row, at + 2 + j) - eight, load(x, k + 16 + j), high)
-        scale = splat(load_half(row, at))
-        a, b = fma(low, scale, a), fma(high, scale, b)
+        a = fma(dot_32_nibbles(row, at + 2, x, k), splat(load_half(row, at) * scales[block]), a)
+        b = fma(dot_32_nibbles(row, at + 20, x, k + 32), splat(load_half(row, at + 18) * scales[block + 1]), b)
+    if blocks % 2:
+        at, k = blocks * 18 - 18, blocks * 32 - 32
+        a = fma(dot_32_nibbles(row, at + 2, x, k), splat(load_half(row, at) * scales[blocks - 1]), a)
     return sum_lanes(a + b)
-
-
-@overload(_dot)
-def _choose_dot(row, x):
-    if row.dtype != types.uint8:
-        return lambda row, x: _dot_plain(row, x)
-    return lambda row, x: _dot_int8(row, x) if row.size == x.size // 32 * 34 else _dot_int4(row, x)
 
 
 @jit_inner
@@ -215,7 +207,7 @@ def _choose_widen_row(row, size, first, out):
 def _few_rows(x, weight, first, last, y):
     for r in range(first, last):
         for t in range(len(x)):
-            y[t, r] = _dot(weight[r], x[t])
+            y[t, r] = _dot_plain(weight[r], x[t])
 
 
 @jit_parallel
@@ -224,6 +216,39 @@ def _few_tokens(x, weight, workers, y):
     for worker in prange(workers):
         first, last = worker * len(weight) // workers, (worker + 1) * len(weight) // workers
         _few_rows(x, weight, np.int64(first), np.int64(last), y)
+
+
+@jit_inner
+def _few_block_rows(x, scales, weight, first, last, y):
+    eight_bits = weight.shape[1] == x.shape[1] // 32 * 34
+    for r in range(first, last):
+        for t in range(len(x)):
+            if eight_bits:
+                y[t, r] = _dot_int8(weight[r], x[t], scales[t])
+            else:
+                y[t, r] = _dot_int4(weight[r], x[t], scales[t])
+
+
+@jit_parallel
+def _few_tokens_blocks(x, scales, weight, workers, y):
+    """The same for rows of blocks."""
+    for worker in prange(workers):
+        first, last = worker * len(weight) // workers, (worker + 1) * len(weight) // workers
+        _few_block_rows(x, scales, weight, np.int64(first), np.int64(last), y)
+
+
+@jit
+def _round_to_16_bits(x, whole, scales):
+    """x ≈ whole · scales, a scale for each block of 32: x [T, D] float32, whole [T, D] int16, scales [T, D/32]."""
+    for t in range(len(x)):
+        for block in range(scales.shape[1]):
+            largest = np.float32(0)
+            for k in range(block * 32, block * 32 + 32):
+                largest = max(largest, abs(x[t, k]))
+            scales[t, block] = largest / np.float32(32767)
+            up = np.float32(32767) / largest if largest > 0 else np.float32(0)
+            for k in range(block * 32, block * 32 + 32):
+                whole[t, k] = np.int16(np.rint(x[t, k] * up))
 
 
 @jit_parallel
@@ -280,6 +305,11 @@ def _linear(x, weight):
     rows = weight.reshape(len(weight), -1)
     if len(x) <= FEW:
         y = np.empty((len(x), len(rows)), np.float32)
-        _few_tokens(x, rows, get_num_threads(), y)
+        if weight.ndim == 2:
+            _few_tokens(x, rows, get_num_threads(), y)
+        else:
+            whole, scales = np.empty(x.shape, np.int16), np.empty((len(x), columns // BLOCK), np.float32)
+            _round_to_16_bits(x, whole, scales)
+            _few_tokens_blocks(whole, scales, rows, get_num_threads(), y)
         return y
     return _many_tokens(_pack(x), rows, size, columns, len(x))

@@ -221,6 +221,46 @@ def _nibbles(high):
 load_low_nibbles, load_high_nibbles = _nibbles(False), _nibbles(True)
 
 
+def _pairs_of_products(builder, weights, numbers):
+    """2 · LANES int8 times as many int16, neighbours added: LANES int32. An instruction of its own on most machines."""
+    wide = ir.VectorType(_I32, 2 * LANES)
+    products = builder.mul(builder.sext(weights, wide), builder.sext(numbers, wide))
+    nothing = ir.Constant(wide, ir.Undefined)
+    even, odd = (ir.Constant(ir.VectorType(_I32, LANES), list(range(i, 2 * LANES, 2))) for i in range(2))
+    return builder.add(builder.shuffle_vector(products, nothing, even), builder.shuffle_vector(products, nothing, odd))
+
+
+def _dot_32(nibbles):
+    @intrinsic
+    def dot_32(typingctx, row, at, x, k):
+        def codegen(context, builder, signature, args):
+            weights = _element(context, builder, signature.args[0], args[0], args[1])
+            numbers = _element(context, builder, signature.args[2], args[2], args[3])
+            total, step = _constant(0, _I32), 2 * LANES
+            if nibbles:
+                both = _read(builder, weights, _I8, 16)
+                four, eight = (ir.Constant(both.type, [n] * 16) for n in (4, 8))
+                halves = [builder.and_(both, ir.Constant(both.type, [15] * 16)), builder.lshr(both, four)]
+                parts = [builder.sub(half, eight) for half in halves]
+                if LANES == 16:
+                    parts = [builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, 32), list(range(32))))]
+            else:
+                parts = [_read(builder, builder.gep(weights, [_I32(i)]), _I8, step) for i in range(0, 32, step)]
+            for i, part in enumerate(parts):
+                some = _read(builder, builder.gep(numbers, [_I32(i * step)]), ir.IntType(16), step)
+                total = builder.add(total, _pairs_of_products(builder, part, some))
+            return builder.sitofp(total, VECTOR.llvm)
+
+        return VECTOR(row, types.intp, x, types.intp), codegen
+
+    return dot_32
+
+
+# LANES partial sums of 32 products, as float32: int8 bytes row[at : at + 32], or the 32 nibbles less 8 of row[at :
+# at + 16], times int16 x[k : k + 32]. The sums are exact: 32 · 128 · 32,767 is less than 2³¹.
+dot_32_signed, dot_32_nibbles = _dot_32(False), _dot_32(True)
+
+
 @intrinsic
 def store(typingctx, array, index, value):
     """array[index : index + LANES] = value, float32."""
