@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads, prange
 
+from .arrays import F32
 from .backend import jit_inner, jit_parallel, threads
 from .cache import Cache
+from .config import RecurrentGemmaConfig
 from .decoder import Decoder
 from .errors import no_vision
 from .linear import format_of
 from .peers import PEERS, Peer, weight_bytes
+from .rglru import linear_scan
 from .siglip import soft_tokens, vision_tower
 from .simd import LANES, ROWS, load, prefetch, sum_lanes, tile_add_outer, tile_store, tile_zeros, zeros
 from .taps import NO_TAPS
@@ -32,6 +35,7 @@ READ_BYTES = 1 << 29  # far more than any cache holds
 AHEAD = 2048  # float32 numbers
 STEPS = 1 << 20  # of the arithmetic loop
 STAGES = ("scaling the picture", "vision tower", "pooling and projection", "reading its tokens", "one more token")
+SCAN_TOKENS = 2048
 FEWEST = 6  # tokens of one measurement of decoding
 
 Progress = Callable[[str], None]
@@ -93,8 +97,12 @@ def bench(
         },
         "missing": missing,
     }
+    if isinstance(model.config, RecurrentGemmaConfig):
+        with threads(model.threads):
+            report["scan_bytes_per_second"] = scan_speed(model.config.lru_width)
     if image:
         report["image"] = image_stages(model, repeat, progress)
+        report["tower_seconds"] = tower_seconds(model, runners, repeat)
     if positions:
         report["milliseconds_per_token_at"] = {
             str(p): 1000 * seconds for p, seconds in token_at(model, positions, new_tokens, repeat, progress).items()
@@ -117,6 +125,10 @@ def table(report: dict[str, Any]) -> str:
         f"the {r['decode_limit_tps']:,.2f} that reading the weights allows",
         f"memory      {r['resident_bytes'] / 1e9:,.2f} GB resident",
     ]
+    if "scan_bytes_per_second" in r:
+        speed = r["scan_bytes_per_second"]
+        share = 100 * speed / r["read_bytes_per_second"]
+        lines.append(f"scan        {speed / 1e9:,.1f} GB/s over {SCAN_TOKENS:,} tokens, {share:.0f} % of reading")
     for name, its in programs.items():
         ratios = [ours[kind] / its[kind] for kind in ("prefill_tps", "decode_tps")]
         lines.append(
@@ -126,6 +138,8 @@ def table(report: dict[str, Any]) -> str:
     lines += [f"{name:11} not measured: {why}" for name, why in r["missing"].items()]
     for name, seconds in r.get("image", {}).items():
         lines.append(f"image       {name:24} {seconds:8.2f} s")
+    for name, seconds in r.get("tower_seconds", {}).items():
+        lines.append(f"tower       {name:24} {seconds:8.2f} s an image")
     for position, milliseconds in r.get("milliseconds_per_token_at", {}).items():
         lines.append(f"a token     at position {int(position):>9,} {milliseconds:8.2f} ms")
     return "\n".join(lines)
@@ -153,6 +167,12 @@ class Ours(Peer):
             self.logits = self.model.forward([int(self.logits[0].argmax())], self.cache, last_only=True)
         return (time.perf_counter() - began) / count
 
+    def look(self, pixels: F32) -> float | None:
+        """As every peer."""
+        began = time.perf_counter()
+        self.model.vision_tower(pixels)
+        return time.perf_counter() - began
+
 
 def measure(
     runners: dict[str, Peer], ids: Sequence[int], new_tokens: int, repeat: int, progress: Progress
@@ -171,10 +191,10 @@ def measure(
 
 def image_stages(model: Decoder, repeat: int, progress: Progress) -> dict[str, float]:
     """Seconds of each stage between an image of random pixels and the first word about it."""
-    if model.vision is None or model.weights.vision is None:
-        raise no_vision(model.name, 1)
     from .images import prepare
 
+    if model.vision is None or model.weights.vision is None:
+        raise no_vision(model.name, 1)
     vision, weights, quiet = model.vision, model.weights.vision, NO_TAPS.within("")
     picture = np.random.default_rng(0).integers(0, 256, (1024, 768, 3), np.uint8)
     ids = [2, vision.start_token, *[vision.image_token] * vision.tokens, vision.end_token]
@@ -195,6 +215,15 @@ def image_stages(model: Decoder, repeat: int, progress: Progress) -> dict[str, f
         marks.append(time.perf_counter())
         rounds.append(np.diff(marks))
     return dict(zip(STAGES, np.median(rounds[1:], axis=0).tolist(), strict=True))
+
+
+def tower_seconds(model: Decoder, runners: dict[str, Peer], repeat: int) -> dict[str, float]:
+    """Seconds that an image takes in the vision tower of each program that has one."""
+    side = model.vision.side if model.vision else 0
+    pixels = np.random.default_rng(0).uniform(-1, 1, (3, side, side)).astype(np.float32)
+    seers = {name: runner for name, runner in runners.items() if runner.look(pixels)}
+    times = [{name: runner.look(pixels) or 0.0 for name, runner in seers.items()} for _ in range(repeat)]
+    return {name: median(taken[name] for taken in times) for name in seers}
 
 
 def token_at(
@@ -265,6 +294,12 @@ def arithmetic_peak() -> float:
     out = np.zeros((get_num_threads(), ROWS * 2 * LANES), np.float32)
     work = 2 * ROWS * 2 * LANES * STEPS * get_num_threads()
     return work / _median_seconds(lambda: _multiply_all(a, b, STEPS, get_num_threads(), out))
+
+
+def scan_speed(width: int) -> float:
+    """Bytes a second of the scan h = a h + x alone, which reads two arrays [T, E] and writes one."""
+    x, decay = np.ones((SCAN_TOKENS, width), np.float32), np.full((SCAN_TOKENS, width), 0.5, np.float32)
+    return 3 * x.nbytes / _median_seconds(lambda: linear_scan(x, decay, x[0]))
 
 
 def _median_seconds(run: Callable[[], Any]) -> float:

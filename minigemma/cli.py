@@ -203,6 +203,9 @@ def add_bench(to: argparse.ArgumentParser) -> None:
     """What is measured."""
     whole = number(int, 1)
     to.add_argument("--shape", metavar="NAME", help="random weights of this released size instead of -m")
+    to.add_argument(
+        "--layers", type=whole, metavar="N", help="only the first so many of them, and of the vision tower's"
+    )
     to.add_argument("--prompt-tokens", type=whole, metavar="N", help="(default: %(default)s)")
     to.add_argument("-n", "--new-tokens", type=whole, metavar="N", help="(default: %(default)s)")
     to.add_argument("-r", "--repeat", type=whole, default=3, metavar="N", help="rounds (default: %(default)s)")
@@ -466,7 +469,7 @@ def bench(args: argparse.Namespace) -> None:
             from .random_weights import random_model
 
             until.enter_context(progress.compile_listener())
-            model = random_model(args.shape, args.dtype or "bf16", threads=args.threads)
+            model = random_model(args.shape, args.dtype or "bf16", args.layers, threads=args.threads, vision=args.image)
             model.config = with_context(model.config, args.ctx_size)
         else:
             model = open_model(args, progress, until)

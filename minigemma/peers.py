@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import round_bf16
+from .arrays import F32, round_bf16
 from .config import Gemma2Config, Gemma3Config, RecurrentGemmaConfig, TextConfig
 from .decoder import Decoder
 from .linear import widen
-from .tensor_names import layer_tensors, model_tensors
+from .tensor_names import VISION, VISION_LAYER, layer_tensors, model_tensors
 
 
 class Peer:
@@ -41,6 +41,10 @@ class Peer:
     def decode(self, count: int) -> float:
         """Seconds that each of `count` more tokens takes, each the likeliest."""
         raise NotImplementedError
+
+    def look(self, pixels: F32) -> float | None:
+        """Seconds of the vision tower over an image [3, side, side]; None where it is not measured."""
+        return None
 
 
 def named_weights(model: Decoder) -> Iterator[tuple[str, Any]]:
@@ -103,6 +107,16 @@ class Transformers(Peer):
             torch.set_default_dtype(torch.float32)
         state = {name: _bf16(torch, weight) for name, weight in named_weights(model)}
         self.model.load_state_dict(state | {"lm_head.weight": state["model.embed_tokens.weight"]}, assign=True)
+        self.tower = _siglip(torch, transformers, model)
+
+    def look(self, pixels: F32) -> float | None:
+        """As every peer."""
+        if self.tower is None:
+            return None
+        began = time.perf_counter()
+        image = self.torch.from_numpy(pixels[None]).to(self.torch.bfloat16)
+        self.seen = self.tower(image).last_hidden_state
+        return time.perf_counter() - began
 
     def prefill(self, ids: Sequence[int]) -> float:
         """As every peer."""
@@ -120,6 +134,28 @@ class Transformers(Peer):
             self.state = self.model(token, past_key_values=cache, use_cache=True, position_ids=at)
             self.position += 1
         return (time.perf_counter() - began) / count
+
+
+def _siglip(torch: ModuleType, transformers: ModuleType, model: Decoder) -> Any:
+    """The vision tower of `model` as transformers', None if it has none."""
+    v, w = model.vision, model.weights.vision
+    if v is None or w is None:
+        return None
+    sizes = {"hidden_size": v.width, "intermediate_size": v.ffn_width, "num_hidden_layers": v.layers}
+    sizes |= {"num_attention_heads": v.heads, "image_size": v.side, "patch_size": v.patch}
+    config = transformers.SiglipVisionConfig(**sizes, vision_use_head=False)
+    tower = transformers.SiglipVisionModel._from_config(config, attn_implementation="sdpa").to(torch.bfloat16).eval()
+    state = {}
+    for ours, (name, *_) in VISION.items():
+        if name.startswith("vision_tower."):
+            state[name.removeprefix("vision_tower.")] = _bf16(torch, getattr(w, ours))
+    for i, block in enumerate(w.blocks):
+        for ours, (name, *_) in VISION_LAYER.items():
+            state[f"encoder.layers.{i}.{name}"] = _bf16(torch, getattr(block, ours))
+    patch = state["embeddings.patch_embedding.weight"]
+    state["embeddings.patch_embedding.weight"] = patch.reshape(v.width, 3, v.patch, v.patch)
+    tower.load_state_dict(state)
+    return tower
 
 
 def _transformers_config(c: TextConfig) -> tuple[str, dict[str, Any]]:

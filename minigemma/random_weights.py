@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import read_only
 from .checkpoint import MODELS, assembled
-from .config import RELEASED, TextConfig
+from .config import RELEASED, TextConfig, VisionConfig
 from .decoder import Decoder
 from .linear import BLOCK, BLOCK_BYTES, Weight
 from .tensor_names import all_names
@@ -31,8 +31,8 @@ def random_model(
 ) -> Decoder:
     """A model of a released name ("recurrentgemma-2b") or a config, weights random, without a tokenizer.
 
-    dtype: "f32", "bf16", "int8", "int4" (whose embedding is int8); `layers`: only the first so many; `vision`: with
-    the vision tower, where the model has one.
+    dtype: "f32", "bf16", "int8", "int4" (whose embedding is int8); `layers`: only the first so many, also of the
+    vision tower; `vision`: with it, where the model has one.
     Raises ValueError for an unknown name or dtype.
     """
     if isinstance(shape, str):
@@ -41,9 +41,11 @@ def random_model(
         shape = RELEASED[shape]
     if dtype not in ("f32", "bf16", *BLOCK_BYTES):
         raise ValueError(f"dtype is {dtype!r}; it must be one of f32, bf16, {', '.join(BLOCK_BYTES)}")
-    config = replace(shape, layers=layers or shape.layers)
-    if not vision and getattr(config, "vision", None):
-        config = replace(config, vision=None)  # type: ignore[call-arg]  # only a Gemma 3 has the field
+    config = replace(shape, layers=min(layers or shape.layers, shape.layers))
+    eyes: VisionConfig | None = getattr(config, "vision", None)
+    if eyes:
+        seeing = replace(eyes, layers=min(layers or eyes.layers, eyes.layers)) if vision else None
+        config = replace(config, vision=seeing)  # type: ignore[call-arg]  # only a Gemma 3 has the field
     random = np.random.Generator(np.random.SFC64(seed))
     weights = {name: _tensor(random, name, shape, dtype) for name, _, shape in all_names(config, 0)}
     model, _ = MODELS[config.family]

@@ -88,6 +88,22 @@ def test_a_peer_has_the_same_weights(config, peer):
     assert other.decode(2) > 0
 
 
+def test_transformers_has_the_same_vision_tower():
+    model = random_model(SEEING, "bf16")
+    pixels = np.random.default_rng(1).uniform(-1, 1, (3, EYES.side, EYES.side)).astype(np.float32)
+    pytest.importorskip("torch")
+    other = Transformers(model)
+    assert other.look(pixels) > 0
+    ours = model.vision_tower(pixels)
+    assert np.abs(other.seen[0].float().numpy() - ours).max() < 0.05 * np.abs(ours).max()
+
+
+def test_layers_may_be_fewer():
+    model = random_model("gemma-3-4b", "int4", layers=1)
+    assert (model.config.layers, len(model.weights.blocks), len(model.weights.vision.blocks)) == (1, 1, 1)
+    assert random_model("gemma-3-4b", "int4", layers=1, vision=False).vision is None
+
+
 def test_report_and_table():
     seen = []
     report = bench(random_model(SEEING), 20, 3, positions=[10, 500], repeat=1, image=True, progress=seen.append)
@@ -100,6 +116,13 @@ def test_report_and_table():
     assert "weights random" in text
     assert "at position       500" in text
     assert "vision tower" in text
+    assert "tower       minigemma" in text
+
+
+def test_the_scan_of_a_recurrent_model_is_measured():
+    report = bench(random_model(RECURRENT), 4, 2, repeat=1)
+    assert report["scan_bytes_per_second"] > 1e9
+    assert "GB/s over 2,048 tokens" in table(report | {"weights": "random"})
 
 
 def test_what_is_not_installed_is_said(monkeypatch):
