@@ -97,6 +97,8 @@ def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
         return _rgb(source, name, tell)
     if not isinstance(source, (str, Path)):
         raise ImageError(name, "is no image", "give a path, a Pillow image or a uint8 array [height, width, 3]")
+    if name.startswith(("http:/", "https:/")):
+        raise ImageError(name, "is a web address", "download the picture and give its path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about sizes and odd metadata: sizes are checked here
@@ -118,8 +120,6 @@ def _name(source: Any) -> str:
 
 
 def _opened(path: Path) -> Image.Image:
-    if str(path).startswith(("http:/", "https:/")):
-        raise ImageError(path, "is a web address", "download the picture and give its path")
     try:
         head = path.read_bytes()[:64] if path.stat().st_size < 64 else _head(path)
     except FileNotFoundError:
