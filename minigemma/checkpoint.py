@@ -38,13 +38,14 @@ from .quantize import KINDS, dequantise, quantise_int4, to_int8
 from .recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
 from .rglru import softplus
 from .safetensors_file import FOREIGN, open_checkpoint_files, what_is
+from .sfp8 import SCALE_BYTES, quantise_sfp8
 from .siglip import SiglipBlock, VisionWeights
 from .tensor_names import VISION, VISION_LAYER, all_names, layer_tensors
 from .tokenizer import Tokenizer
 
 CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another format
 READABLE = ("F32", "F16", "BF16", *KINDS)
-FORMATS = ("f32", "bf16", "int8", "int4")
+FORMATS = ("f32", "bf16", "int8", "int4", "sfp8")
 
 MODELS: dict[str, tuple[type[Decoder], Callable[..., Any]]] = {
     "gemma": (Gemma, GemmaBlock),
@@ -111,7 +112,7 @@ def load(
 ) -> Decoder:
     """The model in a folder or file, by a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
-    dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4" (whose embedding is int8)
+    dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4" (whose embedding is int8), "sfp8"
     backend  "numba": kernels; "numpy": the definitions alone, which a debugger can step through
     threads  how many cores a kernel uses; None: all that this process may use
     vision   False: leave the vision tower of a model that has one in its file
@@ -176,10 +177,12 @@ def describe(
 
 def _held_bytes(ours: str, tensor: Stored, dtype: str | None) -> int:
     weights, tensor = int(np.prod(tensor.shape)), _laid_out(ours, tensor)
-    if not _is_matrix(ours, tensor):
+    if not is_matrix(ours, tensor):
         as_stored = ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32"
         return (2 if as_stored else 4) * weights
-    form = _format(tensor, dtype, ours)
+    form = format_for(tensor, dtype, ours)
+    if form == "sfp8":
+        return weights + SCALE_BYTES * tensor.shape[0]
     return weights // BLOCK * BLOCK_BYTES[form] if form in BLOCK_BYTES else weights * {"f32": 4, "bf16": 2}[form]
 
 
@@ -226,13 +229,20 @@ def _open_folder(folder: Path, vision: bool) -> Files:
         named["head"] = head
     ignored = {name for name in stored if BUFFERS.search(name)} | set(HEADS) | (set() if sees else set(tower.values()))
     _report(folder, set(named.values()) - set(stored), set(stored) - set(named.values()) - ignored)
-    tensors = {
-        ours: Stored(name, stored[name].dtype, stored[name].array.shape, stored[name].array)
-        for ours, name in named.items()
-    }
+    tensors = {ours: _stored(name, stored[name].dtype, stored[name].array) for ours, name in named.items()}
     _check_kinds(folder, tensors)
     eos, chatty = _folder_eos(folder, fields)
     return Files(folder, config, tensors, 0.0, partial(_folder_tokenizer, folder), eos, chatty)
+
+
+def _stored(name: str, dtype: str, array: NDArray) -> Stored:
+    """A tensor of a safetensors file; uint8 is what `minigemma quantize` writes, and its shape says in which format."""
+    kinds = {(3, BLOCK_BYTES["int8"]): "Q8_0", (3, BLOCK_BYTES["int4"]): "Q4_0"}
+    if dtype == "U8" and (array.ndim, array.shape[-1]) in kinds:
+        return Stored(name, kinds[3, array.shape[-1]], (array.shape[0], array.shape[1] * BLOCK), array)
+    if dtype == "U8" and array.ndim == 2 and array.shape[1] > SCALE_BYTES:
+        return Stored(name, "SFP8", (array.shape[0], array.shape[1] - SCALE_BYTES), array)
+    return Stored(name, dtype, array.shape, array)
 
 
 def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
@@ -297,7 +307,7 @@ def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
 
 def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
     for tensor in tensors.values():
-        if tensor.kind not in ("F32", "F16", "BF16"):
+        if tensor.kind not in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "SFP8"):
             raise ModelFormatError(
                 path, f"{tensor.name} is of type {tensor.kind}", "take the released bf16 or float32 file"
             )
@@ -306,7 +316,7 @@ def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
 def _weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float) -> Any:
     """A tensor as the models want it: matrices in their format, gates as stored, all that is small in float32."""
     tensor = _laid_out(ours, tensor)
-    if _is_matrix(ours, tensor):
+    if is_matrix(ours, tensor):
         return _matrix(tensor, dtype, ours)
     if len(tensor.shape) == 3 and ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32":
         return read_only(tensor.array)
@@ -331,13 +341,15 @@ def _laid_out(ours: str, tensor: Stored) -> Stored:
     return tensor
 
 
-def _is_matrix(ours: str, tensor: Stored) -> bool:
+def is_matrix(ours: str, tensor: Stored) -> bool:
+    """Is this the weight of a linear map or an embedding, which has a format, and no norm, bias or gate?"""
     return len(tensor.shape) == 2 and not ours.endswith("_bias") and ours != "vision.positions"
 
 
-def _format(tensor: Stored, dtype: str | None, ours: str) -> str:
+def format_for(tensor: Stored, dtype: str | None, ours: str) -> str:
     """The format that a matrix runs in: what `dtype` asks for, or the nearest of ours to the stored one."""
-    wanted = dtype or {"F32": "f32", "BF16": "bf16", "F16": "bf16", "Q4_0": "int4"}.get(tensor.kind, "int8")
+    nearest = {"F32": "f32", "BF16": "bf16", "F16": "bf16", "Q4_0": "int4", "SFP8": "sfp8"}
+    wanted = dtype or nearest.get(tensor.kind, "int8")
     if wanted == "int4" and ours in ("embedding", "head") and tensor.kind != "Q4_0":
         wanted = "int8"
     if wanted in BLOCK_BYTES and tensor.shape[1] % BLOCK:
@@ -347,25 +359,30 @@ def _format(tensor: Stored, dtype: str | None, ours: str) -> str:
 
 def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
     """The matrix in its format: where it lies if it is stored in that one, else converted."""
-    kind, array, wanted = tensor.kind, tensor.array, _format(tensor, dtype, ours)
-    if {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}.get(kind) == wanted:
+    kind, array, wanted = tensor.kind, tensor.array, format_for(tensor, dtype, ours)
+    if {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4", "SFP8": "sfp8"}.get(kind) == wanted:
         return read_only(np.ascontiguousarray(array))
     step = max(1, CONVERTED_TOGETHER // tensor.shape[1])
     rows = range(0, tensor.shape[0], step)
     if len(rows) == 1:
-        return read_only(np.ascontiguousarray(_converted(kind, array, wanted)))
-    one = _converted(kind, array[:1], wanted)
+        return read_only(np.ascontiguousarray(converted(kind, array, wanted)))
+    one = converted(kind, array[:1], wanted)
     out = np.empty((tensor.shape[0], *one.shape[1:]), one.dtype)
     for r in rows:
-        out[r : r + step] = _converted(kind, array[r : r + step], wanted)
+        out[r : r + step] = converted(kind, array[r : r + step], wanted)
     return read_only(out)
 
 
-def _converted(kind: str, rows: NDArray, wanted: str) -> Weight:
+def converted(kind: str, rows: NDArray, wanted: str) -> Weight:
+    """Rows of a matrix, stored as `kind`, in one of the formats of linear.py."""
     if wanted == "int8":
         return to_int8(kind, rows)
     wide = dequantise(kind, rows)
-    return wide if wanted == "f32" else round_bf16(wide) if wanted == "bf16" else quantise_int4(wide)
+    if wanted == "f32":
+        return wide
+    if wanted == "bf16":
+        return round_bf16(wide)
+    return quantise_sfp8(wide) if wanted == "sfp8" else quantise_int4(wide)
 
 
 def assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:

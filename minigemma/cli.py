@@ -1,4 +1,4 @@
-"""The command line: minigemma generate | chat | score | bench | inspect | download.
+"""The command line: minigemma generate | chat | score | bench | inspect | quantize | download.
 
 stdout carries the answer and nothing else; timings, progress and warnings go to stderr. No colours are used.
 Exit codes: 0 done · 1 failed, with one line that says why · 2 wrong usage · 130 interrupted by Ctrl-C.
@@ -133,6 +133,10 @@ def build_parser() -> argparse.ArgumentParser:
     generating.add_argument("--raw", action="store_true", help="continue the text as it is, without the turn format")
     generating.set_defaults(temperature=0.0)
     chatting.set_defaults(temperature=1.0, top_k=64, top_p=0.95)
+    quantizing = command(quantize)
+    quantizing.add_argument("model", metavar="SRC", help="folder, name or Hugging Face id of safetensors files")
+    quantizing.add_argument("target", metavar="DST", help="the folder to write, which must not exist yet")
+    quantizing.add_argument("--dtype", choices=["int8", "int4", "sfp8"], required=True, help="the format of matrices")
     downloading = command(download)
     downloading.add_argument("model", help="Hugging Face id, such as google/gemma-3-1b-it")
     downloading.add_argument("--revision", help="branch, tag or commit (default: main)")
@@ -181,7 +185,9 @@ def add_machine(to: argparse.ArgumentParser) -> None:
 
 def add_dtype(to: argparse.ArgumentParser) -> None:
     """In which format the weights are held."""
-    to.add_argument("--dtype", choices=["f32", "bf16", "int8", "int4"], help="hold the weights so (default: as stored)")
+    to.add_argument(
+        "--dtype", choices=["f32", "bf16", "int8", "int4", "sfp8"], help="hold the weights so (default: as stored)"
+    )
 
 
 def add_sampling(to: argparse.ArgumentParser) -> None:
@@ -565,6 +571,23 @@ def bytes_text(size: float) -> str:
     """A number of bytes for people: 4.6 kB, 253.1 MB, 5.4 GB."""
     unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or n == "kB")
     return f"{size / unit:,.1f} {name}"
+
+
+def quantize(args: argparse.Namespace) -> None:
+    """Write a folder with smaller weights, which loads at once."""
+    with ExitStack() as until:
+        progress = until.enter_context(Progress(args.quiet))
+        progress(f"quantising {args.model}")
+        from .convert import quantize as convert
+
+        def written(done: int, total: int) -> None:
+            progress.doing = f"quantising {args.model}: {100 * done // max(total, 1)} %"
+
+        until.enter_context(progress.compile_listener())
+        report = convert(args.model, args.target, args.dtype, written)
+    print(f"{args.target}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)}")
+    for role, error in report.errors.items():
+        print(f"{100 * error:7.2f} %  {role}")
 
 
 def download(args: argparse.Namespace) -> None:

@@ -7,8 +7,9 @@ A weight is one array; its dtype and shape say its format:
     int8   uint8   [R, D/32, 34]     blocks of 32: a float16 scale d, then 32 signed bytes q;      w = d · q
     int4   uint8   [R, D/32, 18]     blocks of 32: a float16 scale d, then 16 bytes of two nibbles; w = d · (q - 8)
                                      (low nibbles are weights 0 … 15, high ones 16 … 31)
+    sfp8   uint8   [R, 4 + D]        a float32 scale for the row, then a code of 8 bits for each weight: see sfp8.py
 
-The last two are GGUF's Q8_0 and Q4_0, so that such tensors run from the mapped file. 8.5 and 4.5 bits a weight.
+int8 and int4 are GGUF's Q8_0 and Q4_0, so that such tensors run from the mapped file. 8.5 and 4.5 bits a weight.
 
 Nothing is unpacked ahead: one token reads every weight once and widens it in a register (that read is the cost of a
 token); many tokens share a panel of rows that is widened to float32 once and stays in the second-level cache. Sums are
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from .arrays import F32, widen_bf16
 from .backend import definition, jit, jit_inner, jit_parallel
+from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
 from .simd import (
     LANES,
     ROWS,
@@ -38,6 +40,7 @@ from .simd import (
     load_high_nibbles,
     load_low_nibbles,
     load_one,
+    load_sfp8,
     load_signed,
     prefetch,
     splat,
@@ -61,9 +64,11 @@ Weight = NDArray[Any]  # one of the formats above
 
 
 def format_of(weight: Weight) -> str:
-    """The name of a weight's format: "f32", "bf16", "int8" or "int4"."""
+    """The name of a weight's format: "f32", "bf16", "int8", "int4" or "sfp8"."""
     if weight.ndim == 2 and weight.dtype in (np.float32, np.uint16):
         return "f32" if weight.dtype == np.float32 else "bf16"
+    if weight.ndim == 2 and weight.dtype == np.uint8:
+        return "sfp8"
     for name, size in BLOCK_BYTES.items():
         if weight.ndim == 3 and weight.dtype == np.uint8 and weight.shape[-1] == size:
             return name
@@ -72,7 +77,9 @@ def format_of(weight: Weight) -> str:
 
 def rows_columns(weight: Weight) -> tuple[int, int]:
     """(R, D) of a weight, whatever its format."""
-    return weight.shape[0], weight.shape[1] * (BLOCK if weight.ndim == 3 else 1)
+    if weight.ndim == 3:
+        return weight.shape[0], weight.shape[1] * BLOCK
+    return weight.shape[0], weight.shape[1] - (SCALE_BYTES if weight.dtype == np.uint8 else 0)
 
 
 def widen(weight: Weight) -> F32:
@@ -82,6 +89,8 @@ def widen(weight: Weight) -> F32:
         return weight
     if name == "bf16":
         return widen_bf16(weight)
+    if name == "sfp8":
+        return dequantise_sfp8(weight)
     scale = np.ascontiguousarray(weight[..., :2]).view(np.float16).astype(np.float32)  # [R, D/32, 1]
     if name == "int8":
         q = weight[..., 2:].view(np.int8).astype(np.float32)
@@ -117,7 +126,7 @@ def affine(x: F32, weight: Weight, bias: F32 | None) -> F32:
 
 
 def _widen_row(row, size, first, out):
-    """out = row[first : first + out.size], widened; both multiples of 32 for blocks of `size` bytes."""
+    """out = row[first : first + out.size], widened; both multiples of 32 for blocks of `size` bytes; 0: sfp8."""
 
 
 @jit_inner
@@ -174,6 +183,21 @@ def _dot_int4(row, x, scales):
 
 
 @jit_inner
+def _dot_sfp8(row, x):
+    """A float32 scale, which bytes 0 … 3 hold, and D codes."""
+    a, b = zeros(), zeros()
+    whole = x.size // (2 * LANES) * (2 * LANES)
+    for k in range(0, whole, 2 * LANES):
+        prefetch(row, k + AHEAD)
+        a = fma(load_sfp8(row, SCALE_BYTES + k), load(x, k), a)
+        b = fma(load_sfp8(row, SCALE_BYTES + k + LANES), load(x, k + LANES), b)
+    total = sum_lanes(a + b)
+    for k in range(whole, x.size):
+        total += VALUES[row[SCALE_BYTES + k]] * x[k]
+    return total * row[:SCALE_BYTES].view(np.float32)[0]
+
+
+@jit_inner
 def _widen_plain(row, size, first, out):
     whole = out.size // LANES * LANES
     for k in range(0, whole, LANES):
@@ -184,8 +208,10 @@ def _widen_plain(row, size, first, out):
 
 @jit_inner
 def _widen_blocks(row, size, first, out):
+    if size == 0:
+        _widen_sfp8(row, first, out)
     eight = splat(np.float32(8))
-    for block in range(out.size // 32):
+    for block in range(out.size // 32 if size else 0):
         at, k = (first // 32 + block) * size, block * 32
         scale = splat(load_half(row, at))
         if size == 34:
@@ -195,6 +221,16 @@ def _widen_blocks(row, size, first, out):
             for j in range(0, 16, LANES):
                 store(out, k + j, (load_low_nibbles(row, at + 2 + j) - eight) * scale)
                 store(out, k + 16 + j, (load_high_nibbles(row, at + 2 + j) - eight) * scale)
+
+
+@jit_inner
+def _widen_sfp8(row, first, out):
+    scale = row[:SCALE_BYTES].view(np.float32)[0]
+    at, whole = SCALE_BYTES + first, out.size // LANES * LANES
+    for k in range(0, whole, LANES):
+        store(out, k, load_sfp8(row, at + k) * splat(scale))
+    for k in range(whole, out.size):
+        out[k] = VALUES[row[at + k]] * scale
 
 
 @overload(_widen_row)
@@ -235,6 +271,21 @@ def _few_tokens_blocks(x, scales, weight, workers, y):
     for worker in prange(workers):
         first, last = worker * len(weight) // workers, (worker + 1) * len(weight) // workers
         _few_block_rows(x, scales, weight, np.int64(first), np.int64(last), y)
+
+
+@jit_inner
+def _few_sfp8_rows(x, weight, first, last, y):
+    for r in range(first, last):
+        for t in range(len(x)):
+            y[t, r] = _dot_sfp8(weight[r], x[t])
+
+
+@jit_parallel
+def _few_tokens_sfp8(x, weight, workers, y):
+    """The same for rows of codes."""
+    for worker in prange(workers):
+        first, last = worker * len(weight) // workers, (worker + 1) * len(weight) // workers
+        _few_sfp8_rows(x, weight, np.int64(first), np.int64(last), y)
 
 
 @jit
@@ -301,12 +352,14 @@ def _many_tokens(packed, weight, size, columns, T):
 
 @linear.kernel
 def _linear(x, weight):
-    columns, size = rows_columns(weight)[1], weight.shape[-1]
+    columns, size = rows_columns(weight)[1], weight.shape[-1] if weight.ndim == 3 else 0
     rows = weight.reshape(len(weight), -1)
     if len(x) <= FEW:
         y = np.empty((len(x), len(rows)), np.float32)
-        if weight.ndim == 2:
+        if weight.dtype != np.uint8:
             _few_tokens(x, rows, get_num_threads(), y)
+        elif weight.ndim == 2:
+            _few_tokens_sfp8(x, rows, get_num_threads(), y)
         else:
             whole, scales = np.empty(x.shape, np.int16), np.empty((len(x), columns // BLOCK), np.float32)
             _round_to_16_bits(x, whole, scales)

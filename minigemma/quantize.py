@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from .arrays import F32, U8, widen_bf16
 from .backend import definition, jit, jit_inner, jit_parallel
 from .errors import ModelFormatError
+from .sfp8 import dequantise_sfp8
 from .simd import LANES, fma, load, load_half, round_lanes, splat, store, store_half, zeros
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
@@ -44,6 +45,8 @@ def dequantise(kind: str, blocks: NDArray) -> F32:
         return widen_bf16(blocks)
     if kind == "F16":
         return blocks.astype(np.float32)
+    if kind == "SFP8":
+        return dequantise_sfp8(blocks)
     if kind not in KINDS:
         known = "F32, F16, BF16, " + ", ".join(KINDS)
         raise ModelFormatError("tensor", f"is of type {kind}, which has no reader here", f"take a file of {known}")

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from .arrays import read_only
-from .checkpoint import MODELS, assembled
+from .checkpoint import FORMATS, MODELS, assembled
 from .config import RELEASED, TextConfig, VisionConfig
 from .decoder import Decoder
 from .linear import BLOCK, BLOCK_BYTES, Weight
+from .sfp8 import SCALE_BYTES
 from .tensor_names import all_names
 
 SPREAD = {"int8": 74.0, "int4": 4.6}  # the standard deviation of evenly spread bytes, and of nibbles
@@ -31,16 +32,16 @@ def random_model(
 ) -> Decoder:
     """A model of a released name ("recurrentgemma-2b") or a config, weights random, without a tokenizer.
 
-    dtype: "f32", "bf16", "int8", "int4" (whose embedding is int8); `layers`: only the first so many, also of the
-    vision tower; `vision`: with it, where the model has one.
+    dtype: "f32", "bf16", "int8", "int4" (whose embedding is int8), "sfp8"; `layers`: only the first so many, also of
+    the vision tower; `vision`: with it, where the model has one.
     Raises ValueError for an unknown name or dtype.
     """
     if isinstance(shape, str):
         if shape not in RELEASED:
             raise ValueError(f"no released model is named {shape!r}; those that are: {', '.join(RELEASED)}")
         shape = RELEASED[shape]
-    if dtype not in ("f32", "bf16", *BLOCK_BYTES):
-        raise ValueError(f"dtype is {dtype!r}; it must be one of f32, bf16, {', '.join(BLOCK_BYTES)}")
+    if dtype not in FORMATS:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(FORMATS)}")
     config = replace(shape, layers=min(layers or shape.layers, shape.layers))
     eyes: VisionConfig | None = getattr(config, "vision", None)
     if eyes:
@@ -77,6 +78,11 @@ def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: s
         blocks = _bytes(random, rows * columns // BLOCK * BLOCK_BYTES[dtype]).reshape(rows, -1, BLOCK_BYTES[dtype])
         blocks[..., :2] = np.array([size / SPREAD[dtype]], np.float16).view(np.uint8)
         return blocks
+    if dtype == "sfp8":
+        codes = _bytes(random, rows * (SCALE_BYTES + columns)).reshape(rows, -1)
+        codes[:, SCALE_BYTES:] |= 0x40  # the larger half of the magnitudes, spread over eight octaves
+        codes[:, :SCALE_BYTES] = np.array([size / 0.55], np.float32).view(np.uint8)
+        return codes
     # A random sign and fraction, and one exponent for all: evenly spread from 2^e to 2^(e + 1), on both sides of 0.
     words = _bytes(random, rows * columns * 2).view(np.uint16).reshape(rows, columns)
     words &= np.uint16(0x807F)

@@ -21,6 +21,7 @@ import mmap
 import os
 import re
 import stat
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -308,3 +309,29 @@ def _unreadable(path: Path, error: OSError) -> ModelFormatError:
         return ModelFormatError(path, "is a link to a file that is not there (an incomplete download)", DAMAGED)
     remedy = "check the path" if isinstance(error, FileNotFoundError) else "check who may read it"
     return ModelFormatError(path, f"cannot be read: {(error.strerror or str(error)).lower()}", remedy)
+
+
+def write_safetensors(
+    path: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]], parts: Iterable[Iterable[NDArray[Any]]]
+) -> None:
+    """Write a file of tensors (name, dtype as the file spells it, shape), whose contiguous `parts` come one by one.
+
+    Only what is being written is in memory. Raises OSError, and ValueError where parts and shape differ in bytes.
+    """
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, dtype, shape in entries:
+        size = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # so that data begins where a cache line does
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, *_), rows in zip(entries, parts, strict=True):
+            for part in rows:
+                file.write(np.ascontiguousarray(part).data)
+            if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
+                raise ValueError(f"{name} was given other bytes than its shape has")
+        file.flush()
+        os.fsync(file.fileno())

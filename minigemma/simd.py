@@ -205,6 +205,28 @@ def load_signed(typingctx, array, index):
     return VECTOR(array, types.intp), codegen
 
 
+@intrinsic
+def load_sfp8(typingctx, array, index):
+    """LANES numbers from array[index] on, of a uint8 array in SFP8 (sfp8.py): bits moved to where float32 has them.
+
+    With the switch, c = 64 + 8 e + m means exponent e - 7: c + 896 in place gives 127 - 7 + e and m. Without it,
+    c = 4 e + m means e - 23: c + 416, one bit further left.
+    """
+
+    def codegen(context, builder, signature, args):
+        words = ir.VectorType(_I32, LANES)
+        code = builder.zext(_read(builder, _element(context, builder, signature.args[0], *args), _I8), words)
+        c = builder.and_(code, _constant(127, _I32))
+        large = builder.shl(builder.add(c, _constant(896, _I32)), _constant(20, _I32))
+        small = builder.shl(builder.add(c, _constant(416, _I32)), _constant(21, _I32))
+        small = builder.select(builder.icmp_unsigned("==", c, _constant(0, _I32)), c, small)
+        bits = builder.select(builder.icmp_unsigned("<", c, _constant(64, _I32)), small, large)
+        sign = builder.shl(builder.lshr(code, _constant(7, _I32)), _constant(31, _I32))
+        return builder.bitcast(builder.or_(bits, sign), VECTOR.llvm)
+
+    return VECTOR(array, types.intp), codegen
+
+
 def _nibbles(high):
     @intrinsic
     def load_nibbles(typingctx, array, index):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import minigemma
-from minigemma.arrays import round_bf16
+from minigemma.arrays import read_only, round_bf16
 from minigemma.backend import DEFINITIONS, definition, formulas_only
-from minigemma.linear import FEW, widen
+from minigemma.linear import FEW, rows_columns, widen
+from minigemma.sfp8 import quantise_sfp8
 
 for module in pkgutil.iter_modules(minigemma.__path__):
     if not module.name.startswith("__"):
@@ -111,6 +112,8 @@ CASES = {
             (1056, blocks(101, 1056, 34)),
             (96, blocks(7, 96, 18)),
             (1056, blocks(101, 1056, 18)),
+            (67, read_only(quantise_sfp8(normal(29, 67)))),
+            (1120, read_only(quantise_sfp8(normal(64, 1120) * 1e-3))),
         )
     ],
     "attention": [
@@ -184,7 +187,9 @@ def test_docstring_gives_the_shapes(name):
         known = {}
         for parameter, letters in re.findall(r"(\w+) \[([^\]]*)\]", left):
             value = case[parameters.index(parameter)]
-            if value.ndim == letters.count(",") + 1 or "..." in letters:  # blocks of weights have an axis of their own
+            if name == "linear" and value.dtype == np.uint8:  # blocks and codes: rows_columns knows how many weights
+                value = np.empty(rows_columns(value))
+            if value.ndim == letters.count(",") + 1 or "..." in letters:
                 bound(letters, value.shape, known)
         bound(re.search(r"\[([^\]]*)\]", right)[1], made(*case).shape, known)
 

@@ -8,6 +8,7 @@ import pytest
 ROWS = """
     arrays errors backend simd
     config taps cache
+    sfp8
     rmsnorm rope softcap geglu linear sampling conv1d rglru
     attention layernorm
     gqa feedforward griffin siglip
@@ -17,7 +18,7 @@ ROWS = """
     prompt locate
     download
     checkpoint
-    random_weights generation scoring
+    random_weights generation scoring convert
     chat
     __init__
     peers
