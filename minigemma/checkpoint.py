@@ -149,6 +149,7 @@ def load(
         threads=threads,
         eos=stop_ids(tokenizer, files.eos, files.instruction_tuned) if tokenizer else files.eos,
         instruction_tuned=files.instruction_tuned,
+        path=files.path,
     )
 
 

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,14 @@ class Decoder(ABC):
         threads: int | None = None,
         eos: tuple[int, ...] = (1,),
         instruction_tuned: bool = False,
+        path: Path | None = None,
     ) -> None:
         self.config, self.weights, self.tokenizer = config, weights, tokenizer
         self.name = config.name
         self.exact = exact  # keys and values in float32, not bf16
         self.backend, self.threads = backend, threads or default_threads()
         self.eos, self.instruction_tuned = eos, instruction_tuned
+        self.path = path  # of the file or folder that it came from
         scale = np.sqrt(np.float32(config.width))
         self.embedding_scale = float(widen_bf16(round_bf16(np.array([scale])))[0] if round_scale else scale)
 

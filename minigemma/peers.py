@@ -1,8 +1,8 @@
 """Other people's programs with a model's own weights, for `minigemma bench --against`.
 
 Each peer takes the same ids and answers two questions: how long does a prompt take, and how long each token after it.
-They hold the weights in bf16, as they were released. None of them is needed by minigemma; what is not installed is
-said so.
+Those on torch hold the weights in bf16, as they were released; llama.cpp has its own file. None of them is needed by
+minigemma; what is not installed is said so.
 """
 
 from __future__ import annotations
@@ -282,4 +282,35 @@ def deepmind_names(torch: ModuleType, tensors: dict[str, Any], layers: int) -> d
     return out
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Transformers, DeepMind)}
+class LlamaCpp(Peer):
+    """llama.cpp (PyPI llama-cpp-python) on the very GGUF file that the model was loaded from."""
+
+    name = "llama.cpp"
+
+    def __init__(self, model: Decoder) -> None:
+        if model.path is None or model.path.suffix != ".gguf":
+            raise ImportError("it runs GGUF files, and this model is from none")
+        try:
+            library = importlib.import_module("llama_cpp")
+        except ImportError:
+            raise ImportError("pip install llama-cpp-python (it builds for some minutes)") from None
+        count, length = model.threads, min(model.config.context, 8192)
+        shared = {"n_threads": count, "n_threads_batch": count, "n_ctx": length, "n_batch": 512, "verbose": False}
+        self.model = library.Llama(model_path=str(model.path), **shared)
+
+    def prefill(self, ids: Sequence[int]) -> float:
+        """As every peer."""
+        self.model.reset()
+        began = time.perf_counter()
+        self.model.eval(list(ids))
+        return time.perf_counter() - began
+
+    def decode(self, count: int) -> float:
+        """As every peer; which token it is takes no time to tell."""
+        began = time.perf_counter()
+        for _ in range(count):
+            self.model.eval([5])
+        return (time.perf_counter() - began) / count
+
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Transformers, LlamaCpp, DeepMind)}

@@ -1,12 +1,14 @@
 """Run notebooks and keep their outputs: python notebooks/run.py [01 02 …]; without numbers, all of them.
 
 A notebook remembers a fingerprint of the code that made its outputs; a test compares the two, so that outputs are never
-older than what they claim to come from.
+older than what they claim to come from. Its first figure, made small, goes to thumbnails/ for the index.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import os
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+WIDTH = 320  # pixels of a thumbnail
 LIMIT = 120  # seconds that one notebook may take
 
 
@@ -37,6 +40,19 @@ def run(path: Path) -> Any:
     return notebook
 
 
+def thumbnail(notebook: Any, path: Path) -> None:
+    """Save the first picture among the outputs, WIDTH pixels wide; nothing where there is none."""
+    from PIL import Image
+
+    outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+    pictures = [out.data["image/png"] for out in outputs if "image/png" in out.get("data", {})]
+    if pictures:
+        picture = Image.open(io.BytesIO(base64.b64decode(pictures[0]))).convert("RGB")
+        path.parent.mkdir(exist_ok=True)
+        small = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+        small.quantize(64).save(path, optimize=True)
+
+
 def main(numbers: list[str]) -> None:
     """Run the notebooks whose names begin with one of `numbers`, in place."""
     import nbformat
@@ -47,6 +63,7 @@ def main(numbers: list[str]) -> None:
         began = time.monotonic()
         notebook = run(path)
         nbformat.write(notebook, path)
+        thumbnail(notebook, HERE / "thumbnails" / f"{path.name[:2]}.png")
         print(f"{path.name}  {time.monotonic() - began:.0f} s", flush=True)
 
 

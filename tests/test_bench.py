@@ -10,7 +10,7 @@ from minigemma.bench import arithmetic_peak, bench, read_bandwidth, table, token
 from minigemma.cli import main
 from minigemma.config import RELEASED, Gemma2Config, Gemma3Config, RecurrentGemmaConfig, VisionConfig
 from minigemma.linear import format_of
-from minigemma.peers import DeepMind, Transformers, weight_bytes
+from minigemma.peers import DeepMind, LlamaCpp, Transformers, weight_bytes
 from minigemma.random_weights import random_model
 
 SMALL = {"width": 64, "layers": 3, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 300}
@@ -85,6 +85,21 @@ def test_a_peer_has_the_same_weights(config, peer):
     theirs = other.state.logits if peer is Transformers else other.logits
     ours = model.forward(ids)[-1]
     assert np.abs(theirs[0, -1].float().numpy() - ours).max() < 0.05 * np.abs(ours).max()
+    assert other.decode(2) > 0
+
+
+def test_llama_cpp_runs_the_file_itself(demo_file):
+    import minigemma as mg
+
+    with pytest.raises(ImportError, match="it runs GGUF files"):
+        LlamaCpp(random_model(LOCAL_GLOBAL))
+    model = mg.load(demo_file)
+    try:
+        other = LlamaCpp(model)
+    except ImportError as error:
+        pytest.skip(str(error))
+    ids = model.tokenizer.encode("The capital of France is Paris, the capital of Spain is")
+    assert other.prefill([2, *ids]) > 0
     assert other.decode(2) > 0
 
 
