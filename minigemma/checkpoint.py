@@ -33,6 +33,7 @@ from .gqa import AttentionWeights
 from .griffin import RecurrentWeights
 from .linear import BLOCK, BLOCK_BYTES, Weight
 from .locate import locate
+from .memory import check_memory
 from .prompt import stop_ids
 from .quantize import KINDS, dequantise, quantise_int4, to_int8
 from .recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
@@ -109,6 +110,8 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     vision: bool = True,
     mmproj: str | Path | None = None,
+    context: int | None = None,
+    force: bool = False,
 ) -> Decoder:
     """The model in a folder or file, by a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
@@ -117,9 +120,12 @@ def load(
     threads  how many cores a kernel uses; None: all that this process may use
     vision   False: leave the vision tower of a model that has one in its file
     mmproj   the GGUF file of the vision tower, for a GGUF file of the text model
+    context  so many tokens are meant to be held at most, which counts towards the memory it takes
+    force    True: go on also where weights and cache are more than the machine's memory
     progress is called with (bytes done, bytes in all) after each tensor
 
-    Raises ModelFormatError for files that cannot be used, ValueError for arguments that cannot.
+    Raises ModelFormatError for files that cannot be used, ValueError for arguments that cannot and for a model that
+    does not fit into memory.
     """
     if dtype not in (None, *FORMATS):
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(FORMATS)}, or None for as stored")
@@ -128,6 +134,9 @@ def load(
     if threads is not None and not 1 <= threads <= most_threads():
         raise ValueError(f"threads is {threads}; this machine offers 1 … {most_threads()}")
     files = open_files(locate(name), vision, mmproj)
+    if not force:
+        held = sum(_held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
+        check_memory(str(name), held, files.config.cache_bytes(min(context or 0, files.config.context)))
     with ThreadPoolExecutor(1) as side:  # the tokenizer is Python's work, the weights are not: they go side by side
         making = side.submit(files.make_tokenizer)
         weights = _weights(files, dtype, progress)

@@ -180,6 +180,7 @@ def add_machine(to: argparse.ArgumentParser) -> None:
     """How the model is run."""
     to.add_argument("-v", "--verbose", action="store_true", help="show tokens")
     to.add_argument("-t", "--threads", type=number(int, 1), metavar="N", help="(default: all cores)")
+    to.add_argument("--force", action="store_true", help="load it even if it does not fit into memory")
     add_dtype(to)
 
 
@@ -335,7 +336,8 @@ def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack) -
 
     sees = bool(getattr(args, "image", False)) or args.run is chat  # else there is no use for the vision tower
     mmproj = getattr(args, "mmproj", None)
-    model = load(args.model, args.dtype, threads=args.threads, progress=loaded, vision=sees, mmproj=mmproj)
+    more = {"vision": sees, "mmproj": mmproj, "context": args.ctx_size, "force": args.force}
+    model = load(args.model, args.dtype, threads=args.threads, progress=loaded, **more)
     if model.tokenizer is None:
         raise ValueError("there is no tokenizer.model; fetch it from where the weights came from")
     model.config = with_context(model.config, args.ctx_size)

@@ -26,7 +26,8 @@ class Tokenizer:
 @pytest.fixture
 def calls(monkeypatch):
     """Put stand-ins where the commands import the library from, and record what they were given."""
-    seen = SimpleNamespace(instruction_tuned=False, pieces=["Hel", "lo"], error=None)
+    unused = {"vision": False, "mmproj": None, "context": None, "force": False}
+    seen = SimpleNamespace(unused=unused, instruction_tuned=False, pieces=["Hel", "lo"], error=None)
 
     def load(name, dtype=None, **flags):
         flags.pop("progress")(50, 100)
@@ -134,7 +135,7 @@ def test_flags_reach_the_library(calls):
     machine = "-m there -t 1 --dtype int8"
     flags = "-n 7 --temp 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 -s 11 --stop a --stop b"
     assert main(["generate", "Once", *machine.split(), *flags.split()]) == 0
-    assert calls.load == ("there", {"dtype": "int8", "threads": 1, "vision": False, "mmproj": None})
+    assert calls.load == ("there", {"dtype": "int8", "threads": 1} | calls.unused)
     assert calls.settings == {
         "max_new_tokens": 7,
         "temperature": 0.5,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROWS = """
-    arrays errors backend simd
+    arrays errors backend simd memory
     config taps cache
     sfp8
     rmsnorm rope softcap geglu linear sampling conv1d rglru

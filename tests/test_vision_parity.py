@@ -330,6 +330,17 @@ def test_an_image_in_the_second_turn(truth, loaded, tokens, backend):
     assert_near(np.concatenate(found), expected)
 
 
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_heads_of_whole_vectors(tmp_path, head_dim):
+    """Few tokens at a time have a kernel of their own where a head is a multiple of two vectors."""
+    reference, config = sees.write_vision(tmp_path, text={"head_dim": head_dim, "query_pre_attn_scalar": head_dim})
+    ids, images = sees.prompt(config, (LONG, "image", 3, "image", LONG)), sees.pixels(config, 2)
+    expected, model = sees.logits_of(reference, ids, images), mg.load(tmp_path, threads=1)
+    places = [i for i in range(1, len(ids)) if not inside(ids, sees.IMAGE)[i]]
+    for cuts in ([], places, places[::3], [LONG + 1], [LONG, LONG + 6]):
+        assert_near(fed(model, ids, images, cuts), expected)
+
+
 @pytest.mark.parametrize("before", [238, 247, 250, 253, 255, 256])
 def test_images_where_a_long_prompt_would_be_cut(truth, loaded, before):
     """Long prompts go through the layers in pieces; here an image lies across, or at, a multiple of 256."""

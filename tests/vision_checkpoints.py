@@ -83,13 +83,15 @@ def write_vision(
     *,
     attention: str = "eager",
     tower: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
     **changes: Any,
 ) -> tuple[Gemma3ForConditionalGeneration, Gemma3Config]:
     """A random checkpoint in `folder` whose images are `tokens` tokens, and transformers' model and config of it.
 
-    `tower` replaces fields of the vision config, `changes` those of the whole; what is returned is in float32.
+    `tower` and `text` replace fields of these two configs, `changes` those of the whole. The model is in
+    float32.
     """
-    text = Gemma3TextConfig(**(TEXT | {"sliding_window": WINDOWS[tokens]}))
+    reader = Gemma3TextConfig(**(TEXT | {"sliding_window": WINDOWS[tokens]} | (text or {})))
     eyes = {"model_type": "siglip_vision_model", "vision_use_head": False} | TOWERS[tokens] | (tower or {})
     whole = {
         "mm_tokens_per_image": tokens,
@@ -97,7 +99,7 @@ def write_vision(
         "boi_token_index": START,
         "eoi_token_index": END,
     }
-    config = Gemma3Config(text_config=text.to_dict(), vision_config=eyes, **(whole | changes))
+    config = Gemma3Config(text_config=reader.to_dict(), vision_config=eyes, **(whole | changes))
     model = Gemma3ForConditionalGeneration(config)
     checkpoints.randomise(model)
     randomise_tower(model)
