@@ -88,8 +88,8 @@ def write_vision(
 ) -> tuple[Gemma3ForConditionalGeneration, Gemma3Config]:
     """A random checkpoint in `folder` whose images are `tokens` tokens, and transformers' model and config of it.
 
-    `tower` and `text` replace fields of these two configs, `changes` those of the whole. The model is in
-    float32.
+    `tower` and `text` replace fields of these two configs, `changes` those of the whole. The model is
+    in float32.
     """
     reader = Gemma3TextConfig(**(TEXT | {"sliding_window": WINDOWS[tokens]} | (text or {})))
     eyes = {"model_type": "siglip_vision_model", "vision_use_head": False} | TOWERS[tokens] | (tower or {})
