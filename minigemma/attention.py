@@ -22,7 +22,7 @@ import numpy as np
 from numba import float32, get_num_threads, prange
 
 from .arrays import F32, I32, U16, Bool, widen_bf16
-from .backend import definition, jit, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel, require
 from .simd import (
     LANES,
     ROWS,
@@ -379,6 +379,10 @@ def _many_queries(q, k, v, query_positions, until, key_positions, window, scale,
 
 @attention.kernel
 def _attention(q, k, v, query_positions, until, key_positions, window, scale, cap):
+    fits = q.ndim == 3 and k.ndim == 3 and k.shape == v.shape and k.shape[2] == q.shape[2] and len(k) > 0
+    fits = fits and q.shape[1] % k.shape[1] == 0 and key_positions.shape == k.shape[:1]
+    fits = fits and query_positions.shape == until.shape == q.shape[:1]
+    require(fits, "attention", q, k, v, query_positions, until, key_positions)
     T, N, H = q.shape
     K = k.shape[1]
     decoding = T <= FEW and H % (2 * LANES) == 0

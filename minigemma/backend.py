@@ -101,6 +101,13 @@ def default_threads() -> int:
     return max(1, min(cores, most_threads()))
 
 
+def require(fits: bool, what: str, *arrays: Any) -> None:
+    """Raise ValueError unless `fits`: kernels check no index, so whoever calls one has looked at the shapes before."""
+    if not fits:
+        shapes = ", ".join(f"{array.dtype} {list(array.shape)}" for array in arrays)
+        raise ValueError(f"{what}: the shapes {shapes} do not fit together")
+
+
 def one_core(x: Any) -> bool:
     """Is this so little work that one thread is done before others have been woken? One token's always is."""
     return len(x) == 1 or x.size < 1 << 15

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from .arrays import F32
-from .backend import definition, jit, jit_inner, jit_parallel, one_core
+from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
 
 
 @definition
@@ -49,6 +49,8 @@ def _rows(seen, weight, bias, y):
 
 @causal_conv1d.kernel
 def _causal_conv1d(x, weight, bias, before):
+    fits = x.ndim == 2 and weight.shape == (len(before) + 1, x.shape[1]) and bias.shape == x.shape[1:]
+    require(fits, "causal_conv1d", x, weight, bias, before)
     y = np.empty_like(x)
     (_few_rows if one_core(x) else _rows)(np.concatenate([before, x]), weight, bias, y)
     return y

@@ -13,7 +13,7 @@ import numpy as np
 from numba import float32, prange
 
 from .arrays import F32
-from .backend import definition, jit, jit_inner, jit_parallel, one_core
+from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
 from .simd import LANES, fma, load, splat, store, tanh
 
 SLOPE = np.float32(np.sqrt(2 / np.pi))
@@ -72,6 +72,7 @@ def _rows(gate, up, y):
 
 @gated_gelu.kernel
 def _gated_gelu(gate, up):
+    require(gate.ndim == 2 and gate.shape == up.shape, "gated_gelu", gate, up)
     y = np.empty_like(gate)
     (_few_rows if one_core(gate) else _rows)(gate, up, y)
     return y
@@ -94,6 +95,7 @@ def _gelu_rows(z, y):
 
 @gelu.kernel
 def _gelu(z):
+    require(z.ndim == 2, "gelu", z)
     y = np.empty_like(z)
     _gelu_rows(z, y)
     return y

@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange
 
 from .arrays import F32
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit_inner, jit_parallel, require
 
 
 @definition
@@ -49,6 +49,7 @@ def _rows(x, weight, bias, eps, y):
 
 @layer_norm.kernel
 def _layer_norm(x, weight, bias, eps):
+    require(x.ndim == 2 and weight.shape == bias.shape == x.shape[1:], "layer_norm", x, weight, bias)
     y = np.empty_like(x)
     _rows(x, weight, bias, eps, y)
     return y

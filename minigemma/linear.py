@@ -27,7 +27,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from .arrays import F32, widen_bf16
-from .backend import definition, jit, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel, require
 from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
 from .simd import (
     LANES,
@@ -352,6 +352,7 @@ def _many_tokens(packed, weight, size, columns, T):
 
 @linear.kernel
 def _linear(x, weight):
+    require(x.ndim == 2 and rows_columns(weight)[1] == x.shape[1], "linear", x, weight)
     columns, size = rows_columns(weight)[1], weight.shape[-1] if weight.ndim == 3 else 0
     rows = weight.reshape(len(weight), -1)
     if len(x) <= FEW:

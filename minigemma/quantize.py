@@ -23,12 +23,13 @@ from numba import float32, get_num_threads, prange
 from numpy.typing import NDArray
 
 from .arrays import F32, U8, widen_bf16
-from .backend import definition, jit, jit_inner, jit_parallel
+from .backend import definition, jit, jit_inner, jit_parallel, require
 from .errors import ModelFormatError
 from .sfp8 import dequantise_sfp8
 from .simd import LANES, fma, load, load_half, round_lanes, splat, store, store_half, zeros
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+BYTES = (18, 20, 22, 24, 34, 144, 176, 210)  # of a block of each
 WEIGHTS = {kind: 256 if kind.endswith("K") else 32 for kind in KINDS}
 STEPS = np.arange(127, 95, -2, dtype=np.float32)  # of an int8's 127, how many the largest weight of a block may take
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
@@ -184,6 +185,7 @@ def _dequantise_blocks(blocks, kind, out):
 
 @dequantise_blocks.kernel
 def _dequantise(blocks, kind):
+    require(blocks.dtype == np.uint8 and blocks.shape[1:] == (BYTES[kind],), f"a block of {KINDS[kind]}", blocks)
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]]), np.float32)
     _dequantise_blocks(blocks, kind, out)
     return out
@@ -327,6 +329,7 @@ def _quantise_blocks(x, bits, out):
 
 @quantise_blocks.kernel
 def _quantise(x, bits):
+    require(x.ndim == 2 and x.shape[1] == 32, "quantise_blocks", x)
     out = np.empty((len(x), 34 if bits == 8 else 18), np.uint8)
     _quantise_blocks(np.ascontiguousarray(x), bits, out)
     return out
@@ -361,6 +364,7 @@ def _int8_range(blocks, kind, steps, room, out):
 
 @int8_blocks.kernel
 def _int8(blocks, kind):
+    require(blocks.dtype == np.uint8 and blocks.shape[1:] == (BYTES[kind],), f"a block of {KINDS[kind]}", blocks)
     if kind == Q8_0:
         return blocks
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]] // 32, 34), np.uint8)

@@ -20,7 +20,7 @@ import numpy as np
 from numba import float32, get_num_threads, prange
 
 from .arrays import F32, U16, widen_bf16
-from .backend import definition, jit_inner, jit_parallel
+from .backend import definition, jit_inner, jit_parallel, require
 from .simd import (
     LANES,
     ROWS,
@@ -57,7 +57,7 @@ def block_diagonal(x: F32, weight: F32 | U16, bias: F32) -> F32:
 
     x [T, E] float32, weight [M, I, J] float32 or bf16, bias [M, J] float32 → [T, E] float32, E = M · I = M · J
     """
-    blocks = x.reshape(len(x), len(weight), -1)
+    blocks = x.reshape(len(x), *weight.shape[:2])
     y = np.einsum("TMI,MIJ->TMJ", blocks, widen_bf16(weight), optimize=True) + bias
     return y.reshape(x.shape).astype(np.float32)
 
@@ -137,6 +137,8 @@ def _scan(x, decay, state, workers, h):
 
 @linear_scan.kernel
 def _linear_scan(x, decay, state):
+    fits = x.ndim == 2 and x.shape == decay.shape and state.shape == x.shape[1:]
+    require(fits, "linear_scan", x, decay, state)
     h = np.empty_like(x)
     _scan(x, decay, state, get_num_threads(), h)
     return h
@@ -178,6 +180,9 @@ def _rg_lru_workers(x, recurrence, input, decay_rate, state, start, workers, h):
 
 @rg_lru.kernel
 def _rg_lru(x: F32, recurrence: F32, input: F32, decay_rate: F32, state: F32, start: bool) -> F32:
+    fits = x.ndim == 2 and x.shape == recurrence.shape == input.shape
+    fits = fits and decay_rate.shape == state.shape == x.shape[1:]
+    require(fits, "rg_lru", x, recurrence, input, decay_rate, state)
     missing = -x.shape[1] % LANES
     if missing:  # no released width; a whole number of vectors is made of it
         rows, row = ((0, 0), (0, missing)), (0, missing)
@@ -221,6 +226,8 @@ def _blocks(x, weight, bias, padded, y):
 
 @block_diagonal.kernel
 def _block_diagonal(x, weight, bias):
+    fits = x.ndim == 2 and weight.ndim == 3 and weight.shape[1] == weight.shape[2] and bias.shape == weight.shape[:2]
+    require(fits and len(weight) * weight.shape[1] == x.shape[1], "block_diagonal", x, weight, bias)
     y = np.empty_like(x)
     lanes = 2 * LANES
     _blocks(x, weight, bias, -(-weight.shape[2] // lanes) * lanes, y)

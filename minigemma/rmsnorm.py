@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from .arrays import F32
-from .backend import definition, jit, jit_inner, jit_parallel, one_core
+from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
 
 
 @definition
@@ -51,6 +51,7 @@ def _rows(x, weight, eps, y):
 
 @rms_norm.kernel
 def _rms_norm(x, weight, eps):
+    require(weight.shape == x.shape[-1:], "rms_norm", x, weight)
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     y = np.empty_like(rows)
     (_few_rows if one_core(rows) else _rows)(rows, weight, eps, y)

@@ -22,7 +22,7 @@ import numpy as np
 from numba import prange
 
 from .arrays import F32, I32, read_only
-from .backend import definition, jit, jit_inner, jit_parallel, one_core
+from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
 
 
 @lru_cache(maxsize=16)
@@ -75,6 +75,8 @@ def _turn_all(x, positions, frequency, y):
 
 @rope.kernel
 def _rope(x, positions, base, scale, rotated):
+    fits = x.ndim == 3 and positions.shape == x.shape[:1] and 0 <= rotated <= x.shape[2]
+    require(fits, "rope", x, positions)
     y = np.empty_like(x)
     (_turn_few if one_core(x) else _turn_all)(x, positions, _frequencies(base, scale, rotated), y)
     return y

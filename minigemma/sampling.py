@@ -18,7 +18,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from .arrays import F32
-from .backend import definition, jit, jit_inner, jit_parallel, one_core
+from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
 from .simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
 
 Ids = NDArray[np.intp]
@@ -74,6 +74,7 @@ def _rows(logits, sums):
 
 @log_sum_exp.kernel
 def _log_sum_exp(logits):
+    require(logits.ndim == 2 and logits.shape[1] > 0, "log_sum_exp", logits)
     sums = np.empty(len(logits), np.float32)
     (_few_rows if one_core(logits) else _rows)(np.ascontiguousarray(logits), sums)
     return sums

@@ -75,6 +75,7 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, kind, kind.llvm)
 
 
+READABLE = (types.float32, types.uint16, types.int16, types.int8, types.uint8)
 VECTOR, TILE = _VectorType(), _TileType()
 
 
@@ -101,8 +102,10 @@ def _splat(builder, scalar):
 
 def _element(context, builder, array_type, array, index):
     """The address of array[index], for a one-dimensional array without gaps."""
-    if array_type.ndim != 1 or array_type.layout != "C":
-        raise TypeError(f"vectors are read from one axis without gaps, not from {array_type}")
+    if array_type.ndim != 1 or array_type.layout != "C" or array_type.dtype not in READABLE:
+        raise TypeError(
+            f"vectors are read from one axis of float32 or of 8 or 16 bits, without gaps, not from {array_type}"
+        )
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
 

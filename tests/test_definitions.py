@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -192,6 +193,57 @@ def test_docstring_gives_the_shapes(name):
             if value.ndim == letters.count(",") + 1 or "..." in letters:
                 bound(letters, value.shape, known)
         bound(re.search(r"\[([^\]]*)\]", right)[1], made(*case).shape, known)
+
+
+def spoilt(array):
+    """The same array in shapes, dtypes, orders and alignments that it should not have."""
+    yield "a row less", array[:-1]
+    yield "a row more", np.concatenate([array, array[:1]])
+    yield "an axis more", array[None]
+    yield "no axis", array.reshape(-1) if array.ndim > 1 else array[0]
+    if array.ndim > 1:
+        yield "a column less", array[..., :-1]
+        yield "a column more", np.concatenate([array, array[..., :1]], axis=-1)
+        yield "columns first", np.asfortranarray(array)
+        yield "every other column", np.repeat(array, 2, axis=-1)[..., ::2]
+        yield "transposed", array.T
+    yield "twice the bits", array.astype({1: np.uint16, 2: np.uint32, 4: np.float64}[array.itemsize])
+    yield "nothing", array[:0]
+    bytes = np.empty(array.nbytes + 1, np.uint8)
+    odd = bytes[1:].view(array.dtype).reshape(array.shape)
+    odd[...] = array
+    yield "odd addresses", odd
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_kernel_refuses_what_it_cannot_take(name):
+    """Whatever an array is, a kernel ends in a Python error or in what the definition makes of it.
+
+    A kernel checks no index by itself: without a look at the shapes it would read other memory.
+    """
+    made, refused = DEFINITIONS[name], 0
+    for case in CASES[name][-1:]:
+        for i, value in enumerate(case):
+            if not isinstance(value, np.ndarray):
+                continue
+            for what, wrong in spoilt(value):
+                arguments = (*case[:i], wrong, *case[i + 1 :])
+                with np.errstate(all="ignore"), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    try:
+                        found = np.array(made(*arguments))
+                    except Exception:
+                        refused += 1
+                        continue
+                    with formulas_only():
+                        formula = made(*arguments)  # an error here is one that the kernel should have raised
+                assert found.shape == formula.shape, (what, i)
+                close = tolerance(formula) if formula.size else 1
+                if name == "linear":
+                    close = close + rounding(*arguments)
+                if name != "int8_blocks":
+                    assert (np.abs(found - formula) <= 2 * close).all(), (what, i)
+    assert refused
 
 
 def test_kernels_must_take_the_arguments_of_their_definition():
