@@ -72,6 +72,11 @@ def formulas_only(wanted: bool = True) -> Iterator[None]:
         _formulas_only.reset(token)
 
 
+def runs_formulas() -> bool:
+    """Is this inside `formulas_only`?"""
+    return _formulas_only.get()
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Inside this block kernels share their work among `count` threads; afterwards among as many as before.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .arrays import F32
 from .geglu import gated_gelu
-from .linear import Weight, affine
+from .linear import Weight, affine, linears, plus
 from .taps import Scope
 
 
@@ -29,5 +29,6 @@ class FeedForwardWeights:
 
 def feed_forward(x: F32, w: FeedForwardWeights, taps: Scope) -> F32:
     """x [T, D] → [T, D] float32."""
-    hidden = taps("ffn.hidden", gated_gelu(affine(x, w.gate, w.gate_bias), affine(x, w.up, w.up_bias)))
+    gate, up = linears(x, w.gate, w.up)
+    hidden = taps("ffn.hidden", gated_gelu(plus(gate, w.gate_bias), plus(up, w.up_bias)))
     return taps("ffn.out", affine(hidden, w.down, w.down_bias))

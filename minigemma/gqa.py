@@ -14,7 +14,7 @@ from .arrays import F32, I32
 from .attention import attention, attention_probs, attention_scores
 from .cache import KeyValueRing
 from .config import AttentionConfig
-from .linear import Weight, affine, linear
+from .linear import Weight, affine, linears
 from .rmsnorm import rms_norm
 from .rope import rope
 from .taps import Scope
@@ -61,7 +61,7 @@ def grouped_query_attention(
     `ring` is extended by their keys and values, and by nothing else changed.
     """
     T, positions = len(x), places.positions
-    q, k, v = (linear(x, matrix).reshape(T, -1, head_dim) for matrix in (w.q, w.k, w.v))
+    q, k, v = (y.reshape(T, -1, head_dim) for y in linears(x, w.q, w.k, w.v))
     if w.q_norm is not None and w.k_norm is not None:
         q, k = rms_norm(q, w.q_norm, eps), rms_norm(k, w.k_norm, eps)
     rotated = int(head_dim * config.rope_fraction)

@@ -17,7 +17,7 @@ from .arrays import F32, U16
 from .cache import RecurrentState
 from .conv1d import causal_conv1d
 from .geglu import gated_gelu
-from .linear import Weight, affine
+from .linear import Weight, affine, linears, plus
 from .rglru import block_diagonal, decay_and_input, rg_lru
 from .taps import Scope
 
@@ -43,8 +43,8 @@ class RecurrentWeights:
 
 def recurrent_block(x: F32, w: RecurrentWeights, state: RecurrentState, position: int, taps: Scope) -> F32:
     """x [T, D], the tokens from `position` on, → [T, D] float32. `state` is told what it will be, no more."""
-    through = affine(x, w.y, w.y_bias)
-    z = taps("recurrent.x", affine(x, w.x, w.x_bias))
+    y, z = linears(x, w.y, w.x)
+    through, z = plus(y, w.y_bias), taps("recurrent.x", plus(z, w.x_bias))
     tail, before = state.read()
     conv = taps("recurrent.conv", causal_conv1d(z, w.conv, w.conv_bias, tail))
     recurrence = taps("recurrent.recurrence_gate", block_diagonal(conv, w.recurrence_gate, w.recurrence_bias))

@@ -27,7 +27,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from .arrays import F32, widen_bf16
-from .backend import definition, jit, jit_inner, jit_parallel, require
+from .backend import definition, jit, jit_inner, jit_parallel, require, runs_formulas
 from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
 from .simd import (
     LANES,
@@ -55,6 +55,7 @@ from .simd import (
 
 BLOCK = 32  # weights that share a scale
 BLOCK_BYTES = {"int8": 2 + BLOCK, "int4": 2 + BLOCK // 2}
+TOGETHER = 3  # weights that one x is multiplied by in one go: q, k and v
 FEW = 8  # up to so many tokens a row of weights is used as it is read, without a panel
 PANEL = 8 * ROWS  # rows of weights that are widened together
 DEPTH = 512  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
@@ -118,7 +119,11 @@ def linear(x: F32, weight: Weight) -> F32:
 
 def affine(x: F32, weight: Weight, bias: F32 | None) -> F32:
     """y = x Wᵀ + b, or without b where there is none: x [T, D], weight [R, D], bias [R] → [T, R] float32."""
-    y = linear(x, weight)
+    return plus(linear(x, weight), bias)
+
+
+def plus(y: F32, bias: F32 | None) -> F32:
+    """y + b, or y where there is no b: y [T, R], bias [R] → [T, R] float32."""
     return y if bias is None else y + bias
 
 
@@ -246,14 +251,6 @@ def _few_rows(x, weight, first, last, y):
             y[t, r] = _dot_plain(weight[r], x[t])
 
 
-@jit_parallel
-def _few_tokens(x, weight, workers, y):
-    """Each row of weights is read once, in order, a contiguous range of rows a thread."""
-    for worker in prange(workers):
-        first, last = worker * len(weight) // workers, (worker + 1) * len(weight) // workers
-        _few_rows(x, weight, np.int64(first), np.int64(last), y)
-
-
 @jit_inner
 def _few_block_rows(x, scales, weight, first, last, y):
     eight_bits = weight.shape[1] == x.shape[1] // 32 * 34
@@ -265,14 +262,6 @@ def _few_block_rows(x, scales, weight, first, last, y):
                 y[t, r] = _dot_int4(weight[r], x[t], scales[t])
 
 
-@jit_parallel
-def _few_tokens_blocks(x, scales, weight, workers, y):
-    """The same for rows of blocks."""
-    for worker in prange(workers):
-        first, last = worker * len(weight) // workers, (worker + 1) * len(weight) // workers
-        _few_block_rows(x, scales, weight, np.int64(first), np.int64(last), y)
-
-
 @jit_inner
 def _few_sfp8_rows(x, weight, first, last, y):
     for r in range(first, last):
@@ -281,11 +270,33 @@ def _few_sfp8_rows(x, weight, first, last, y):
 
 
 @jit_parallel
-def _few_tokens_sfp8(x, weight, workers, y):
+def _few_tokens(x, weights, workers, ys):
+    """Each row of each weight is read once, in order, a contiguous range of rows a thread."""
+    for worker in prange(workers):
+        for i in range(len(weights)):
+            rows = len(weights[i])
+            first, last = worker * rows // workers, (worker + 1) * rows // workers
+            _few_rows(x, weights[i], np.int64(first), np.int64(last), ys[i])
+
+
+@jit_parallel
+def _few_tokens_blocks(x, scales, weights, workers, ys):
+    """The same for rows of blocks."""
+    for worker in prange(workers):
+        for i in range(len(weights)):
+            rows = len(weights[i])
+            first, last = worker * rows // workers, (worker + 1) * rows // workers
+            _few_block_rows(x, scales, weights[i], np.int64(first), np.int64(last), ys[i])
+
+
+@jit_parallel
+def _few_tokens_sfp8(x, weights, workers, ys):
     """The same for rows of codes."""
     for worker in prange(workers):
-        first, last = worker * len(weight) // workers, (worker + 1) * len(weight) // workers
-        _few_sfp8_rows(x, weight, np.int64(first), np.int64(last), y)
+        for i in range(len(weights)):
+            rows = len(weights[i])
+            first, last = worker * rows // workers, (worker + 1) * rows // workers
+            _few_sfp8_rows(x, weights[i], np.int64(first), np.int64(last), ys[i])
 
 
 @jit
@@ -350,20 +361,40 @@ def _many_tokens(packed, weight, size, columns, T):
     return y
 
 
+def _few(x, weights):
+    """x Wᵀ for few tokens and up to TOGETHER weights of one format, in one parallel region."""
+    rows = [weight.reshape(len(weight), -1) for weight in weights]
+    ys = [np.empty((len(x), len(weight)), np.float32) for weight in weights]
+    missing = TOGETHER - len(weights)  # a kernel is compiled for one number of weights
+    rows += [rows[0][:0]] * missing
+    outs = tuple(ys + [np.empty((0, 0), np.float32)] * missing)
+    if weights[0].dtype != np.uint8:
+        _few_tokens(x, tuple(rows), get_num_threads(), outs)
+    elif weights[0].ndim == 2:
+        _few_tokens_sfp8(x, tuple(rows), get_num_threads(), outs)
+    else:
+        whole, scales = np.empty(x.shape, np.int16), np.empty((len(x), x.shape[1] // BLOCK), np.float32)
+        _round_to_16_bits(x, whole, scales)
+        _few_tokens_blocks(whole, scales, tuple(rows), get_num_threads(), outs)
+    return ys
+
+
 @linear.kernel
 def _linear(x, weight):
     require(x.ndim == 2 and rows_columns(weight)[1] == x.shape[1], "linear", x, weight)
-    columns, size = rows_columns(weight)[1], weight.shape[-1] if weight.ndim == 3 else 0
-    rows = weight.reshape(len(weight), -1)
     if len(x) <= FEW:
-        y = np.empty((len(x), len(rows)), np.float32)
-        if weight.dtype != np.uint8:
-            _few_tokens(x, rows, get_num_threads(), y)
-        elif weight.ndim == 2:
-            _few_tokens_sfp8(x, rows, get_num_threads(), y)
-        else:
-            whole, scales = np.empty(x.shape, np.int16), np.empty((len(x), columns // BLOCK), np.float32)
-            _round_to_16_bits(x, whole, scales)
-            _few_tokens_blocks(whole, scales, rows, get_num_threads(), y)
-        return y
-    return _many_tokens(_pack(x), rows, size, columns, len(x))
+        return _few(x, [weight])[0]
+    columns, size = rows_columns(weight)[1], weight.shape[-1] if weight.ndim == 3 else 0
+    return _many_tokens(_pack(x), weight.reshape(len(weight), -1), size, columns, len(x))
+
+
+def linears(x: F32, *weights: Weight) -> list[F32]:
+    """[linear(x, weight) for each weight]; for few tokens they share a parallel region, whose start costs as much as
+    a small product. At most TOGETHER weights.
+    """
+    alike = len({(weight.dtype, weight.ndim) for weight in weights}) == 1
+    if runs_formulas() or len(x) > FEW or not alike:
+        return [linear(x, weight) for weight in weights]
+    for weight in weights:
+        require(x.ndim == 2 and rows_columns(weight)[1] == x.shape[1], "linears", x, weight)
+    return _few(x, weights)

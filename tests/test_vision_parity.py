@@ -566,8 +566,8 @@ def test_a_text_model_is_given_an_image(tmp_path, truth):
 
 
 def test_the_released_tower(tmp_path):
-    """SigLIP So400m/14 at 896 pixels: 4,096 patches, 16 heads of 72. Nine of its 27 layers, since all of them take
-    transformers about a minute and minigemma another; so it is one minute on two free cores, and 1.5 GB.
+    """SigLIP So400m/14 at 896 pixels: 4,096 patches, 16 heads of 72, in 1.4 GB. Nine of its 27 layers: on two busy
+    cores these take a minute and a half in all, the 27 two minutes for transformers and as much again for minigemma.
     """
     torch.set_num_threads(2)  # the fixture sets it back
     reference, config = sees.write_vision(tmp_path, 256, attention="sdpa", tower={"num_hidden_layers": 9})
