@@ -23,6 +23,7 @@ from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numba
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 P = ParamSpec("P")
@@ -111,6 +112,18 @@ def require(fits: bool, what: str, *arrays: Any) -> None:
     if not fits:
         shapes = ", ".join(f"{array.dtype} {list(array.shape)}" for array in arrays)
         raise ValueError(f"{what}: the shapes {shapes} do not fit together")
+
+
+def threading_layer() -> str:
+    """What starts a parallel region: "omp" (OpenMP), "tbb" or "workqueue", Numba's own, 50 times as slow at it."""
+    _count(np.empty(2, np.int64))
+    return str(numba.threading_layer())
+
+
+@jit_parallel
+def _count(numbers):
+    for i in numba.prange(len(numbers)):
+        numbers[i] = i
 
 
 def one_core(x: Any) -> bool:

@@ -127,7 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
     generating = command(generate, add_text, add_model, add_mmproj, add_machine, add_sampling, add_json)
     chatting = command(chat, add_model, add_mmproj, add_machine, add_sampling)
     command(score, add_text, add_model, add_machine, add_json)
-    command(inspect, add_model, add_mmproj, add_dtype, add_json)
+    inspecting = command(inspect, add_model, add_mmproj, add_dtype, add_json)
+    inspecting.add_argument("--cpu", action="store_true", help="show which kernels run on this processor, and why")
     benching = command(bench, add_model, add_machine, add_bench, add_json)
     benching.set_defaults(prompt_tokens=512, new_tokens=32)
     generating.add_argument("--raw", action="store_true", help="continue the text as it is, without the turn format")
@@ -495,6 +496,9 @@ def bench(args: argparse.Namespace) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Show sizes, layers, formats and the memory it takes, reading headers only."""
+    if args.cpu:
+        show_cpu(args)
+        return
     from .checkpoint import describe
     from .locate import locate
 
@@ -525,6 +529,19 @@ def inspect(args: argparse.Namespace) -> None:
         f"memory      weights {bytes_text(memory['weights'])} + cache of {report['sizes']['context']:,} tokens "
         f"{bytes_text(memory['cache'])} = {bytes_text(memory['total'])}"
     )
+
+
+def show_cpu(args: argparse.Namespace) -> None:
+    """Which kernels run here, and how many threads share them."""
+    from .backend import default_threads, most_threads, threading_layer
+    from .simd import paths
+
+    told = {**paths(), "threads": f"{default_threads()} of at most {most_threads()}", "regions": threading_layer()}
+    if args.json:
+        print_json(told)
+        return
+    for name, text in told.items():
+        print(f"{name:26}{text}")
 
 
 def summary(about: Description, config: TextConfig) -> dict[str, Any]:

@@ -45,9 +45,26 @@ if os.environ.get("MINIGEMMA_CPU") == "generic":
         if _name.startswith(("avx512", "avx10", "amx", "f16c")):
             _features[_name] = False
     numba.config.CPU_FEATURES = _features.flatten()
+# 16 where AVX-512 is; else 8, which is AVX2, or two NEON vectors.
 LANES = 16 if _features.get("avx512f") else 8
 _HALVES = bool(_features.get("f16c"))
 ROWS = 12 if LANES == 16 else 6  # accumulators: 24 of 32 registers, or 12 of 16
+
+
+def paths() -> dict[str, str]:
+    """Which path of each kind of kernel runs on this processor, and why."""
+    forced = os.environ.get("MINIGEMMA_CPU") == "generic"
+    wide, why = bool(_features.get("avx512f")), ", as MINIGEMMA_CPU=generic asks" if forced else ""
+    instructions = (
+        "AVX-512" if wide else "AVX2" if _features.get("avx2") else "the compiler's choice for this processor"
+    )
+    missing = "" if wide else f"; AVX-512 is not {'used' + why if forced else 'there'}"
+    return {
+        "vectors": f"{LANES} float32 numbers ({instructions}{missing})",
+        "tiles": f"{ROWS} x {2 * LANES} in registers; the processor's matrix unit (AMX) is not used",
+        "int8 and int4, few tokens": f"16-bit products in pairs, {LANES} sums at once",
+        "float16 scales": "an instruction (F16C)" if _HALVES else f"bit operations{why}",
+    }
 
 
 class _VectorType(types.Type):

@@ -384,6 +384,17 @@ def test_inspect_adds_up_weights_and_cache(described, capsys):
     assert round(report["parameters"] / 1e6) == 1000 and report["embedding_parameters"] == 262_144 * 1152
 
 
+@pytest.mark.parametrize("forced", [False, True])
+def test_inspect_tells_which_kernels_run(forced, monkeypatch, capsys):
+    if forced:
+        monkeypatch.setenv("MINIGEMMA_CPU", "generic")
+    assert main(["inspect", "--cpu"]) == 0
+    out = capsys.readouterr().out
+    assert ("MINIGEMMA_CPU=generic" in out) == forced
+    assert main(["inspect", "--cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["regions"] in ("omp", "tbb", "workqueue")
+
+
 def test_inspect_for_people(described, capsys):
     assert main(["inspect"]) == 0
     out = capsys.readouterr().out
