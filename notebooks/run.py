@@ -45,7 +45,8 @@ def thumbnail(notebook: Any, path: Path) -> None:
     from PIL import Image
 
     outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
-    pictures = [out.data["image/png"] for out in outputs if "image/png" in out.get("data", {})]
+    kinds = ("image/png", "image/jpeg")
+    pictures = [out.data[kind] for out in outputs for kind in kinds if kind in out.get("data", {})]
     if pictures:
         picture = Image.open(io.BytesIO(base64.b64decode(pictures[0]))).convert("RGB")
         path.parent.mkdir(exist_ok=True)

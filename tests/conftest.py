@@ -24,3 +24,8 @@ def demo_file() -> Path:
 def prose() -> str:
     """Some pages of Carroll, Austen and Melville, about 2,200 tokens."""
     return PROSE.read_text("utf-8")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long test_fuzz.py goes on."""
+    parser.addoption("--fuzz-minutes", type=float, default=0, metavar="N", help="damage checkpoints for so long")
