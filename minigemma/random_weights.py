@@ -6,6 +6,7 @@ weights of about D^-1/2, so that values keep their size from layer to layer.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +67,8 @@ def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtyp
         return read_only(random_matrix(random, *shape, "int8" if (name, dtype) == ("embedding", "int4") else dtype))
     if len(shape) == 3 and dtype != "f32":
         return read_only(random_matrix(random, shape[0] * shape[1], shape[2], "bf16").reshape(shape))
-    return read_only(random.standard_normal(shape, np.float32) * np.float32(0.1))
+    gain = 1 if re.search(r"^vision\..*norm[12]?$", name) and name != "vision.soft_norm" else 0  # of a LayerNorm
+    return read_only(random.standard_normal(shape, np.float32) * np.float32(0.1) + np.float32(gain))
 
 
 def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: str) -> Weight:
