@@ -3,7 +3,7 @@
 In this order: the file is decoded, its first frame only; turned upright as its EXIF orientation says; made RGB, what is
 transparent on white; scaled to 896 x 896 whatever its shape, by Pillow's bilinear filter, which averages where it
 shrinks; and x / 127.5 - 1. That is what Gemma's processor in transformers does with a picture from a file, but for
-transparency, which it drops.
+transparency, which it drops, and 16 bits of grey, which it clips.
 
 Pan & scan (Gemma 3 §2.1): scaling to a square squeezes a wide or tall picture, so that small print is lost. On request
 such a picture is also cut into up to four crops of equal size, side by side, each scaled for itself.
@@ -12,6 +12,7 @@ such a picture is also cut into up to four crops of equal size, side by side, ea
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000  # a picture of more is refused before it is decoded
 SIDE = 896
 
+KINDS: dict[bytes | tuple[bytes, ...], str] = {  # how other files begin, in lower case, and what they are
+    b"%pdf": "a PDF",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "XML, perhaps an SVG drawing",
+    (b"<!doctype html", b"<html"): "a web page",
+    (b"ii*\0", b"mm\0*"): "a TIFF picture",
+    (b"ftyphe", b"ftypmif1"): "an HEIC picture",
+    b"ftypavi": "an AVIF picture",
+    b"ftyp": "a video",
+}
+
 Notes = Callable[[str], None]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two not included
 
@@ -39,6 +51,11 @@ class PanAndScan:
     min_crop_size: int = 256  # pixels, of the shorter side
     max_crops: int = 4
     min_ratio: float = 1.2  # of the longer to the shorter side
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cut nothing."""
+        if self.min_crop_size < 1 or self.max_crops < 1:
+            raise ValueError(f"{self}: min_crop_size and max_crops must be 1 or more")
 
 
 def prepare(
@@ -56,7 +73,7 @@ def prepare(
 def image_pixels(image: Image.Image, side: int = SIDE) -> F32:
     """An RGB picture scaled to a square: float32 [3, side, side] in [-1, 1]      [Gemma 3 §2.1]
 
-    Pillow scales and rounds in uint8, as it did when the model was trained.
+    Pillow scales and rounds in uint8; a filter in float32 would differ by up to 1 of those 255 steps.
     """
     scaled = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), np.float32)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)) / np.float32(127.5) - np.float32(1)
@@ -91,22 +108,21 @@ def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
     anything else, for files of other formats than PNG, JPEG, WebP, GIF and BMP, and for more than 50 megapixels.
     """
     name, tell = _name(source), notes or (lambda text: None)
-    if isinstance(source, np.ndarray):
-        source = _from_array(source)
-    if isinstance(source, Image.Image):
-        return _rgb(source, name, tell)
-    if not isinstance(source, (str, Path)):
-        raise ImageError(name, "is no image", "give a path, a Pillow image or a uint8 array [height, width, 3]")
-    if name.startswith(("http:/", "https:/")):
+    if re.match(r"(https?|ftp|file|data):", name, re.IGNORECASE):
         raise ImageError(name, "is a web address", "download the picture and give its path")
+    if not isinstance(source, (str, Path, Image.Image, np.ndarray)):
+        raise ImageError(name, "is no image", "give a path, a Pillow image or a uint8 array [height, width, 3]")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about sizes and odd metadata: sizes are checked here
+            if isinstance(source, np.ndarray):
+                return _rgb(_from_array(source), name, tell)
+            if isinstance(source, Image.Image):
+                return _rgb(source, name, tell)
             with _opened(Path(source)) as image:
                 _check_size(image.size, name)
-                if getattr(image, "n_frames", 1) > 1:
+                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a JPEG with a second one for depth
                     tell(f"{name} is animated; its first frame is used")
-                image.load()
                 return _rgb(image, name, tell)
     except ImageError:
         raise
@@ -116,18 +132,27 @@ def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
 
 
 def _name(source: Any) -> str:
-    return str(source) if isinstance(source, (str, Path)) else f"the {type(source).__name__} given as an image"
+    """What errors and notes call it: its path if it has one; the head of an address that holds the picture itself."""
+    path = source if isinstance(source, (str, Path)) else getattr(source, "filename", "")
+    text = str(path or f"the {type(source).__name__} given as an image")
+    return f"{text[:60]}…" if text[:5].lower() == "data:" else text
 
 
 def _opened(path: Path) -> Image.Image:
     try:
-        head = path.read_bytes()[:64] if path.stat().st_size < 64 else _head(path)
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or device may never end
+            raise ImageError(path, "is no regular file", "save the picture to a file first")
+        with path.open("rb") as file:
+            head = file.read(64).lower()
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(path, "does not exist", "check the path") from None
     except IsADirectoryError:
         raise ImageError(path, "is a folder", "give the picture's own path") from None
     except (OSError, ValueError) as error:
-        raise ImageError(path, f"cannot be read ({error})", "check the path and its permissions") from None
+        problem = f"cannot be read ({getattr(error, 'strerror', error)})"
+        raise ImageError(path, problem, "check the path and its permissions") from None
     if not head:
         raise ImageError(path, "is empty", "fetch it again")
     try:
@@ -135,15 +160,9 @@ def _opened(path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise ImageError(path, f"has more than {MAX_PIXELS:,} pixels", "scale it down first") from None
     except UnidentifiedImageError:
-        kinds = {b"%PDF": "a PDF", b"<svg": "an SVG drawing", b"<?xml": "XML, perhaps an SVG drawing"}
-        kind = next((f"is {what}" for magic, what in kinds.items() if head.lstrip().startswith(magic)), "")
-        kind = kind or ("is an HEIC picture" if head[4:8] == b"ftyp" else "is no picture, or a damaged one")
-        raise ImageError(path, kind, f"take a picture in one of {', '.join(FORMATS)}") from None
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(64)
+        start = head[4:] if head[4:8] == b"ftyp" else head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        kind = next((what for magic, what in KINDS.items() if start.startswith(magic)), "no picture, or a damaged one")
+        raise ImageError(path, f"is {kind}", f"give one of these: {', '.join(FORMATS)}") from None
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -165,16 +184,16 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _rgb(image: Image.Image, name: str, tell: Notes) -> Image.Image:
     """Upright, without transparency, 8 bits a channel."""
     _check_size(image.size, name)
+    image.load()
     orientation = image.getexif().get(0x0112, 1)
     if orientation in range(2, 9):
         image = ImageOps.exif_transpose(image)
         tell(f"{name} is turned upright, as its EXIF orientation ({orientation}) says")
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
-        return Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
+        grey = (np.asarray(image, np.float32) / 257).round().clip(0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
             tell(f"{name} is transparent in places; they are shown white")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
