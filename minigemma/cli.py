@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    Interrupt.watch()
     try:
         # What a terminal cannot show comes out escaped instead of ending the answer.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -64,6 +66,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"minigemma: {one_line(error, args.model)}", file=sys.stderr)
         return 1
     return 0
+
+
+class Interrupt:
+    """Ctrl-C, remembered: raised where compiled code calls Python back it can get lost, and is raised again here."""
+
+    asked = False
+
+    @classmethod
+    def watch(cls) -> None:
+        """From now on note every Ctrl-C, and raise it as Python does."""
+        cls.asked = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, cls.noted)
+
+    @classmethod
+    def noted(cls, *_: object) -> None:
+        """The signal's handler."""
+        cls.asked = True
+        raise KeyboardInterrupt
+
+    @classmethod
+    def check(cls) -> None:
+        """Raise a Ctrl-C that got lost."""
+        if cls.asked:
+            raise KeyboardInterrupt
 
 
 def one_line(error: Exception, model: str) -> str:
@@ -415,6 +442,7 @@ def show(pieces: Iterator[Piece], progress: Progress, began: float = START, sile
     """Print the pieces as they come and return what is known when they end."""
     texts, tokens, first = [], [], 0.0
     for piece in pieces:
+        Interrupt.check()
         progress("")
         first = first or time.monotonic() - began
         texts.append(piece.text)
@@ -657,7 +685,7 @@ def read_line() -> str | None:
 def answer(talk: Chat, text: str, args: argparse.Namespace, progress: Progress) -> None:
     """Show the model's answer to one message; Ctrl-C stops it and what was said stays said."""
     progress("reading")
-    began = time.monotonic()
+    began, Interrupt.asked = time.monotonic(), False
     try:
         seen = see(talk.model, args, progress) if args.image else ()
         pieces: Any = talk.stream(text, seen, **settings(args))

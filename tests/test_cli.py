@@ -1,5 +1,6 @@
 """The command line with a stand-in for the model: which flag reaches what, what goes to which stream, exit codes."""
 
+import contextlib
 import io
 import json
 import signal
@@ -432,6 +433,25 @@ def test_a_closed_pipe_ends_quietly():
     shell = f"{sys.executable} -m minigemma generate 'Once upon a time' -n 5 -q | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_a_ctrl_c_that_gets_lost_in_compiled_code_is_raised_all_the_same(calls, monkeypatch, capsys):
+    """As where Python calls back from a destructor: the exception is printed by the interpreter and goes no further."""
+
+    class Swallowed(list):
+        def __iter__(self):
+            for text in ("Hel", "lo", " you"):
+                if text == "lo":
+                    with contextlib.suppress(KeyboardInterrupt):
+                        signal.raise_signal(signal.SIGINT)
+                yield text
+
+        def __len__(self):
+            return 3
+
+    calls.pieces = Swallowed()
+    assert main(["generate", "Once"]) == 130
+    assert capsys.readouterr().out == "Hel"
 
 
 def test_an_interrupted_process_exits_130_without_a_traceback():
