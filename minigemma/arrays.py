@@ -39,6 +39,13 @@ def round_bf16(x: F32) -> U16:
     return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
+def aligned(size: int, dtype: type) -> NDArray:
+    """An empty array [size] that begins on a cache line, so that no vector in it lies on two."""
+    room = np.empty(size * np.dtype(dtype).itemsize + 64, np.uint8)
+    first = -room.ctypes.data % 64
+    return room[first : first + room.size - 64].view(dtype)
+
+
 def read_only(x: NDArray) -> NDArray:
     """The same array, locked: nobody can damage a model, and Numba compiles a kernel for one kind of array, not two."""
     x.setflags(write=False)

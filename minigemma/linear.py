@@ -26,7 +26,7 @@ from numba import get_num_threads, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from .arrays import F32, widen_bf16
+from .arrays import F32, aligned, widen_bf16
 from .backend import definition, jit, jit_inner, jit_parallel, require, runs_formulas
 from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
 from .simd import (
@@ -36,6 +36,7 @@ from .simd import (
     dot_32_signed,
     fma,
     load,
+    load_float,
     load_half,
     load_high_nibbles,
     load_low_nibbles,
@@ -55,6 +56,7 @@ from .simd import (
 
 BLOCK = 32  # weights that share a scale
 BLOCK_BYTES = {"int8": 2 + BLOCK, "int4": 2 + BLOCK // 2}
+NO_ROWS = np.empty((0, 0), np.float32)
 TOGETHER = 3  # weights that one x is multiplied by in one go: q, k and v
 FEW = 8  # up to so many tokens a row of weights is used as it is read, without a panel
 PANEL = 8 * ROWS  # rows of weights that are widened together
@@ -127,7 +129,8 @@ def plus(y: F32, bias: F32 | None) -> F32:
     return y if bias is None else y + bias
 
 
-# ---- kernels: a row of weights is [D] float32 or uint16, or its blocks as uint8 [D/32 · size], size 34 or 18
+# ---- kernels. Those for few tokens see arrays as one axis: x [T · D]; a weight [R · D] float32 or uint16, or its
+# ---- blocks, uint8 [R · D/32 · size], size 34 or 18. A slice for each row would be counted, with atomic additions.
 
 
 def _widen_row(row, size, first, out):
@@ -135,71 +138,81 @@ def _widen_row(row, size, first, out):
 
 
 @jit_inner
-def _dot_plain(row, x):
-    """float32 or bf16. Four sums at once hide the four cycles that each multiply-add takes."""
+def _dot_plain(weight, at, x, k, count):
+    """`count` float32 or bf16 from weight[at] on, times x[k : k + count]. Four sums at once hide the four cycles that
+    each multiply-add takes.
+    """
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
-    step = 4 * LANES
-    whole = row.size // step * step
-    for k in range(0, whole, step):
-        prefetch(row, k + AHEAD // row.itemsize)
-        if row.itemsize * step > 64:
-            prefetch(row, k + AHEAD // row.itemsize + 64 // row.itemsize)
-        a = fma(load(row, k), load(x, k), a)
-        b = fma(load(row, k + LANES), load(x, k + LANES), b)
-        c = fma(load(row, k + 2 * LANES), load(x, k + 2 * LANES), c)
-        d = fma(load(row, k + 3 * LANES), load(x, k + 3 * LANES), d)
+    step, line, ahead = 4 * LANES, 64 // weight.itemsize, AHEAD // weight.itemsize
+    whole = count // step * step
+    for j in range(0, whole, step):
+        for i in range(0, step, line):
+            prefetch(weight, at + j + ahead + i)
+        a = fma(load(weight, at + j), load(x, k + j), a)
+        b = fma(load(weight, at + j + LANES), load(x, k + j + LANES), b)
+        c = fma(load(weight, at + j + 2 * LANES), load(x, k + j + 2 * LANES), c)
+        d = fma(load(weight, at + j + 3 * LANES), load(x, k + j + 3 * LANES), d)
     total = sum_lanes((a + b) + (c + d))
-    for k in range(whole, row.size):
-        total += load_one(row, k) * x[k]
+    for j in range(whole, count):
+        total += load_one(weight, at + j) * load_one(x, k + j)
     return total
 
 
 @jit_inner
-def _dot_int8(row, x, scales):
-    """Blocks of a float16 scale and 32 signed bytes, times int16 x with a scale for each block."""
-    a, b = zeros(), zeros()
-    blocks = row.size // 34
-    for block in range(0, blocks - 1, 2):
-        at, k = block * 34, block * 32
-        prefetch(row, at + AHEAD)
-        prefetch(row, at + AHEAD + 34)
-        a = fma(dot_32_signed(row, at + 2, x, k), splat(load_half(row, at) * scales[block]), a)
-        b = fma(dot_32_signed(row, at + 36, x, k + 32), splat(load_half(row, at + 34) * scales[block + 1]), b)
-    if blocks % 2:
-        at, k = blocks * 34 - 34, blocks * 32 - 32
-        a = fma(dot_32_signed(row, at + 2, x, k), splat(load_half(row, at) * scales[blocks - 1]), a)
-    return sum_lanes(a + b)
+def _scale(weight, at, scales, s):
+    return splat(load_half(weight, at) * load_one(scales, s))
 
 
 @jit_inner
-def _dot_int4(row, x, scales):
-    """Blocks of a float16 scale and 16 bytes of two nibbles, times int16 x with a scale for each block."""
-    a, b = zeros(), zeros()
-    blocks = row.size // 18
-    for block in range(0, blocks - 1, 2):
-        at, k = block * 18, block * 32
-        prefetch(row, at + AHEAD)
-        a = fma(dot_32_nibbles(row, at + 2, x, k), splat(load_half(row, at) * scales[block]), a)
-        b = fma(dot_32_nibbles(row, at + 20, x, k + 32), splat(load_half(row, at + 18) * scales[block + 1]), b)
-    if blocks % 2:
-        at, k = blocks * 18 - 18, blocks * 32 - 32
-        a = fma(dot_32_nibbles(row, at + 2, x, k), splat(load_half(row, at) * scales[blocks - 1]), a)
-    return sum_lanes(a + b)
+def _dot_int8(weight, at, x, k, scales, s, blocks):
+    """Blocks of a float16 scale and 32 signed bytes, times int16 x[k :] with a scale for each block, scales[s :]."""
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    for _ in range(blocks // 4):
+        prefetch(weight, at + AHEAD)
+        prefetch(weight, at + AHEAD + 64)
+        prefetch(weight, at + AHEAD + 102)
+        a = fma(dot_32_signed(weight, at + 2, x, k), _scale(weight, at, scales, s), a)
+        b = fma(dot_32_signed(weight, at + 36, x, k + 32), _scale(weight, at + 34, scales, s + 1), b)
+        c = fma(dot_32_signed(weight, at + 70, x, k + 64), _scale(weight, at + 68, scales, s + 2), c)
+        d = fma(dot_32_signed(weight, at + 104, x, k + 96), _scale(weight, at + 102, scales, s + 3), d)
+        at, k, s = at + 136, k + 128, s + 4
+    for _ in range(blocks % 4):
+        a = fma(dot_32_signed(weight, at + 2, x, k), _scale(weight, at, scales, s), a)
+        at, k, s = at + 34, k + 32, s + 1
+    return sum_lanes((a + b) + (c + d))
 
 
 @jit_inner
-def _dot_sfp8(row, x):
-    """A float32 scale, which bytes 0 … 3 hold, and D codes."""
+def _dot_int4(weight, at, x, k, scales, s, blocks):
+    """Blocks of a float16 scale and 16 bytes of two nibbles, times the same."""
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    for _ in range(blocks // 4):
+        prefetch(weight, at + AHEAD)
+        prefetch(weight, at + AHEAD + 36)
+        a = fma(dot_32_nibbles(weight, at + 2, x, k), _scale(weight, at, scales, s), a)
+        b = fma(dot_32_nibbles(weight, at + 20, x, k + 32), _scale(weight, at + 18, scales, s + 1), b)
+        c = fma(dot_32_nibbles(weight, at + 38, x, k + 64), _scale(weight, at + 36, scales, s + 2), c)
+        d = fma(dot_32_nibbles(weight, at + 56, x, k + 96), _scale(weight, at + 54, scales, s + 3), d)
+        at, k, s = at + 72, k + 128, s + 4
+    for _ in range(blocks % 4):
+        a = fma(dot_32_nibbles(weight, at + 2, x, k), _scale(weight, at, scales, s), a)
+        at, k, s = at + 18, k + 32, s + 1
+    return sum_lanes((a + b) + (c + d))
+
+
+@jit_inner
+def _dot_sfp8(weight, at, x, k, count):
+    """`count` codes from weight[at] on, times x[k :]."""
     a, b = zeros(), zeros()
-    whole = x.size // (2 * LANES) * (2 * LANES)
-    for k in range(0, whole, 2 * LANES):
-        prefetch(row, k + AHEAD)
-        a = fma(load_sfp8(row, SCALE_BYTES + k), load(x, k), a)
-        b = fma(load_sfp8(row, SCALE_BYTES + k + LANES), load(x, k + LANES), b)
+    whole = count // (2 * LANES) * (2 * LANES)
+    for j in range(0, whole, 2 * LANES):
+        prefetch(weight, at + j + AHEAD)
+        a = fma(load_sfp8(weight, at + j), load(x, k + j), a)
+        b = fma(load_sfp8(weight, at + j + LANES), load(x, k + j + LANES), b)
     total = sum_lanes(a + b)
-    for k in range(whole, x.size):
-        total += VALUES[row[SCALE_BYTES + k]] * x[k]
-    return total * row[:SCALE_BYTES].view(np.float32)[0]
+    for j in range(whole, count):
+        total += VALUES[weight[at + j]] * load_one(x, k + j)
+    return total
 
 
 @jit_inner
@@ -230,7 +243,7 @@ def _widen_blocks(row, size, first, out):
 
 @jit_inner
 def _widen_sfp8(row, first, out):
-    scale = row[:SCALE_BYTES].view(np.float32)[0]
+    scale = load_float(row, 0)
     at, whole = SCALE_BYTES + first, out.size // LANES * LANES
     for k in range(0, whole, LANES):
         store(out, k, load_sfp8(row, at + k) * splat(scale))
@@ -245,72 +258,71 @@ def _choose_widen_row(row, size, first, out):
 
 
 @jit_inner
-def _few_rows(x, weight, first, last, y):
+def _few_rows(x, D, weight, first, last, y):
     for r in range(first, last):
-        for t in range(len(x)):
-            y[t, r] = _dot_plain(weight[r], x[t])
+        for t in range(len(y)):
+            y[t, r] = _dot_plain(weight, r * D, x, t * D, D)
 
 
 @jit_inner
-def _few_block_rows(x, scales, weight, first, last, y):
-    eight_bits = weight.shape[1] == x.shape[1] // 32 * 34
+def _few_block_rows(x, scales, blocks, weight, size, first, last, y):
     for r in range(first, last):
-        for t in range(len(x)):
-            if eight_bits:
-                y[t, r] = _dot_int8(weight[r], x[t], scales[t])
+        for t in range(len(y)):
+            if size == 34:
+                y[t, r] = _dot_int8(weight, r * blocks * 34, x, t * blocks * 32, scales, t * blocks, blocks)
             else:
-                y[t, r] = _dot_int4(weight[r], x[t], scales[t])
+                y[t, r] = _dot_int4(weight, r * blocks * 18, x, t * blocks * 32, scales, t * blocks, blocks)
 
 
 @jit_inner
-def _few_sfp8_rows(x, weight, first, last, y):
+def _few_sfp8_rows(x, D, weight, first, last, y):
     for r in range(first, last):
-        for t in range(len(x)):
-            y[t, r] = _dot_sfp8(weight[r], x[t])
+        at = r * (SCALE_BYTES + D)
+        for t in range(len(y)):
+            y[t, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, t * D, D) * load_float(weight, at)
 
 
 @jit_parallel
-def _few_tokens(x, weights, workers, ys):
+def _few_tokens(x, D, weights, workers, ys):
     """Each row of each weight is read once, in order, a contiguous range of rows a thread."""
     for worker in prange(workers):
         for i in range(len(weights)):
-            rows = len(weights[i])
+            rows = ys[i].shape[1]
             first, last = worker * rows // workers, (worker + 1) * rows // workers
-            _few_rows(x, weights[i], np.int64(first), np.int64(last), ys[i])
+            _few_rows(x, D, weights[i], np.int64(first), np.int64(last), ys[i])
 
 
 @jit_parallel
-def _few_tokens_blocks(x, scales, weights, workers, ys):
-    """The same for rows of blocks."""
+def _few_tokens_blocks(x, scales, blocks, weights, size, workers, ys):
+    """The same for rows of blocks of `size` bytes."""
     for worker in prange(workers):
         for i in range(len(weights)):
-            rows = len(weights[i])
+            rows = ys[i].shape[1]
             first, last = worker * rows // workers, (worker + 1) * rows // workers
-            _few_block_rows(x, scales, weights[i], np.int64(first), np.int64(last), ys[i])
+            _few_block_rows(x, scales, blocks, weights[i], size, np.int64(first), np.int64(last), ys[i])
 
 
 @jit_parallel
-def _few_tokens_sfp8(x, weights, workers, ys):
+def _few_tokens_sfp8(x, D, weights, workers, ys):
     """The same for rows of codes."""
     for worker in prange(workers):
         for i in range(len(weights)):
-            rows = len(weights[i])
+            rows = ys[i].shape[1]
             first, last = worker * rows // workers, (worker + 1) * rows // workers
-            _few_sfp8_rows(x, weights[i], np.int64(first), np.int64(last), ys[i])
+            _few_sfp8_rows(x, D, weights[i], np.int64(first), np.int64(last), ys[i])
 
 
 @jit
 def _round_to_16_bits(x, whole, scales):
-    """x ≈ whole · scales, a scale for each block of 32: x [T, D] float32, whole [T, D] int16, scales [T, D/32]."""
-    for t in range(len(x)):
-        for block in range(scales.shape[1]):
-            largest = np.float32(0)
-            for k in range(block * 32, block * 32 + 32):
-                largest = max(largest, abs(x[t, k]))
-            scales[t, block] = largest / np.float32(32767)
-            up = np.float32(32767) / largest if largest > 0 else np.float32(0)
-            for k in range(block * 32, block * 32 + 32):
-                whole[t, k] = np.int16(np.rint(x[t, k] * up))
+    """x ≈ whole · scales, a scale for each block of 32: x [n] float32, whole [n] int16, scales [n/32]."""
+    for block in range(scales.size):
+        largest = np.float32(0)
+        for k in range(block * 32, block * 32 + 32):
+            largest = max(largest, abs(x[k]))
+        scales[block] = largest / np.float32(32767)
+        up = np.float32(32767) / largest if largest > 0 else np.float32(0)
+        for k in range(block * 32, block * 32 + 32):
+            whole[k] = np.int16(np.rint(x[k] * up))
 
 
 @jit_parallel
@@ -363,19 +375,20 @@ def _many_tokens(packed, weight, size, columns, T):
 
 def _few(x, weights):
     """x Wᵀ for few tokens and up to TOGETHER weights of one format, in one parallel region."""
-    rows = [weight.reshape(len(weight), -1) for weight in weights]
-    ys = [np.empty((len(x), len(weight)), np.float32) for weight in weights]
+    T, D = x.shape
+    flat = [weight.reshape(-1) for weight in weights]  # one axis: a row as an array of its own would be counted
+    ys = [np.empty((T, len(weight)), np.float32) for weight in weights]
     missing = TOGETHER - len(weights)  # a kernel is compiled for one number of weights
-    rows += [rows[0][:0]] * missing
-    outs = tuple(ys + [np.empty((0, 0), np.float32)] * missing)
+    flat = tuple(flat + [flat[0][:0]] * missing)
+    outs = tuple(ys + [NO_ROWS] * missing)
     if weights[0].dtype != np.uint8:
-        _few_tokens(x, tuple(rows), get_num_threads(), outs)
+        _few_tokens(x.reshape(-1), D, flat, get_num_threads(), outs)
     elif weights[0].ndim == 2:
-        _few_tokens_sfp8(x, tuple(rows), get_num_threads(), outs)
+        _few_tokens_sfp8(x.reshape(-1), D, flat, get_num_threads(), outs)
     else:
-        whole, scales = np.empty(x.shape, np.int16), np.empty((len(x), x.shape[1] // BLOCK), np.float32)
-        _round_to_16_bits(x, whole, scales)
-        _few_tokens_blocks(whole, scales, tuple(rows), get_num_threads(), outs)
+        whole, scales = aligned(T * D, np.int16), np.empty(T * D // BLOCK, np.float32)
+        _round_to_16_bits(x.reshape(-1), whole, scales)
+        _few_tokens_blocks(whole, scales, D // BLOCK, flat, weights[0].shape[2], get_num_threads(), outs)
     return ys
 
 

@@ -171,6 +171,19 @@ def load_one(typingctx, array, index):
 
 
 @intrinsic
+def load_float(typingctx, array, index):
+    """The float32 in bytes index … index + 3 of a uint8 array."""
+
+    def codegen(context, builder, signature, args):
+        address = _element(context, builder, signature.args[0], *args)
+        value = builder.load(builder.bitcast(address, _F32.as_pointer()))
+        value.align = 1
+        return value
+
+    return types.float32(array, types.intp), codegen
+
+
+@intrinsic
 def load_half(typingctx, array, index):
     """The float16 in bytes index and index + 1 of a uint8 array, as float32. Finite ones only.
 
