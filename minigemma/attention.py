@@ -30,7 +30,9 @@ from .simd import (
     fma,
     load,
     load_one,
+    max_lanes,
     maximum,
+    prefetch,
     splat,
     store,
     sum_lanes,
@@ -117,6 +119,8 @@ def attention(
 
 FEW = 8  # queries that still count as decoding
 FEW_BLOCK = 64  # keys at a time while decoding
+AHEAD = 4096  # bytes of keys read ahead into the second-level cache
+AT_ONCE = 16  # values of them that are added up together: as many lie in the first-level cache, whatever their stride
 SERIAL = 4096  # query heads times keys that one thread does at once, sooner than others are woken
 SPLIT = 512  # keys a thread takes at least while decoding
 MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
@@ -124,79 +128,154 @@ COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
 
 
 @jit_inner
-def _dot(row, x):
-    """Σ row · x, row float32 or bf16; sizes are multiples of 2 · LANES."""
+def _dot(k, at, q, i, H):
+    """Σ_h k[at + h] · q[i + h], k float32 or bf16; H is a multiple of 2 · LANES."""
     a, b = zeros(), zeros()
-    for h in range(0, x.size, 2 * LANES):
-        a = fma(load(row, h), load(x, h), a)
-        b = fma(load(row, h + LANES), load(x, h + LANES), b)
+    for h in range(0, H, 2 * LANES):
+        a = fma(load(k, at + h), load(q, i + h), a)
+        b = fma(load(k, at + h + LANES), load(q, i + h + LANES), b)
     return sum_lanes(a + b)
 
 
 @jit_inner
-def _softmax_step(scores, cap, state, total):
-    """One query, one block: scores become exponentials; `state` (maximum, sum) and `total` are brought up to date."""
-    top = state[0]
-    for s in range(0, scores.size, LANES):
+def _two_dots(k, at, q, i, H):
+    """The same for q[i + h] and q[i + H + h]: two heads share what is loaded of a key."""
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    for h in range(0, H, 2 * LANES):
+        x, y = load(k, at + h), load(k, at + h + LANES)
+        a, b = fma(x, load(q, i + h), a), fma(y, load(q, i + h + LANES), b)
+        c, d = fma(x, load(q, i + H + h), c), fma(y, load(q, i + H + h + LANES), d)
+    return sum_lanes(a + b), sum_lanes(c + d)
+
+
+@jit_inner
+def _softmax_step(scores, first, cap, state, i, total, at, H):
+    """One query, one block: scores become exponentials; its maximum and sum, state[i] and state[i + 1], and its
+    weighted values, total[at : at + H], are brought up to date.
+    """
+    before = load_one(state, i)
+    highest = splat(before)
+    for s in range(first, first + FEW_BLOCK, LANES):
         x = load(scores, s)
         if cap > 0:
             x = where_less(x, splat(LOWEST), x, soft_cap_lanes(x, cap))
             store(scores, s, x)
-        for i in range(LANES):
-            top = max(top, scores[s + i])
-    shrink = np.exp(state[0] - top)
+        highest = maximum(highest, x)
+    top = max_lanes(highest)
     summed = zeros()
-    for s in range(0, scores.size, LANES):
+    for s in range(first, first + FEW_BLOCK, LANES):
         p = exp(load(scores, s) - splat(top))
         store(scores, s, p)
         summed = summed + p
-    state[0], state[1] = top, state[1] * shrink + sum_lanes(summed)
-    for h in range(0, total.size, LANES):
+    shrink = np.exp(before - top)
+    state[i], state[i + 1] = top, load_one(state, i + 1) * shrink + sum_lanes(summed)
+    for h in range(at, at + H, LANES):
         store(total, h, load(total, h) * splat(shrink))
 
 
 @jit_inner
-def _few_block(q, k, v, head, query, until, keys, window, scale, cap, first, last, state, totals, scores):
-    """One query position, the G heads of a group: q [G, H]. Keys first … last - 1 of k, v [S, K, H]."""
+def _add_values(scores, p, v, step, offset, first, last, total, at, H):
+    """total[at : at + H] += Σ_s scores[p + s] · v[s · step + offset : … + H], s = first … last - 1."""
+    for h in range(0, H, 2 * LANES):
+        a, b = load(total, at + h), load(total, at + h + LANES)
+        for s in range(first, last):
+            row, x = s * step + offset + h, splat(load_one(scores, p + s))
+            a, b = fma(x, load(v, row), a), fma(x, load(v, row + LANES), b)
+        store(total, at + h, a)
+        store(total, at + h + LANES, b)
+
+
+@jit_inner
+def _add_two(scores, p, v, step, offset, first, last, total, at, H):
+    """The same for two heads, which share what is loaded of a value."""
+    for h in range(0, H, 2 * LANES):
+        a, b = load(total, at + h), load(total, at + h + LANES)
+        c, d = load(total, at + H + h), load(total, at + H + h + LANES)
+        for s in range(first, last):
+            row = s * step + offset + h
+            x, y = splat(load_one(scores, p + s)), splat(load_one(scores, p + FEW_BLOCK + s))
+            low, high = load(v, row), load(v, row + LANES)
+            a, b, c, d = fma(x, low, a), fma(x, high, b), fma(y, low, c), fma(y, high, d)
+        store(total, at + h, a)
+        store(total, at + h + LANES, b)
+        store(total, at + H + h, c)
+        store(total, at + H + h + LANES, d)
+
+
+@jit_inner
+def _few_block(
+    q, i, k, v, step, offset, query, until, keys, window, scale, cap, first, last, task, states, totals, scores
+):
+    """One query position, the G heads of a group: q[i : i + G · H]. Keys first … last - 1, whose row s of k and v
+    begins at s · step + offset.
+    """
+    G, H = states.shape[1], totals.shape[2]
+    state, total = states.reshape(-1), totals.reshape(-1)
     for s in range(first, last):
-        row = k[s, head]
+        at = s * step + offset
+        for h in range(0, H, 64 // k.itemsize):  # the next keys, and the values of this one, which are needed soon
+            prefetch(k, at + AHEAD // k.itemsize + h)
+            prefetch(v, at + h)
         seen = keys[s] <= until and query - keys[s] < window
-        for g in range(len(q)):
-            scores[g, s - first] = _dot(row, q[g]) * scale if seen else -np.inf
-    for g in range(len(q)):
-        p, total = scores[g], totals[g]
+        for g in range(0, G - 1, 2):
+            one, two = _two_dots(k, at, q, i + g * H, H)
+            scores[g * FEW_BLOCK + s - first] = one * scale if seen else -np.inf
+            scores[(g + 1) * FEW_BLOCK + s - first] = two * scale if seen else -np.inf
+        if G % 2:
+            one = _dot(k, at, q, i + (G - 1) * H, H)
+            scores[(G - 1) * FEW_BLOCK + s - first] = one * scale if seen else -np.inf
+    for g in range(G):
+        p, row = g * FEW_BLOCK, (task * G + g) * H
         for s in range(last - first, FEW_BLOCK):
-            p[s] = -np.inf
-        _softmax_step(p, cap, state[g], total)
-        for h in range(0, total.size, 2 * LANES):
-            a, b = load(total, h), load(total, h + LANES)
-            for s in range(first, last):
-                weight, row = splat(p[s - first]), v[s, head]
-                a, b = fma(weight, load(row, h), a), fma(weight, load(row, h + LANES), b)
-            store(total, h, a)
-            store(total, h + LANES, b)
+            scores[p + s] = -np.inf
+        _softmax_step(scores, p, cap, state, 2 * (task * G + g), total, row, H)
+    for s in range(first, last, AT_ONCE):
+        end = min(s + AT_ONCE, last)
+        for g in range(0, G - 1, 2):
+            _add_two(scores, g * FEW_BLOCK - first, v, step, offset, s, end, total, (task * G + g) * H, H)
+        if G % 2:
+            g = G - 1
+            _add_values(scores, g * FEW_BLOCK - first, v, step, offset, s, end, total, (task * G + g) * H, H)
 
 
 @jit_inner
 def _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals):
     """One query position, one group, one part of the keys, block by block; `task` counts all of them."""
-    t, head, part = task // (q.shape[1] * parts), task // parts % q.shape[1], task % parts
+    K, G, H = q.shape[1:]
+    t, head, part = task // (K * parts), task // parts % K, task % parts
     size = (len(k) + parts - 1) // parts
-    state, total = states[task], totals[task]
-    scores = np.empty((q.shape[2], FEW_BLOCK), np.float32)
-    for g in range(len(state)):
-        state[g, 0], state[g, 1] = LOWEST, 0
-        for h in range(total.shape[1]):
-            total[g, h] = 0
+    flat_q, flat_k, flat_v = q.reshape(-1), k.reshape(-1), v.reshape(-1)
+    scores = np.empty(G * FEW_BLOCK, np.float32)
+    for g in range(G):
+        states[task, g, 0], states[task, g, 1] = LOWEST, 0
+        for h in range(H):
+            totals[task, g, h] = 0
     last = min(len(k), part * size + size)
     for s in range(part * size, last, FEW_BLOCK):
-        end = min(s + FEW_BLOCK, last)
-        group, query, to = q[t, head], query_positions[t], until[t]
-        _few_block(group, k, v, head, query, to, keys, window, scale, cap, s, end, state, total, scores)
+        _few_block(
+            flat_q,
+            (t * K + head) * G * H,
+            flat_k,
+            flat_v,
+            K * H,
+            head * H,
+            query_positions[t],
+            until[t],
+            keys,
+            window,
+            scale,
+            cap,
+            s,
+            min(s + FEW_BLOCK, last),
+            task,
+            states,
+            totals,
+            scores,
+        )
 
 
 @jit
-def _join(states, totals, out):
+def join(states, totals, out):
     """Put the parts of each group together.
 
     states [groups · parts, G, 2], totals [groups · parts, G, H] → out [groups, G, H]
@@ -219,14 +298,20 @@ def _join(states, totals, out):
 
 
 @jit_parallel
-def _few_parts(q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
+def few_parts(q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
+    """Every query and group, its keys cut into `parts`, shared out among threads; `join` puts the parts together.
+
+    q [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S] → states [T · K · parts, G, 2]: maximum and sum;
+    totals [T · K · parts, G, H]
+    """
     for task in prange(len(states)):
         # A plain int64: prange counts in another type, and the function would be compiled for both.
         _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, np.int64(task), states, totals)
 
 
 @jit
-def _few_serial(q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
+def few_serial(q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
+    """The same on one thread."""
     for task in range(len(states)):
         _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals)
 
@@ -236,10 +321,10 @@ def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, 
     T, K, G, H = q.shape
     parts = max(1, min(workers, len(k) // SPLIT))
     states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
-    run = _few_parts if len(states) > 1 and T * K * G * len(k) > SERIAL else _few_serial
+    run = few_parts if len(states) > 1 and T * K * G * len(k) > SERIAL else few_serial
     run(q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals)
     out = np.empty((T * K, G, H), np.float32)
-    _join(states, totals, out)
+    join(states, totals, out)
     return out
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import F32, round_bf16, widen_bf16
-from .backend import default_threads, formulas_only, threads
+from .backend import default_threads, formulas_only, runs_formulas, threads
 from .cache import Cache, KeyValueRing, LayerState
 from .config import TextConfig, VisionConfig
 from .errors import no_vision
@@ -31,6 +32,7 @@ from .linear import Weight, embed, linear
 from .rmsnorm import rms_norm
 from .siglip import VisionWeights, soft_tokens, vision_tower
 from .softcap import soft_cap
+from .step import OneToken, one_token
 from .taps import NO_TAPS, Scope, Taps
 
 PIECE = 256  # tokens that go through the layers together: what bounds the memory of a long prompt
@@ -212,10 +214,18 @@ class Decoder(ABC):
                 inside = slice(span.first - first, span.last - first)
                 x[inside], until[inside] = span.features, positions[inside][-1]
         x, places = taps("embedding", x), Places(positions, until)
+        if len(here) == 1 and self._one_token and not taps.patterns and not runs_formulas():
+            x = self._one_token(x, cache)
+            cache.advance(1)
+            return x
         for layer, state in enumerate(cache.layers):
             x = self.block(x, layer, state, places, taps.within(f"blocks.{layer}"))
         cache.advance(last - first)
         return x
+
+    @cached_property
+    def _one_token(self) -> OneToken | None:
+        return one_token(self.config, self.weights.blocks)
 
     def _head(self, x: F32, taps: Taps) -> F32:
         w = self.weights

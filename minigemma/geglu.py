@@ -50,7 +50,8 @@ def _gelu_one(z):
 
 
 @jit_inner
-def _row(gate, up, y):
+def gated_gelu_row(gate, up, y):
+    """y = gelu(gate) · up, each [F]; y may be one of the others."""
     whole = gate.size // LANES * LANES
     for f in range(0, whole, LANES):
         store(y, f, _gelu_lanes(load(gate, f)) * load(up, f))
@@ -61,13 +62,13 @@ def _row(gate, up, y):
 @jit
 def _few_rows(gate, up, y):
     for t in range(len(gate)):
-        _row(gate[t], up[t], y[t])
+        gated_gelu_row(gate[t], up[t], y[t])
 
 
 @jit_parallel
 def _rows(gate, up, y):
     for t in prange(len(gate)):
-        _row(gate[t], up[t], y[t])
+        gated_gelu_row(gate[t], up[t], y[t])
 
 
 @gated_gelu.kernel

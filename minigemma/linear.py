@@ -283,7 +283,7 @@ def _few_sfp8_rows(x, D, weight, first, last, y):
 
 
 @jit_parallel
-def _few_tokens(x, D, weights, workers, ys):
+def few_tokens(x, D, weights, workers, ys):
     """Each row of each weight is read once, in order, a contiguous range of rows a thread."""
     for worker in prange(workers):
         for i in range(len(weights)):
@@ -293,7 +293,7 @@ def _few_tokens(x, D, weights, workers, ys):
 
 
 @jit_parallel
-def _few_tokens_blocks(x, scales, blocks, weights, size, workers, ys):
+def few_tokens_blocks(x, scales, blocks, weights, size, workers, ys):
     """The same for rows of blocks of `size` bytes."""
     for worker in prange(workers):
         for i in range(len(weights)):
@@ -313,7 +313,7 @@ def _few_tokens_sfp8(x, D, weights, workers, ys):
 
 
 @jit
-def _round_to_16_bits(x, whole, scales):
+def round_to_16_bits(x, whole, scales):
     """x ≈ whole · scales, a scale for each block of 32: x [n] float32, whole [n] int16, scales [n/32]."""
     for block in range(scales.size):
         largest = np.float32(0)
@@ -379,16 +379,15 @@ def _few(x, weights):
     flat = [weight.reshape(-1) for weight in weights]  # one axis: a row as an array of its own would be counted
     ys = [np.empty((T, len(weight)), np.float32) for weight in weights]
     missing = TOGETHER - len(weights)  # a kernel is compiled for one number of weights
-    flat = tuple(flat + [flat[0][:0]] * missing)
-    outs = tuple(ys + [NO_ROWS] * missing)
+    padded, outs = tuple(flat + [flat[0][:0]] * missing), tuple(ys + [NO_ROWS] * missing)
     if weights[0].dtype != np.uint8:
-        _few_tokens(x.reshape(-1), D, flat, get_num_threads(), outs)
+        few_tokens(x.reshape(-1), D, padded, get_num_threads(), outs)
     elif weights[0].ndim == 2:
-        _few_tokens_sfp8(x.reshape(-1), D, flat, get_num_threads(), outs)
+        _few_tokens_sfp8(x.reshape(-1), D, padded, get_num_threads(), outs)
     else:
         whole, scales = aligned(T * D, np.int16), np.empty(T * D // BLOCK, np.float32)
-        _round_to_16_bits(x.reshape(-1), whole, scales)
-        _few_tokens_blocks(whole, scales, D // BLOCK, flat, weights[0].shape[2], get_num_threads(), outs)
+        round_to_16_bits(x.reshape(-1), whole, scales)
+        few_tokens_blocks(whole, scales, D // BLOCK, padded, weights[0].shape[2], get_num_threads(), outs)
     return ys
 
 
@@ -405,7 +404,7 @@ def linears(x: F32, *weights: Weight) -> list[F32]:
     """[linear(x, weight) for each weight]; for few tokens they share a parallel region, whose start costs as much as
     a small product. At most TOGETHER weights.
     """
-    alike = len({(weight.dtype, weight.ndim) for weight in weights}) == 1
+    alike = len({(weight.dtype, weight.ndim, weight.shape[2:]) for weight in weights}) == 1
     if runs_formulas() or len(x) > FEW or not alike:
         return [linear(x, weight) for weight in weights]
     for weight in weights:

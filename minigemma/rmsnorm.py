@@ -28,7 +28,8 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
 
 
 @jit_inner
-def _row(x, weight, eps, y):
+def norm_row(x, weight, eps, y):
+    """One row, [D] each; y may be x itself."""
     squares = np.float32(0)
     for d in range(x.size):
         squares += x[d] * x[d]
@@ -40,13 +41,13 @@ def _row(x, weight, eps, y):
 @jit
 def _few_rows(x, weight, eps, y):
     for t in range(len(x)):
-        _row(x[t], weight, eps, y[t])
+        norm_row(x[t], weight, eps, y[t])
 
 
 @jit_parallel
 def _rows(x, weight, eps, y):
     for t in prange(len(x)):
-        _row(x[t], weight, eps, y[t])
+        norm_row(x[t], weight, eps, y[t])
 
 
 @rms_norm.kernel

@@ -26,7 +26,7 @@ from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
 
 
 @lru_cache(maxsize=16)
-def _frequencies(base: float, scale: float, rotated: int) -> F32:
+def frequencies(base: float, scale: float, rotated: int) -> F32:
     """base^(-2j / R) / scale for j = 0 … R/2 - 1, radians a position."""
     half = rotated // 2
     return read_only((base ** (-np.arange(half) / half) / scale).astype(np.float32))
@@ -38,7 +38,7 @@ def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32
 
     x [T, N, H] float32, positions [T] int32 → [T, N, H] float32
     """
-    half, frequency = rotated // 2, _frequencies(base, scale, rotated)
+    half, frequency = rotated // 2, frequencies(base, scale, rotated)
     angle = positions[:, None, None].astype(np.float32) * frequency  # [T, 1, R/2]
     cos, sin = np.cos(angle), np.sin(angle)
     u, v, rest = x[..., :half], x[..., half:rotated], x[..., rotated:]
@@ -46,8 +46,8 @@ def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32
 
 
 @jit_inner
-def _turn(x, position, frequency, y):
-    """One token: x, y [N, H]."""
+def turn(x, position, frequency, y):
+    """One token: x, y [N, H]; y may be x itself."""
     half, rotated = frequency.size, 2 * frequency.size
     for j in range(half):
         angle = np.float32(position) * frequency[j]
@@ -64,13 +64,13 @@ def _turn(x, position, frequency, y):
 @jit
 def _turn_few(x, positions, frequency, y):
     for t in range(len(x)):
-        _turn(x[t], positions[t], frequency, y[t])
+        turn(x[t], positions[t], frequency, y[t])
 
 
 @jit_parallel
 def _turn_all(x, positions, frequency, y):
     for t in prange(len(x)):
-        _turn(x[t], positions[t], frequency, y[t])
+        turn(x[t], positions[t], frequency, y[t])
 
 
 @rope.kernel
@@ -78,5 +78,5 @@ def _rope(x, positions, base, scale, rotated):
     fits = x.ndim == 3 and positions.shape == x.shape[:1] and 0 <= rotated <= x.shape[2]
     require(fits, "rope", x, positions)
     y = np.empty_like(x)
-    (_turn_few if one_core(x) else _turn_all)(x, positions, _frequencies(base, scale, rotated), y)
+    (_turn_few if one_core(x) else _turn_all)(x, positions, frequencies(base, scale, rotated), y)
     return y

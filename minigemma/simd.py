@@ -207,6 +207,20 @@ def load_half(typingctx, array, index):
 
 
 @intrinsic
+def bf16_bits(typingctx, value):
+    """The upper 16 bits of a float32, rounded to nearest, ties to even; NaN stays NaN."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], _I32)
+        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+        rounded = builder.add(builder.add(bits, _I32(0x7FFF)), odd)
+        chosen = builder.select(builder.fcmp_unordered("uno", *args * 2), builder.or_(bits, _I32(0x400000)), rounded)
+        return builder.trunc(builder.lshr(chosen, _I32(16)), ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
+
+
+@intrinsic
 def store_half(typingctx, array, index, value):
     """Bytes index and index + 1 of a uint8 array = a float32 rounded to float16, to nearest even; |value| < 65,520.
 

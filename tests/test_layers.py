@@ -12,6 +12,7 @@ ROWS = """
     rmsnorm rope softcap geglu linear sampling conv1d rglru
     attention layernorm
     gqa feedforward griffin siglip
+    step
     decoder
     gemma gemma2 gemma3 recurrentgemma
     safetensors_file gguf_file quantize tokenizer config_file tensor_names demo images

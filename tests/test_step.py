@@ -1,0 +1,113 @@
+"""One token at a time in compiled code, against the same layers as their blocks write them."""
+
+import numpy as np
+import pytest
+
+import minigemma as mg
+from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig
+from minigemma.random_weights import random_model
+
+SIZES = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn_width": 96, "vocab": 300}
+CONFIGS = {
+    "gemma": GemmaConfig(**SIZES),
+    "gemma2": Gemma2Config(**SIZES, window=8, attention_cap=2.0, logit_cap=3.0),
+    "gemma3": Gemma3Config(**SIZES, window=8, pattern=3, rope_scale=8.0),
+    "one key head": Gemma3Config(**{**SIZES, "heads": 3, "kv_heads": 1}, window=8, pattern=2),
+}
+OFF = mg.Taps("no such value")  # whoever taps gets the blocks
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_is_the_block(name, dtype, threads):
+    model = random_model(CONFIGS[name], dtype)
+    model.threads = threads
+    assert model._one_token is not None
+    fast, slow = model.new_cache(40), model.new_cache(40)
+    ids = np.random.default_rng(0).integers(0, 300, 30).tolist()
+    for cache in (fast, slow):
+        model.forward(ids[:5], cache)
+    for i in ids[5:]:  # through the window of 8 three times
+        got, expected = model.forward([i], fast), model.forward([i], slow, taps=OFF)
+        np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+    for one, other in zip(fast.layers, slow.layers, strict=True):
+        assert one.keys.dtype == other.keys.dtype and one.nbytes == other.nbytes
+        # a sum that comes out otherwise in its last digit may round to the next bf16
+        near = 1e-5 if one.keys.dtype == np.float32 else 2**-7
+        for a, b in ((one.keys, other.keys), (one.values, other.values)):
+            np.testing.assert_allclose(widen(a), widen(b), rtol=near, atol=1e-5)
+
+
+def widen(x):
+    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
+
+
+def test_many_keys_are_shared_out_among_threads():
+    model = random_model(CONFIGS["gemma3"], "bf16")
+    fast, slow = model.new_cache(3000), model.new_cache(3000)
+    ids = np.random.default_rng(1).integers(0, 300, 2500).tolist()
+    for cache in (fast, slow):
+        model.forward(ids, cache, last_only=True)
+    got, expected = model.forward([7], fast), model.forward([7], slow, taps=OFF)
+    np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+
+
+def test_rounding_to_bf16_in_a_kernel():
+    from numba import njit
+
+    from minigemma.arrays import round_bf16
+    from minigemma.simd import bf16_bits
+
+    @njit
+    def rounded(x, y):
+        for i in range(x.size):
+            y[i] = bf16_bits(x[i])
+
+    x = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint64).astype(np.uint32).view(np.float32)
+    x[:6] = np.nan, np.inf, -np.inf, 0, -0.0, 3.4e38
+    y = np.empty(x.shape, np.uint16)
+    rounded(x, y)
+    expected, numbers = round_bf16(x), ~np.isnan(x)
+    assert np.array_equal(y[numbers], expected[numbers])
+    assert np.isnan(widen(y[~numbers])).all()
+
+
+def test_models_of_another_kind_keep_their_blocks():
+    griffin = RecurrentGemmaConfig(**{**SIZES, "kv_heads": 1}, lru_width=64, gate_blocks=2, window=8)
+    assert random_model(griffin, "bf16")._one_token is None
+    assert random_model(CONFIGS["gemma3"], "sfp8")._one_token is None
+
+
+def test_weights_of_several_formats():
+    """A file may hold its layers' matrices in different blocks, as llama.cpp's mixed formats do."""
+    from dataclasses import replace
+
+    few, many = (random_model(CONFIGS["gemma3"], dtype) for dtype in ("int4", "int8"))
+    blocks = tuple(
+        replace(a, attention=replace(a.attention, v=b.attention.v), ffn=replace(a.ffn, down=b.ffn.down))
+        for a, b in zip(few.weights.blocks, many.weights.blocks, strict=True)
+    )
+    few.weights = replace(few.weights, blocks=blocks)
+    assert few._one_token is None  # q and v differ
+    expected = formulas(few, [3, 4, 5])
+    np.testing.assert_allclose(few.forward([3, 4, 5]), expected, atol=2e-3 * abs(expected).max())
+    blocks = tuple(
+        replace(a, ffn=replace(a.ffn, down=b.ffn.down))
+        for a, b in zip(random_model(CONFIGS["gemma3"], "int4").weights.blocks, many.weights.blocks, strict=True)
+    )
+    mixed = random_model(CONFIGS["gemma3"], "int4")
+    mixed.weights = replace(mixed.weights, blocks=blocks)
+    assert mixed._one_token is not None
+    cache, slow = mixed.new_cache(9), mixed.new_cache(9)
+    for i in (3, 4, 5):
+        got, expected = mixed.forward([i], cache), mixed.forward([i], slow, taps=OFF)
+    np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+
+
+def formulas(model, ids):
+    model.backend = "numpy"
+    try:
+        return model.forward(ids)
+    finally:
+        model.backend = "numba"
