@@ -561,10 +561,17 @@ def inspect(args: argparse.Namespace) -> None:
 
 def show_cpu(args: argparse.Namespace) -> None:
     """Which kernels run here, and how many threads share them."""
+    from .amx import choice
     from .backend import default_threads, most_threads, threading_layer
     from .simd import paths
 
-    told = {**paths(), "threads": f"{default_threads()} of at most {most_threads()}", "regions": threading_layer()}
+    unit, why = choice()
+    told = {
+        **paths(),
+        "matrix unit (AMX)": f"{'not used' if unit == 'vectors' else unit}: {why}",
+        "threads": f"{default_threads()} of at most {most_threads()}",
+        "regions": threading_layer(),
+    }
     if args.json:
         print_json(told)
         return

@@ -26,12 +26,14 @@ from numba import get_num_threads, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from . import amx
 from .arrays import F32, aligned, widen_bf16
 from .backend import definition, jit, jit_inner, jit_parallel, require, runs_formulas
 from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
 from .simd import (
     LANES,
     ROWS,
+    bf16_bits,
     dot_32_nibbles,
     dot_32_signed,
     fma,
@@ -61,6 +63,7 @@ TOGETHER = 3  # weights that one x is multiplied by in one go: q, k and v
 FEW = 8  # up to so many tokens a row of weights is used as it is read, without a panel
 PANEL = 8 * ROWS  # rows of weights that are widened together
 DEPTH = 512  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
+UNIT_DEPTH = 2304  # columns of 32 rows of them that are rounded to bf16 together for the matrix unit
 AHEAD = 8192  # bytes read ahead into the second-level cache: the processor's own prefetcher stops at each 4 KiB page
 
 Weight = NDArray[Any]  # one of the formats above
@@ -373,6 +376,67 @@ def _many_tokens(packed, weight, size, columns, T):
     return y
 
 
+# ---- many tokens on the matrix unit, for weights that are not float32: x and the weights enter as bf16 (amx.py)
+
+
+def _round_row(row, size, first, count, wide, panel, r):
+    """Row r of the panel: row[first : first + count] as bf16, zeros up to a whole tile; `wide` is room for float32."""
+
+
+@jit_inner
+def _copy_row(row, size, first, count, wide, panel, r):
+    for k in range(0, count, amx.DEPTH):
+        at = (k // amx.DEPTH * 32 + r) * amx.DEPTH
+        for i in range(amx.DEPTH):
+            panel[at + i] = row[first + k + i] if k + i < count else np.uint16(0)
+
+
+@jit_inner
+def _widen_and_round_row(row, size, first, count, wide, panel, r):
+    _widen_row(row, size, first, wide[:count])
+    for k in range(0, count, amx.DEPTH):
+        at = (k // amx.DEPTH * 32 + r) * amx.DEPTH
+        for i in range(amx.DEPTH):
+            panel[at + i] = bf16_bits(wide[k + i]) if k + i < count else np.uint16(0)
+
+
+@overload(_round_row)
+def _choose_round_row(row, size, first, count, wide, panel, r):
+    chosen = _copy_row if row.dtype == types.uint16 else _widen_and_round_row
+    return lambda row, size, first, count, wide, panel, r: chosen(row, size, first, count, wide, panel, r)
+
+
+@jit_inner
+def _on_cache_line(array, size):
+    """`size` elements of an array that has room for a cache line more, from where one begins."""
+    first = (64 - array.ctypes.data % 64) % 64 // array.itemsize
+    return array[first : first + size]
+
+
+@jit_parallel
+def _many_tokens_on_tiles(packed, tiles, weight, size, columns, T):
+    """32 rows of weights at a time, DEPTH columns of them, are rounded into tiles and used for all tokens."""
+    R, steps, blocks = len(weight), (columns + amx.DEPTH - 1) // amx.DEPTH, (T + 31) // 32
+    y = np.empty((T, R), np.float32)
+    for p in prange((R + 31) // 32):
+        panel = _on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
+        sums = _on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
+        wide, registers, rows = np.empty(UNIT_DEPTH, np.float32), tiles.copy(), min(32, R - p * 32)
+        amx.begin(registers)
+        for first in range(0, columns, UNIT_DEPTH):
+            count = min(UNIT_DEPTH, columns - first)
+            for r in range(rows):
+                _round_row(weight[p * 32 + r], size, first, count, wide, panel, r)
+            depth = (count + amx.DEPTH - 1) // amx.DEPTH
+            amx.multiply_panel(registers, panel, packed, steps, first // amx.DEPTH, depth, sums)
+        amx.end(registers)
+        for t in range(T):
+            at = t // 32 * 1024 + t // 16 % 2 * 256 + t % 16
+            for r in range(rows):
+                y[t, p * 32 + r] = sums[at + r // 16 * 512 + r % 16 * 16]
+    return y
+
+
 def _few(x, weights):
     """x Wᵀ for few tokens and up to TOGETHER weights of one format, in one parallel region."""
     T, D = x.shape
@@ -397,6 +461,12 @@ def _linear(x, weight):
     if len(x) <= FEW:
         return _few(x, [weight])[0]
     columns, size = rows_columns(weight)[1], weight.shape[-1] if weight.ndim == 3 else 0
+    if weight.dtype != np.float32 and amx.choice()[0] != "vectors":
+        steps = -(-columns // amx.DEPTH)
+        packed = aligned(-(-len(x) // 32) * steps * 2 * amx.TILE, np.uint16)
+        amx.pack_tokens(x, packed, steps)
+        rows = weight.reshape(len(weight), -1)
+        return _many_tokens_on_tiles(packed, amx.new_tiles(), rows, size, columns, len(x))
     return _many_tokens(_pack(x), weight.reshape(len(weight), -1), size, columns, len(x))
 
 

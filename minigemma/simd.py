@@ -37,13 +37,15 @@ from numba.extending import intrinsic, models, overload, register_model
 
 _F32, _I8, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(32)
 
-# A path below the processor's own can be forced, so that tests can run it: MINIGEMMA_CPU=generic takes AVX-512 away.
-# Numba's cache is keyed by these features, so that code compiled for one path is never run on the other.
+# A path below the processor's own can be forced, so that tests can run it. MINIGEMMA_CPU=vectors takes the matrix unit
+# away, =imitation puts plain loops in its place (amx.py), =generic takes AVX-512 away too. Numba's cache is keyed by
+# these features, so that code compiled for one path is never run on another.
+FORCED = os.environ.get("MINIGEMMA_CPU", "")
 _features = get_host_cpu_features()
-if os.environ.get("MINIGEMMA_CPU") == "generic":
+_taken = ("avx512", "avx10", "amx", "f16c") if FORCED == "generic" else ("amx",) if FORCED else ()
+if any(_features[name] and name.startswith(_taken) for name in _features):
     for _name in _features:
-        if _name.startswith(("avx512", "avx10", "amx", "f16c")):
-            _features[_name] = False
+        _features[_name] = _features[_name] and not _name.startswith(_taken)
     numba.config.CPU_FEATURES = _features.flatten()
 # 16 where AVX-512 is; else 8, which is AVX2, or two NEON vectors.
 LANES = 16 if _features.get("avx512f") else 8
@@ -53,7 +55,7 @@ ROWS = 12 if LANES == 16 else 6  # accumulators: 24 of 32 registers, or 12 of 16
 
 def paths() -> dict[str, str]:
     """Which path of each kind of kernel runs on this processor, and why."""
-    forced = os.environ.get("MINIGEMMA_CPU") == "generic"
+    forced = FORCED == "generic"
     wide, why = bool(_features.get("avx512f")), ", as MINIGEMMA_CPU=generic asks" if forced else ""
     instructions = (
         "AVX-512" if wide else "AVX2" if _features.get("avx2") else "the compiler's choice for this processor"
@@ -61,7 +63,7 @@ def paths() -> dict[str, str]:
     missing = "" if wide else f"; AVX-512 is not {'used' + why if forced else 'there'}"
     return {
         "vectors": f"{LANES} float32 numbers ({instructions}{missing})",
-        "tiles": f"{ROWS} x {2 * LANES} in registers; the processor's matrix unit (AMX) is not used",
+        "blocks of many tokens": f"{ROWS} x {2 * LANES} sums in registers",
         "int8 and int4, few tokens": f"16-bit products in pairs, {LANES} sums at once",
         "float16 scales": "an instruction (F16C)" if _HALVES else f"bit operations{why}",
     }

@@ -7,7 +7,7 @@ import pytest
 
 ROWS = """
     arrays errors backend simd memory
-    config taps cache
+    config taps cache amx
     sfp8
     rmsnorm rope softcap geglu linear sampling conv1d rglru
     attention layernorm
