@@ -121,30 +121,22 @@ FEW = 8  # queries that still count as decoding
 FEW_BLOCK = 64  # keys at a time while decoding
 AHEAD = 4096  # bytes of keys read ahead into the second-level cache
 AT_ONCE = 16  # values of them that are added up together: as many lie in the first-level cache, whatever their stride
-SERIAL = 4096  # query heads times keys that one thread does at once, sooner than others are woken
 SPLIT = 512  # keys a thread takes at least while decoding
 MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
 COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
 
 
 @jit_inner
-def _dot(k, at, q, i, H):
-    """Σ_h k[at + h] · q[i + h], k float32 or bf16; H is a multiple of 2 · LANES."""
-    a, b = zeros(), zeros()
-    for h in range(0, H, 2 * LANES):
-        a = fma(load(k, at + h), load(q, i + h), a)
-        b = fma(load(k, at + h + LANES), load(q, i + h + LANES), b)
-    return sum_lanes(a + b)
+def _two_dots(k, at, q, i, j, H):
+    """Σ_h k[at + h] · q[i + h], k float32 or bf16, and the same of q[j + h]: two heads share what is loaded of a key.
 
-
-@jit_inner
-def _two_dots(k, at, q, i, H):
-    """The same for q[i + h] and q[i + H + h]: two heads share what is loaded of a key."""
+    H is a multiple of 2 · LANES.
+    """
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     for h in range(0, H, 2 * LANES):
         x, y = load(k, at + h), load(k, at + h + LANES)
         a, b = fma(x, load(q, i + h), a), fma(y, load(q, i + h + LANES), b)
-        c, d = fma(x, load(q, i + H + h), c), fma(y, load(q, i + H + h + LANES), d)
+        c, d = fma(x, load(q, j + h), c), fma(y, load(q, j + h + LANES), d)
     return sum_lanes(a + b), sum_lanes(c + d)
 
 
@@ -174,32 +166,22 @@ def _softmax_step(scores, first, cap, state, i, total, at, H):
 
 
 @jit_inner
-def _add_values(scores, p, v, step, offset, first, last, total, at, H):
-    """total[at : at + H] += Σ_s scores[p + s] · v[s · step + offset : … + H], s = first … last - 1."""
+def _add_two(scores, p, other, v, step, offset, first, last, total, i, j, H):
+    """total[i : i + H] += Σ_s scores[p + s] · v[s · step + offset : … + H], s = first … last - 1, and the same of
+    scores[other + s] into total[j : j + H].
+    """
     for h in range(0, H, 2 * LANES):
-        a, b = load(total, at + h), load(total, at + h + LANES)
-        for s in range(first, last):
-            row, x = s * step + offset + h, splat(load_one(scores, p + s))
-            a, b = fma(x, load(v, row), a), fma(x, load(v, row + LANES), b)
-        store(total, at + h, a)
-        store(total, at + h + LANES, b)
-
-
-@jit_inner
-def _add_two(scores, p, v, step, offset, first, last, total, at, H):
-    """The same for two heads, which share what is loaded of a value."""
-    for h in range(0, H, 2 * LANES):
-        a, b = load(total, at + h), load(total, at + h + LANES)
-        c, d = load(total, at + H + h), load(total, at + H + h + LANES)
+        a, b = load(total, i + h), load(total, i + h + LANES)
+        c, d = load(total, j + h), load(total, j + h + LANES)
         for s in range(first, last):
             row = s * step + offset + h
-            x, y = splat(load_one(scores, p + s)), splat(load_one(scores, p + FEW_BLOCK + s))
+            x, y = splat(load_one(scores, p + s)), splat(load_one(scores, other + s))
             low, high = load(v, row), load(v, row + LANES)
             a, b, c, d = fma(x, low, a), fma(x, high, b), fma(y, low, c), fma(y, high, d)
-        store(total, at + h, a)
-        store(total, at + h + LANES, b)
-        store(total, at + H + h, c)
-        store(total, at + H + h + LANES, d)
+        store(total, i + h, a)
+        store(total, i + h + LANES, b)
+        store(total, j + h, c)
+        store(total, j + h + LANES, d)
 
 
 @jit_inner
@@ -207,7 +189,7 @@ def _few_block(
     q, i, k, v, step, offset, query, until, keys, window, scale, cap, first, last, task, states, totals, scores
 ):
     """One query position, the G heads of a group: q[i : i + G · H]. Keys first … last - 1, whose row s of k and v
-    begins at s · step + offset.
+    begins at s · step + offset. Heads go in pairs; where G is odd, the last one is its own partner.
     """
     G, H = states.shape[1], totals.shape[2]
     state, total = states.reshape(-1), totals.reshape(-1)
@@ -217,13 +199,11 @@ def _few_block(
             prefetch(k, at + AHEAD // k.itemsize + h)
             prefetch(v, at + h)
         seen = keys[s] <= until and query - keys[s] < window
-        for g in range(0, G - 1, 2):
-            one, two = _two_dots(k, at, q, i + g * H, H)
+        for g in range(0, G, 2):
+            other = min(g + 1, G - 1)
+            one, two = _two_dots(k, at, q, i + g * H, i + other * H, H)
             scores[g * FEW_BLOCK + s - first] = one * scale if seen else -np.inf
-            scores[(g + 1) * FEW_BLOCK + s - first] = two * scale if seen else -np.inf
-        if G % 2:
-            one = _dot(k, at, q, i + (G - 1) * H, H)
-            scores[(G - 1) * FEW_BLOCK + s - first] = one * scale if seen else -np.inf
+            scores[other * FEW_BLOCK + s - first] = two * scale if seen else -np.inf
     for g in range(G):
         p, row = g * FEW_BLOCK, (task * G + g) * H
         for s in range(last - first, FEW_BLOCK):
@@ -231,11 +211,10 @@ def _few_block(
         _softmax_step(scores, p, cap, state, 2 * (task * G + g), total, row, H)
     for s in range(first, last, AT_ONCE):
         end = min(s + AT_ONCE, last)
-        for g in range(0, G - 1, 2):
-            _add_two(scores, g * FEW_BLOCK - first, v, step, offset, s, end, total, (task * G + g) * H, H)
-        if G % 2:
-            g = G - 1
-            _add_values(scores, g * FEW_BLOCK - first, v, step, offset, s, end, total, (task * G + g) * H, H)
+        for g in range(0, G, 2):
+            other = min(g + 1, G - 1)
+            p, o, row, its = g * FEW_BLOCK, other * FEW_BLOCK, (task * G + g) * H, (task * G + other) * H
+            _add_two(scores, p - first, o - first, v, step, offset, s, end, total, row, its, H)
 
 
 @jit_inner
@@ -309,20 +288,12 @@ def few_parts(q, k, v, query_positions, until, keys, window, scale, cap, parts, 
         _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, np.int64(task), states, totals)
 
 
-@jit
-def few_serial(q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
-    """The same on one thread."""
-    for task in range(len(states)):
-        _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals)
-
-
 def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
     """Decoding: lanes are the head's numbers. The keys are shared out among threads and the parts put together."""
     T, K, G, H = q.shape
     parts = max(1, min(workers, len(k) // SPLIT))
     states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
-    run = few_parts if len(states) > 1 and T * K * G * len(k) > SERIAL else few_serial
-    run(q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals)
+    few_parts(q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals)
     out = np.empty((T * K, G, H), np.float32)
     join(states, totals, out)
     return out

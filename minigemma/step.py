@@ -17,7 +17,7 @@ from numba import get_num_threads, types
 from numba.extending import overload
 
 from .arrays import F32, aligned, read_only
-from .attention import EVERYTHING, SERIAL, SPLIT, few_parts, few_serial, join
+from .attention import EVERYTHING, SPLIT, few_parts, join
 from .backend import jit, jit_inner
 from .cache import Cache, KeyValueRing
 from .config import TextConfig
@@ -121,10 +121,7 @@ def _layer(
     G, parts = len(q_heads) // K, max(1, min(workers, S // SPLIT))
     states, totals = np.empty((K * parts, G, 2), np.float32), np.empty((K * parts, G, H), np.float32)
     grouped, mixed = q.reshape(1, K, G, H), np.empty((K, G, H), np.float32)
-    if len(states) > 1 and K * G * S > SERIAL:
-        few_parts(grouped, keys, values, position, position, places, window, query_scale, cap, parts, states, totals)
-    else:
-        few_serial(grouped, keys, values, position, position, places, window, query_scale, cap, parts, states, totals)
+    few_parts(grouped, keys, values, position, position, places, window, query_scale, cap, parts, states, totals)
     join(states, totals, mixed)
     _products(mixed.reshape(-1), whole, scales, (wo, nothing, nothing), sizes[3], workers, (y, none, none))
     if post.size:
