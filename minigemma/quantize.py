@@ -26,13 +26,14 @@ from .arrays import F32, U8, widen_bf16
 from .backend import definition, jit, jit_inner, jit_parallel, require
 from .errors import ModelFormatError
 from .sfp8 import dequantise_sfp8
-from .simd import LANES, fma, load, load_half, round_lanes, splat, store, store_half, zeros
+from .simd import LANES, fma, load, load_half, load_one, round_lanes, splat, store, store_half, zeros
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 BYTES = (18, 20, 22, 24, 34, 144, 176, 210)  # of a block of each
 WEIGHTS = {kind: 256 if kind.endswith("K") else 32 for kind in KINDS}
 STEPS = np.arange(127, 95, -2, dtype=np.float32)  # of an int8's 127, how many the largest weight of a block may take
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
+SHARED = 1 << 18  # blocks of one tensor that several threads convert; smaller ones are converted side by side
 
 
 def dequantise(kind: str, blocks: NDArray) -> F32:
@@ -277,15 +278,16 @@ def _largest(x):
 
 
 @jit_inner
-def _closest_steps(x, largest, steps, missed):
+def _closest_steps(x, steps, missed):
     """How many steps of the scale the largest weight should be, so that all lie closest to whole ones.
 
-    `steps` are the numbers to try and the lanes of this search, `missed` is room for what each of them misses.
+    x [32]: weights divided by the largest; `steps` are the numbers to try and the lanes of this search, `missed` is
+    room for what each of them misses.
     """
     for i in range(0, steps.size, LANES):
         k, total = load(steps, i), zeros()
         for j in range(32):
-            scaled = splat(x[j] / largest) * k
+            scaled = splat(load_one(x, j)) * k
             off = scaled - round_lanes(scaled)
             total = fma(off, off, total)
         store(missed, i, total / (k * k))
@@ -335,31 +337,36 @@ def _quantise(x, bits):
     return out
 
 
-@jit_inner
-def _to_int8(block, kind, steps, room, out):
-    """One block; `room` is for its weights and what the steps miss, out [weights / 32, 34]."""
-    if kind in (Q4_0, Q5_0):
-        zero, at = (8, 2) if kind == Q4_0 else (16, 6)
+@jit
+def _int8_moved(blocks, five, out):
+    """Q4_0 or Q5_0 blocks, [B · 18 or 22]: the same scales, and whole numbers that are only written otherwise."""
+    size, zero = (22, 16) if five else (18, 8)
+    for b in range(blocks.size // size):
+        at, to, bits = b * size, b * 34, np.uint32(0)
+        out[to], out[to + 1] = blocks[at], blocks[at + 1]
+        if five:
+            for i in range(4):
+                bits |= np.uint32(blocks[at + 2 + i]) << np.uint32(8 * i)
         for j in range(16):
-            low, high = np.int64(block[at + j]) & 15, np.int64(block[at + j]) >> 4
-            if kind == Q5_0:
-                low |= (np.int64(block[2 + j // 8]) >> (j % 8) & 1) << 4
-                high |= (np.int64(block[4 + j // 8]) >> (j % 8) & 1) << 4
-            out[0, 2 + j], out[0, 18 + j] = np.uint8((low - zero) & 255), np.uint8((high - zero) & 255)
-        out[0, 0], out[0, 1] = block[0], block[1]
-        return
-    _block(block, kind, room)
-    for i in range(len(out)):
-        x = room[32 * i : 32 * i + 32]
-        largest = _largest(x)
-        best = _closest_steps(x, largest, steps, room[256:]) if largest > 0 else float32(127)
-        _int8_block(x, largest / best, out[i])
+            both = np.uint32(blocks[at + size - 16 + j])
+            low = both & np.uint32(15) | (bits >> np.uint32(j) & np.uint32(1)) << np.uint32(4)
+            high = both >> np.uint32(4) | (bits >> np.uint32(j + 16) & np.uint32(1)) << np.uint32(4)
+            out[to + 2 + j], out[to + 18 + j] = np.uint8(low - np.uint32(zero)), np.uint8(high - np.uint32(zero))
 
 
 @jit
-def _int8_range(blocks, kind, steps, room, out):
+def _int8_searched(blocks, kind, steps, out):
+    """Blocks of any other kind, [B, bytes] → [B, weights / 32, 34]."""
+    room, divided, missed = np.empty(256, np.float32), np.empty(32, np.float32), np.empty(steps.size, np.float32)
     for b in range(len(blocks)):
-        _to_int8(blocks[b], kind, steps, room, out[b])
+        _block(blocks[b], kind, room)
+        for i in range(out.shape[1]):
+            x = room[32 * i : 32 * i + 32]
+            largest = _largest(x)
+            for j in range(32):
+                divided[j] = x[j] / largest if largest > 0 else float32(0)
+            best = _closest_steps(divided, steps, missed) if largest > 0 else float32(127)
+            _int8_block(x, largest / best, out[b, i])
 
 
 @int8_blocks.kernel
@@ -368,14 +375,19 @@ def _int8(blocks, kind):
     if kind == Q8_0:
         return blocks
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]] // 32, 34), np.uint8)
-    workers = get_num_threads()
-    edges = [len(blocks) * i // workers for i in range(workers + 1)]
 
     def convert(first: int, last: int) -> None:
-        room = np.empty(256 + len(STEPS), np.float32)
-        _int8_range(blocks[first:last], kind, STEPS, room, out[first:last])
+        if kind in (Q4_0, Q5_0):
+            _int8_moved(blocks[first:last].reshape(-1), kind == Q5_0, out[first:last].reshape(-1))
+        else:
+            _int8_searched(blocks[first:last], kind, STEPS, out[first:last])
 
     # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands at the start.
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(convert, edges[:-1], edges[1:]))
+    workers = get_num_threads() if len(blocks) >= SHARED else 1
+    edges = [len(blocks) * i // workers for i in range(workers + 1)]
+    if workers == 1:
+        convert(*edges)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(convert, edges[:-1], edges[1:]))
     return out.reshape(-1, 34)
