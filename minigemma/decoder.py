@@ -103,17 +103,23 @@ class Decoder(ABC):
         """The config of the vision tower; None if the model has none."""
         return getattr(self.config, "vision", None)
 
-    def new_cache(self, max_tokens: int) -> Cache:
-        """An empty cache for a sequence of at most `max_tokens`."""
+    def new_cache(self, max_tokens: int, dtype: str | None = None) -> Cache:
+        """An empty cache for a sequence of at most `max_tokens`, its keys and values in "bf16" or "f32".
+
+        Without a dtype they are bf16, and float32 in the exact mode. What that costs: docs/accuracy.md.
+        """
+        if dtype not in (None, "bf16", "f32"):
+            raise ValueError(f"keys and values cannot be {dtype!r}; they are kept as 'bf16' or 'f32'")
+        kept = np.float32 if dtype == "f32" or (dtype is None and self.exact) else np.uint16
         if max_tokens < 1:
             raise ValueError(f"a cache for {max_tokens} tokens; it needs room for 1 at least")
-        return Cache(tuple(self.layer_state(i, max_tokens) for i in range(self.config.layers)), max_tokens)
+        return Cache(tuple(self.layer_state(i, max_tokens, kept) for i in range(self.config.layers)), max_tokens)
 
-    def layer_state(self, layer: int, max_tokens: int) -> LayerState:
+    def layer_state(self, layer: int, max_tokens: int, dtype: type) -> LayerState:
         """What one layer begins with: an empty ring, as long as its window or the whole sequence."""
         c = self.config
         limit = min(c.attention(layer).window or max_tokens, max_tokens)
-        return KeyValueRing(limit, c.kv_heads, c.head_dim, np.float32 if self.exact else np.uint16)
+        return KeyValueRing(limit, c.kv_heads, c.head_dim, dtype)
 
     def forward(
         self,

@@ -43,10 +43,10 @@ class RecurrentGemma(Decoder):
 
     config: RecurrentGemmaConfig
 
-    def layer_state(self, layer: int, max_tokens: int) -> LayerState:
+    def layer_state(self, layer: int, max_tokens: int, dtype: type) -> LayerState:
         """A ring for attention; for a recurrent block its h and the tail of its convolution."""
         if self.config.is_attention(layer):
-            return super().layer_state(layer, max_tokens)
+            return super().layer_state(layer, max_tokens, dtype)
         return RecurrentState(self.config.conv_width, self.config.lru_width)
 
     def block(self, x: F32, layer: int, state: Any, places: Places, taps: Scope) -> F32:

@@ -111,3 +111,31 @@ def formulas(model, ids):
         return model.forward(ids)
     finally:
         model.backend = "numba"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_keys_and_values_in_float32_on_request(dtype):
+    """What bf16 costs is the rounding of keys and values, 2⁻⁹ of each; in float32 a cached run is the uncached one."""
+    model = random_model(CONFIGS["gemma2"], dtype)
+    ids = np.random.default_rng(2).integers(0, 300, 40).tolist()
+    wide, narrow = model.new_cache(40, "f32"), model.new_cache(40, "bf16")
+    assert narrow.layers[0].keys.dtype == model.new_cache(40).layers[0].keys.dtype == np.uint16
+    assert wide.nbytes == 2 * narrow.nbytes
+    exact = formulas_in_float32(model, ids)
+    off = {}
+    for name, cache in (("wide", wide), ("narrow", narrow)):
+        model.forward(ids[:20], cache)
+        for i in ids[20:]:
+            logits = model.forward([i], cache)
+        off[name] = abs(logits - exact).max() / abs(exact).max()
+    assert off["wide"] < 1e-4 < off["narrow"] < 2e-2
+    with pytest.raises(ValueError, match=r"'int8'.*'bf16' or 'f32'"):
+        model.new_cache(9, "int8")
+
+
+def formulas_in_float32(model, ids):
+    model.backend = "numpy"
+    try:
+        return model.forward(ids, model.new_cache(len(ids), "f32"))[-1]
+    finally:
+        model.backend = "numba"

@@ -1,0 +1,301 @@
+"""Measure what docs/performance.md says, and write it into its tables.
+
+python docs/make_performance.py [SECTION …]        sections: products attention token models peers start; all of them
+
+Each table stands between two comments that name it; the text around them is written by hand. Programs that are compared
+take turns in one run; times are medians. The whole takes about half an hour on two cores that nothing else wants, of
+which `models` is most.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+import minigemma as mg
+from minigemma.amx import choice
+from minigemma.attention import attention
+from minigemma.backend import threading_layer, threads
+from minigemma.bench import arithmetic_peak, bench, read_bandwidth
+from minigemma.decoder import Decoder
+from minigemma.linear import linear, linears
+from minigemma.peers import weight_bytes
+from minigemma.quantize import quantise_int4, quantise_int8
+from minigemma.random_weights import random_model
+from minigemma.simd import LANES
+
+PAGE = Path(__file__).with_name("performance.md")
+THREADS = 2
+ROUNDS = 15
+RNG = np.random.default_rng(0)
+
+
+def in_turns(*runs: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
+    """Median seconds of each, which take turns; the first round warms up."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds + 1):
+        for run, taken in zip(runs, times, strict=True):
+            began = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - began)
+    return [median(taken[1:]) for taken in times]
+
+
+def as_torch(bf16: np.ndarray) -> torch.Tensor:
+    """The same memory as a torch array."""
+    return torch.from_numpy(bf16.view(np.int16)).view(torch.bfloat16)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["--" if i == 0 else "--:" for i in range(len(header))], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine() -> str:
+    """One line about the machine, measured now."""
+    with threads(THREADS):
+        bandwidth, peak = read_bandwidth() / 1e9, arithmetic_peak() / 1e9
+    cpu = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
+    unit, why = choice()
+    return (
+        f"*{names[0] if names else platform.processor()}, {THREADS} threads ({threading_layer()}), vectors of {LANES} "
+        f"float32 numbers, matrix unit {'not used: ' + why if unit == 'vectors' else 'used'}; just after the "
+        f"measurement it read {bandwidth:.1f} GB/s and multiplied {peak:.0f} GFLOP/s in float32.*"
+    )
+
+
+def matrices(rows: int, columns: int) -> dict[str, np.ndarray]:
+    """One random matrix in each format."""
+    bf16 = RNG.integers(15000, 16000, (rows, columns)).astype(np.uint16)
+    blocks = RNG.standard_normal((1024, columns), np.float32)
+    return {
+        "bf16": bf16,
+        "int8": np.resize(quantise_int8(blocks), (rows, columns // 32, 34)),
+        "int4": np.resize(quantise_int4(blocks), (rows, columns // 32, 18)),
+    }
+
+
+def one_token(rows: int, columns: int) -> list[str]:
+    """Gigabytes of weights a second."""
+    x, weights = RNG.standard_normal((1, columns), np.float32), matrices(rows, columns)
+    xt, theirs = torch.from_numpy(x).bfloat16(), as_torch(weights["bf16"])
+    runs = [partial(linear, x, w) for w in weights.values()]
+    seconds = in_turns(*runs, partial(torch.nn.functional.linear, xt, theirs))
+    sizes = [w.nbytes for w in weights.values()] + [weights["bf16"].nbytes]
+    speeds = [size / s for size, s in zip(sizes, seconds, strict=True)] + [read_bandwidth()]
+    return [f"{rows:,} x {columns:,}", *[f"{s / 1e9:.1f}" for s in speeds]]
+
+
+def many_tokens(rows: int, columns: int, tokens: int) -> list[str]:
+    """GFLOP/s."""
+    x, weights = RNG.standard_normal((tokens, columns), np.float32), matrices(rows, columns)
+    theirs = as_torch(weights["bf16"]).float()
+    runs = [partial(linear, x, w) for w in weights.values()]
+    seconds = in_turns(*runs, partial(torch.nn.functional.linear, torch.from_numpy(x), theirs))
+    return [f"{rows:,} x {columns:,}, {tokens} tokens", *[f"{2e-9 * rows * columns * tokens / s:.0f}" for s in seconds]]
+
+
+def products() -> str:
+    """y = x Wᵀ alone."""
+    torch.set_num_threads(THREADS)
+    with threads(THREADS):
+        one = [one_token(*shape) for shape in ((262_144, 640), (65_536, 2304))]
+        many = [many_tokens(*shape, tokens) for shape in ((2048, 640), (9216, 2304)) for tokens in (16, 256)]
+    return "\n\n".join(
+        [
+            machine(),
+            table(["GB/s, one token", "bf16", "int8", "int4", "torch bf16", "reading alone"], one),
+            table(["GFLOP/s, many tokens", "bf16", "int8", "int4", "torch float32"], many),
+        ]
+    )
+
+
+def one_attention(queries: int, keys: int, window: int | None) -> list[str]:
+    """Milliseconds, of torch the better of the forms that it can be written in."""
+    q = RNG.standard_normal((queries, 4, 256), np.float32)
+    k, v = (RNG.integers(14_000, 16_200, (keys, 1, 256)).astype(np.uint16) for _ in range(2))
+    positions, where = np.arange(keys - queries, keys, dtype=np.int32), np.arange(keys, dtype=np.int32)
+    tq = torch.from_numpy(q).bfloat16().permute(1, 0, 2)[None]
+    tk, tv = (as_torch(a).permute(1, 0, 2)[None] for a in (k, v))
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    spread = tk.expand(1, 4, keys, 256), tv.expand(1, 4, keys, 256)  # the key head four times
+    if queries == 1:
+        forms = [partial(sdpa, tq.transpose(1, 2), tk, tv), partial(sdpa, tq, *spread)]  # or heads as queries
+    elif window is None:
+        forms = [partial(sdpa, tq, *spread, is_causal=True)]
+    else:
+        distance = torch.arange(keys)[:, None] - torch.arange(keys)
+        forms = [partial(sdpa, tq, *spread, attn_mask=(distance >= 0) & (distance < window))]
+    mine = partial(attention, q, k, v, positions, positions, where, window, 1 / 16, None)
+    ours, *theirs = in_turns(mine, *forms, rounds=ROUNDS if queries == 1 else 3)
+    name = f"{queries:,} quer{'y' if queries == 1 else 'ies'}, {keys:,} keys"
+    name += f", window {window:,}" if window else ""
+    return [name, f"{1e3 * ours:.2f}", f"{1e3 * min(theirs):.2f}", f"{min(theirs) / ours:.1f}"]
+
+
+def attention_alone() -> str:
+    """Attention of 4 heads of 256 that share a key head, keys and values in bf16, beside torch's SDPA in bf16."""
+    torch.set_num_threads(THREADS)
+    cases = [(1, 512, None), (1, 4096, None), (1, 32_768, None)]
+    cases += [(8192, 8192, 512), (8192, 8192, 1024), (2048, 2048, None)]
+    with threads(THREADS):
+        rows = [one_attention(*case) for case in cases]
+    return f"{machine()}\n\n{table(['ms', 'minigemma', 'torch SDPA, bf16', 'ratio'], rows)}"
+
+
+def linear_maps(model: Decoder, x: dict[int, np.ndarray]) -> None:
+    """All products of a token but the head's."""
+    for block in model.weights.blocks:
+        a, f = block.attention, block.ffn
+        linears(x[len(a.o)], a.q, a.k, a.v)
+        linear(x[len(a.q)], a.o)
+        linears(x[len(a.o)], f.gate, f.up)
+        linear(x[len(f.gate)], f.down)
+
+
+def one_dtype(dtype: str) -> list[str]:
+    """Milliseconds of a token of the real 270M, and of its parts alone."""
+    model = mg.load("gemma-3-270m", dtype=dtype, threads=THREADS)
+    w, cache = model.weights, model.new_cache(600)
+    model.forward(list(range(5, 105)), cache, last_only=True)
+    x = {n: RNG.standard_normal((1, n), np.float32) for n in (640, 1024, 2048)}
+    with threads(THREADS):
+        whole, maps, head = in_turns(
+            partial(model.forward, [7], cache, last_only=True),
+            partial(linear_maps, model, x),
+            partial(linear, x[640], w.embedding),
+            rounds=60,
+        )
+        limit = weight_bytes(w) / read_bandwidth()
+    rest = (whole - maps - head) / whole
+    return [dtype, *[f"{1e3 * s:.2f}" for s in (whole, maps, head, limit)], f"{max(rest, 0):.0%}"]
+
+
+def token() -> str:
+    """Where the time of one token goes: the real 270M, at position 100."""
+    header = ["ms a token", "whole", "the layers' products", "the head", "reading the weights alone", "all else"]
+    return f"{machine()}\n\n{table(header, [one_dtype(dtype) for dtype in ('bf16', 'int8', 'int4')])}"
+
+
+def models() -> str:
+    """Decoding and prompts at the shapes of released models, random weights."""
+    rows = []
+    shapes = ("gemma-3-1b", "gemma-2-2b", "recurrentgemma-2b")
+    for shape, dtype in [(s, d) for s in shapes for d in ("bf16", "int8", "int4")] + [("gemma-3-27b", "int4")]:
+        model = random_model(shape, dtype, threads=THREADS, vision=False)
+        large = shape == "gemma-3-27b"
+        r = bench(model, 32 if large else 512, 4 if large else 16, (), (), 2 if large else 3)
+        ours = r["programs"]["minigemma"]
+        rows.append(
+            [
+                f"{shape}, {dtype}",
+                f"{r['weight_bytes'] / 1e9:.2f}",
+                f"{r['resident_bytes'] / 1e9:.2f}",
+                f"{ours['decode_tps']:.2f}",
+                f"{ours['decode_tps'] / r['decode_limit_tps']:.0%}",
+                f"{ours['prefill_tps']:.1f}",
+                f"{ours['prefill_tps'] * r['flops_per_token'] / r['flops_per_second']:.0%}",
+            ]
+        )
+        del model
+    header = ["random weights", "GB of weights", "GB resident", "decode, tokens/s", "of the bandwidth limit"]
+    header += ["prompt, tokens/s", "of the arithmetic peak"]
+    model = random_model("gemma-3-1b", "bf16", threads=THREADS, vision=False)
+    r = bench(model, 16, 16, (1024, 32_000), (), 3)
+    near, far = (r["milliseconds_per_token_at"][p] for p in ("1024", "32000"))
+    window = model.config.attention(0).window or 0
+    layers = sum(model.config.kind(i) == "global" for i in range(model.config.layers))
+    more = layers * 2 * model.config.kv_heads * model.config.head_dim * 2 * (32_000 - 1024)
+    reading = 1e3 * more / r["read_bytes_per_second"]
+    growth = (
+        f"A token of gemma-3-1b's shape in bf16 takes {near:.1f} ms with 1,024 tokens before it and {far:.1f} ms with "
+        f"32,000: {far - near:.2f} ms more, where reading the {more / 1e6:.0f} MB that the {layers} global layers then "
+        f"keep more takes {reading:.2f} ms. Local layers keep their {window}."
+    )
+    return f"{machine()}\n\n{table(header, rows)}\n\n{growth}"
+
+
+def peers() -> str:
+    """Other programs with the same weights, in turns: the real 270M."""
+    rows = []
+    for dtype in ("int8", "int4", "bf16"):
+        model = mg.load("gemma-3-270m", dtype=dtype, threads=THREADS)
+        for tokens in (512, 2048) if dtype == "int8" else (512,):
+            r = bench(model, tokens, 32, (), PROGRAMS, 5)
+            ours = r["programs"].pop("minigemma")
+            share = ours["decode_tps"] / r["decode_limit_tps"]
+            what = f"{dtype}, prompt of {tokens:,}"
+            rows.append(
+                [
+                    what,
+                    "minigemma",
+                    f"{ours['prefill_tps']:.0f}",
+                    "",
+                    f"{ours['decode_tps']:.1f}",
+                    f"{share:.0%} of the limit",
+                ]
+            )
+            for name, its in r["programs"].items():
+                ratios = [f"{ours[kind] / its[kind]:.2f} x" for kind in ("prefill_tps", "decode_tps")]
+                rows.append([what, name, f"{its['prefill_tps']:.0f}", ratios[0], f"{its['decode_tps']:.1f}", ratios[1]])
+            rows += [[what, name, "not measured", "", "", why] for name, why in r["missing"].items()]
+    header = ["minigemma's weights", "program", "prompt, tokens/s", "ratio", "decode, tokens/s", "ratio"]
+    return f"{machine()}\n\n{table(header, rows)}"
+
+
+PROGRAMS = ("llama.cpp", "transformers")
+
+
+def start() -> str:
+    """A whole process, from typing to the first token: kernels compiled before, and not."""
+    command = [sys.executable, "-m", "minigemma", "generate", "Once upon a time", "-n", "1"]
+
+    def seconds(cache: str | None) -> float:
+        environment = os.environ | ({"NUMBA_CACHE_DIR": cache} if cache else {})
+        began = time.perf_counter()
+        subprocess.run(command, env=environment, capture_output=True, check=True)
+        return time.perf_counter() - began
+
+    seconds(None)
+    warm = [seconds(None) for _ in range(7)]
+    cold = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as empty:
+            cold.append(seconds(empty))
+    rows = [
+        ["kernels compiled before", f"{median(warm):.2f}", f"{min(warm):.2f} … {max(warm):.2f}"],
+        ["the first run of all", f"{median(cold):.2f}", f"{min(cold):.2f} … {max(cold):.2f}"],
+    ]
+    return f"{machine()}\n\n{table(['270M, whole process, one token', 'seconds', 'from … to'], rows)}"
+
+
+SECTIONS = {f.__name__.split("_")[0]: f for f in (products, attention_alone, token, models, peers, start)}
+
+
+def main(names: list[str]) -> None:
+    """Measure the sections and put them into the page."""
+    for name in names or SECTIONS:
+        measured = SECTIONS[name]()
+        print(f"## {name}\n{measured}\n", flush=True)
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", re.S)
+        page = PAGE.read_text("utf-8")
+        assert mark.search(page), f"{PAGE.name} has no place for {name}"
+        PAGE.write_text(mark.sub(lambda found, text=measured: found[1] + text + found[2], page), "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
