@@ -20,6 +20,8 @@ instruction and knows no maker's name: LLVM turns it into AVX-512, AVX2 or NEON,
 
 Each number loaded is then used ROWS or 2 * LANES times, which is what makes a product run at the speed of arithmetic
 and not of loads.
+
+Which kernel uses what on which processor, and its fallback: docs/performance.md. The matrix unit's tiles: amx.py.
 """
 
 from __future__ import annotations
