@@ -32,7 +32,7 @@ from .simd import (
     load_one,
     max_lanes,
     maximum,
-    prefetch,
+    prefetch_four,
     splat,
     store,
     sum_lanes,
@@ -195,9 +195,9 @@ def _few_block(
     state, total = states.reshape(-1), totals.reshape(-1)
     for s in range(first, last):
         at = s * step + offset
-        for h in range(0, H, 64 // k.itemsize):  # the next keys, and the values of this one, which are needed soon
-            prefetch(k, at + AHEAD // k.itemsize + h)
-            prefetch(v, at + h)
+        for h in range(0, H, 4 * LANES):  # the next keys, and the values of this one, which are needed soon
+            prefetch_four(k, at + AHEAD // k.itemsize + h)
+            prefetch_four(v, at + h)
         seen = keys[s] <= until and query - keys[s] < window
         for g in range(0, G, 2):
             other = min(g + 1, G - 1)

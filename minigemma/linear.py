@@ -46,6 +46,7 @@ from .simd import (
     load_sfp8,
     load_signed,
     prefetch,
+    prefetch_four,
     splat,
     store,
     sum_lanes,
@@ -146,11 +147,10 @@ def _dot_plain(weight, at, x, k, count):
     each multiply-add takes.
     """
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
-    step, line, ahead = 4 * LANES, 64 // weight.itemsize, AHEAD // weight.itemsize
+    step = 4 * LANES
     whole = count // step * step
     for j in range(0, whole, step):
-        for i in range(0, step, line):
-            prefetch(weight, at + j + ahead + i)
+        prefetch_four(weight, at + j + AHEAD // weight.itemsize)
         a = fma(load(weight, at + j), load(x, k + j), a)
         b = fma(load(weight, at + j + LANES), load(x, k + j + LANES), b)
         c = fma(load(weight, at + j + 2 * LANES), load(x, k + j + 2 * LANES), c)

@@ -497,17 +497,24 @@ def tanh(x):
     return splat(f(1.0)) - splat(f(2.0)) / (exp(x + x) + splat(f(1.0)))
 
 
-@intrinsic
-def prefetch(typingctx, array, index):
-    """Ask for the cache line of array[index] to come into the second-level cache. The index may lie outside."""
+def _prefetch(numbers):
+    @intrinsic
+    def prefetch_lines(typingctx, array, index):
+        def codegen(context, builder, signature, args):
+            pointer = builder.bitcast(_element(context, builder, signature.args[0], *args), _I8.as_pointer())
+            function = _llvm(builder, "llvm.prefetch.p0", ir.VoidType(), _I8.as_pointer(), _I32, _I32, _I32)
+            for line in range(0, numbers * signature.args[0].dtype.bitwidth // 8, 64):
+                builder.call(function, [builder.gep(pointer, [_I32(line)]), _I32(0), _I32(2), _I32(1)])
+            return context.get_dummy_value()
 
-    def codegen(context, builder, signature, args):
-        pointer = builder.bitcast(_element(context, builder, signature.args[0], *args), _I8.as_pointer())
-        function = _llvm(builder, "llvm.prefetch.p0", ir.VoidType(), _I8.as_pointer(), _I32, _I32, _I32)
-        builder.call(function, [pointer, _I32(0), _I32(2), _I32(1)])
-        return context.get_dummy_value()
+        return types.void(array, types.intp), codegen
 
-    return types.void(array, types.intp), codegen
+    return prefetch_lines
+
+
+# Ask for the cache line of array[index], or for those of the 4 · LANES numbers from there on, to come into the
+# second-level cache. The index may lie outside.
+prefetch, prefetch_four = _prefetch(1), _prefetch(4 * LANES)
 
 
 @intrinsic
