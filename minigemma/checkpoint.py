@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .arrays import read_only, round_bf16
 from .backend import most_threads
 from .config import TextConfig
-from .config_file import config_from_gguf, config_from_json, read_json, vision_from_gguf
+from .config_file import config_from_gguf, config_from_json, vision_from_gguf
 from .decoder import Decoder, DecoderWeights
 from .errors import ModelFormatError
 from .feedforward import FeedForwardWeights
@@ -38,13 +38,14 @@ from .prompt import stop_ids
 from .quantize import KINDS, dequantise, quantise_int4, to_int8
 from .recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
 from .rglru import softplus
-from .safetensors_file import FOREIGN, open_checkpoint_files, what_is
+from .safetensors_file import DAMAGED, FOREIGN, open_checkpoint_files, read_json, short, unreadable, what_is
 from .sfp8 import SCALE_BYTES, quantise_sfp8
 from .siglip import SiglipBlock, VisionWeights
 from .tensor_names import VISION, VISION_LAYER, all_names, layer_tensors
 from .tokenizer import Tokenizer
 
 CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another format
+ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's
 READABLE = ("F32", "F16", "BF16", *KINDS)
 FORMATS = ("f32", "bf16", "int8", "int4", "sfp8")
 
@@ -142,7 +143,7 @@ def load(
         weights = _weights(files, dtype, progress)
         tokenizer = making.result()
     stored = files.tensors["embedding"].kind
-    if tokenizer and tokenizer.size > files.config.vocab:
+    if tokenizer and not 0 <= files.config.vocab - tokenizer.size <= ROWS_WITHOUT_PIECE:
         raise ModelFormatError(
             files.path,
             f"its tokenizer has {tokenizer.size} pieces, its embedding {files.config.vocab} rows",
@@ -164,13 +165,17 @@ def load(
 
 def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
     """Every tensor in the format that it runs in, by our names."""
-    total, done = sum(t.array.nbytes for t in files.tensors.values()), 0
-    weights = {}
-    for ours, tensor in files.tensors.items():
-        weights[ours] = _weight(ours, tensor, dtype, files.norm_offset)
-        done += tensor.array.nbytes
-        if progress:
-            progress(done, total)
+    total, done, weights = sum(t.array.nbytes for t in files.tensors.values()), 0, {}
+
+    def convert(named: tuple[str, Stored]) -> Any:
+        return _weight(*named, dtype, files.norm_offset)
+
+    with ThreadPoolExecutor(most_threads()) as pool:
+        for (ours, tensor), weight in zip(files.tensors.items(), pool.map(convert, files.tensors.items()), strict=True):
+            weights[ours] = weight
+            done += tensor.array.nbytes
+            if progress:
+                progress(done, total)
     return weights
 
 
@@ -198,9 +203,15 @@ def _held_bytes(ours: str, tensor: Stored, dtype: str | None) -> int:
 
 def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None) -> Files:
     """The headers of a checkpoint, every tensor found, named and of the right shape; else ModelFormatError."""
-    kind = "" if path.is_dir() else what_is(path)
+    try:
+        kind = "" if path.is_dir() else what_is(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
     if kind not in ("", "safetensors", "gguf"):
         raise ModelFormatError(path, *FOREIGN[kind])
+    if kind == "safetensors" and not re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", path.name):
+        problem = "is not what a model's file is called, model.safetensors or model-0000n-of-0000m.safetensors"
+        raise ModelFormatError(path, problem, "name the model's folder")
     folder = path.parent if kind == "safetensors" else path
     if mmproj is not None and folder.is_dir():
         raise ModelFormatError(path, "has its own vision tower if it has any", "--mmproj goes with a GGUF file only")
@@ -234,9 +245,8 @@ def _open_folder(folder: Path, vision: bool) -> Files:
         ours: tower.get(theirs, theirs) if ours.startswith("vision.") else f"{prefix}{theirs}"
         for ours, theirs, _ in all_names(config, 0)
     }
-    head = next((name for name in HEADS if name in stored), None)
-    if head and not fields["tie_word_embeddings"]:
-        named["head"] = head
+    if not fields["tie_word_embeddings"]:
+        named["head"] = next((name for name in HEADS if name in stored), HEADS[0])
     ignored = {name for name in stored if BUFFERS.search(name)} | set(HEADS) | (set() if sees else set(tower.values()))
     _report(folder, set(named.values()) - set(stored), set(stored) - set(named.values()) - ignored)
     tensors = {ours: _stored(name, stored[name].dtype, stored[name].array) for ours, name in named.items()}
@@ -269,6 +279,8 @@ def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
         named = {ours: theirs for ours, theirs, _ in all_names(config, 1) if ours.startswith("vision.")}
         tensors |= _gguf_tensors(Path(mmproj), projector, _unswapped(named, projector, config))
     eos = gguf.metadata.get("tokenizer.ggml.eos_token_id", 1)
+    if not isinstance(eos, int):
+        raise ModelFormatError(path, f"tokenizer.ggml.eos_token_id is {short(eos)}; it must be a whole number", DAMAGED)
     name = f"{gguf.metadata.get('general.name', '')} {path.name}"
     chatty = "tokenizer.chat_template" in gguf.metadata or bool(re.search(r"\bit\b", name))
 
@@ -277,7 +289,7 @@ def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
             Tokenizer.from_vocabulary(*gguf.vocabulary, path=path) if "tokenizer.ggml.tokens" in gguf.metadata else None
         )
 
-    return Files(path, config, tensors, 1.0, make_tokenizer, (int(eos),), chatty)
+    return Files(path, config, tensors, 1.0, make_tokenizer, (eos,), chatty)
 
 
 def _gguf_tensors(path: Path, gguf: GGUF, named: dict[str, str]) -> dict[str, Stored]:
@@ -309,7 +321,7 @@ def _unswapped(named: dict[str, str], projector: GGUF, config: TextConfig) -> di
 def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
     for what, names in (("lacks", missing), ("has beside a Gemma's", unexpected)):
         if names:
-            first = ", ".join(sorted(names)[:5]) + (" …" if len(names) > 5 else "")
+            first = ", ".join(ascii(name)[1:-1][:100] for name in sorted(names)[:5]) + (" …" if len(names) > 5 else "")
             raise ModelFormatError(
                 path, f"{what} {len(names)} tensors: {first}", "config and weights are of different models"
             )

@@ -9,6 +9,8 @@ Everything that takes time to import is imported inside the function that needs 
 from __future__ import annotations
 
 import argparse
+import errno
+import math
 import os
 import re
 import signal
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 DEMO = "gemma-3-270m"
 SIZES = ("width", "ffn_width", "heads", "kv_heads", "head_dim", "vocab", "context")
 START = time.monotonic()
+LONGEST_TEXT = 20_000_000  # bytes, more than any context holds
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHAT_HELP = """\
 /reset        forget the conversation        /system TEXT  start anew with this instruction
 /save FILE    write the conversation (JSON)  /image FILE   show it with the next message
@@ -45,6 +49,7 @@ A message that begins with a slash of its own needs a space before it."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; only wrong usage leaves by SystemExit, with 2."""
+    open_closed_streams()
     args = build_parser().parse_args(argv)
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -66,6 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"minigemma: {one_line(error, args.model)}", file=sys.stderr)
         return 1
     return 0
+
+
+def open_closed_streams() -> None:
+    """Streams that the shell closed (`<&-`), which Python has as None, are empty and go nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, f"__{name}__") is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for as long as the process lives
 
 
 class Interrupt:
@@ -99,6 +111,11 @@ def one_line(error: Exception, model: str) -> str:
 
     if isinstance(error, FileError):
         text = str(error)
+    elif isinstance(error, OSError) and error.errno in FULL:
+        place = error.filename2 or error.filename or "standard output"
+        text = f"{place}: {error.strerror}; free some space, or write elsewhere"
+    elif isinstance(error, RuntimeError) and "no locator available" in str(error):
+        text = "Numba: its kernels can be kept nowhere; set NUMBA_CACHE_DIR to a folder that can be written"
     elif isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}; check the path"
     elif isinstance(error, (ValueError, OSError, ImportError)):
@@ -265,9 +282,14 @@ def read_text(args: argparse.Namespace) -> str:
     name = str(args.file or ("standard input" if given == "-" else "the text"))
     try:
         if args.file:
-            return args.file.read_bytes().decode()
-        # A command line's stray bytes arrive as lone surrogates, which strict encoding refuses.
-        return (sys.stdin.buffer.read() if given == "-" else given.encode()).decode()
+            with args.file.open("rb") as file:
+                content = file.read(LONGEST_TEXT + 1)
+        else:
+            # A command line's stray bytes arrive as lone surrogates, which strict encoding refuses.
+            content = sys.stdin.buffer.read(LONGEST_TEXT + 1) if given == "-" else given.encode()
+        if len(content) > LONGEST_TEXT:
+            raise ValueError(f"{name} has more than {LONGEST_TEXT:,} bytes, and so more than any context; shorten it")
+        return content.decode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise ValueError(f"{name} is not UTF-8 (near byte {error.start:,}); convert it first") from None
 
@@ -486,6 +508,8 @@ def score(args: argparse.Namespace) -> None:
         ids = text_ids(model.tokenizer, text)
         progress(f"scoring {len(ids):,} tokens")
         result = score_ids(model, ids)
+        if math.isnan(result.perplexity):
+            raise ValueError("the model's weights make numbers that are none (NaN); fetch them again")
     pieces = [(model.tokenizer.decode([token]), float(p)) for token, p in zip(ids[1:], result.logprobs, strict=True)]
     if args.json:
         print_json({"perplexity": result.perplexity, "tokens": len(pieces), "logprobs": pieces})
@@ -731,7 +755,7 @@ def chat_command(talk: Chat, line: str, args: argparse.Namespace) -> str:
     if name == "/save" and rest:
         try:
             talk.save(rest)
-        except OSError as error:
-            return f"{rest}: {error.strerror}; nothing was saved"
+        except (OSError, ValueError) as error:  # ValueError: "." and "/" are no names of files
+            return f"{rest}: {getattr(error, 'strerror', error)}; nothing was saved"
         return f"saved {len(talk.messages)} messages in {rest}"
     return CHAT_HELP if name == "/help" else f"{line.strip()!r} is no command\n{CHAT_HELP}"

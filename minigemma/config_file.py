@@ -7,7 +7,6 @@ comes after sees only `TextConfig`. What would change the mathematics and is not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +22,10 @@ from .config import (
     VisionConfig,
 )
 from .errors import ModelFormatError
+from .safetensors_file import read_json, short
 
 Json = dict[str, Any]
-MAX_BYTES = 10_000_000
+MAX_PROBLEM = 300  # letters of an error, which may quote what a file says
 
 # What a config.json means by leaving a field out, by model_type.
 GEMMA = {
@@ -94,25 +94,6 @@ ACTIVATIONS = {"gelu_pytorch_tanh", "gelu", "gelu_new", None}  # each means the 
 RUNS = "minigemma runs gemma, gemma2, gemma3 and recurrent_gemma"
 
 
-def read_json(path: Path) -> Json:
-    """A JSON object from a file, or a ModelFormatError."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ModelFormatError(path, f"has {path.stat().st_size} bytes; no config has more than {MAX_BYTES}")
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelFormatError(
-            path,
-            "does not exist",
-            "a model folder holds config.json beside its .safetensors files; fetch the folder again",
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ModelFormatError(path, f"cannot be read as JSON ({error})", "fetch the file again") from None
-    if not isinstance(content, dict):
-        raise ModelFormatError(path, "is not a JSON object", "fetch the file again")
-    return content
-
-
 def config_from_json(path: Path) -> tuple[TextConfig, Json]:
     """The text model's config of a config.json, and all of its fields (those left out filled in)."""
     whole = read_json(path)
@@ -123,8 +104,8 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
         if not isinstance(text, dict):
             raise ModelFormatError(path, "text_config is not an object", "fetch the file again")
         kind = "gemma3_text"
-    if kind not in DEFAULTS:
-        raise ModelFormatError(path, f"model_type is {kind!r}", f"{RUNS}: take one of their checkpoints")
+    if not isinstance(kind, str) or kind not in DEFAULTS:
+        raise ModelFormatError(path, f"model_type is {short(kind)}", f"{RUNS}: take one of their checkpoints")
     shared = {k: whole[k] for k in ("eos_token_id", "tie_word_embeddings", "name_or_path") if k in whole}
     fields = DEFAULTS[kind] | shared | {k: v for k, v in text.items() if k != "model_type"}
     try:
@@ -136,8 +117,9 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
         raise
     except KeyError as error:
         raise ModelFormatError(path, f"has no {error.args[0]}", "fetch the file again") from None
-    except (ValueError, TypeError) as error:
-        raise ModelFormatError(path, str(error), "take the config.json that was released with these weights") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        remedy = "take the config.json that was released with these weights"
+        raise ModelFormatError(path, str(error)[:MAX_PROBLEM], remedy) from None
 
 
 def _from_fields(kind: str, f: Json) -> TextConfig:
@@ -164,7 +146,8 @@ def _from_fields(kind: str, f: Json) -> TextConfig:
     common["query_pre_attn_scalar"] = float(f["query_pre_attn_scalar"])
     common["window"] = _whole(f, "sliding_window")
     if kind == "gemma2":
-        _pattern(f, common["layers"], 2)
+        if _pattern(f, common["layers"], 2) != 2:
+            raise ValueError("layer_types or sliding_window_pattern differ from Gemma 2's: local and global in turn")
         if (common["width"], common["layers"]) == (3584, 42):  # 9B was first released with 224; it was trained with 256
             common["query_pre_attn_scalar"] = 256.0
         return Gemma2Config(
@@ -275,13 +258,16 @@ def _rope(f: Json, kind: str) -> tuple[float, float]:
 
 def _pattern(f: Json, layers: int, usual: int) -> int:
     """Every how many layers one is global: stated as a number, as the list of all layers, or not at all."""
-    period = f.get("sliding_window_pattern", f.get("_sliding_window_pattern")) or usual
+    name = "sliding_window_pattern"
+    period = _whole({name: f.get(name, f.get(f"_{name}")) or usual}, name)
     kinds = f.get("layer_types")
     if kinds is None:
         return period
-    for candidate in (period, *range(1, layers + 2)):
-        expected = [("full" if i % candidate == candidate - 1 else "sliding") + "_attention" for i in range(layers)]
-        if kinds == expected:
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise ValueError(f"layer_types is {short(kinds)}; it must be a list of {layers} kinds of layers")
+    first = kinds.index("full_attention") if "full_attention" in kinds else layers
+    for candidate in (period, first + 1):
+        if kinds == [("full" if i % candidate == candidate - 1 else "sliding") + "_attention" for i in range(layers)]:
             return candidate
     raise ValueError(f"layer_types {kinds} do not repeat with one full_attention layer at the end of each period")
 
@@ -306,7 +292,8 @@ def config_from_gguf(path: Path, metadata: Mapping[str, Any], rows: int) -> Text
         if family == "clip":
             remedy = "give it as --mmproj (mmproj=…) beside the file of the text model"
             raise ModelFormatError(path, "is the vision tower of a model (mmproj)", remedy)
-        raise ModelFormatError(path, f"is a GGUF of architecture {family!r}", f"{RUNS}: take one of their checkpoints")
+        problem = f"is a GGUF of architecture {short(family)}"
+        raise ModelFormatError(path, problem, f"{RUNS}: take one of their checkpoints")
 
     def get(key: str, *default: Any) -> Any:
         value = metadata.get(f"{family}.{key}", *default)
@@ -319,11 +306,15 @@ def config_from_gguf(path: Path, metadata: Mapping[str, Any], rows: int) -> Text
     except (TypeError, ValueError) as error:
         if isinstance(error, ModelFormatError):
             raise
-        raise ModelFormatError(path, str(error), "convert the model again with a current llama.cpp") from None
+        remedy = "convert the model again with a current llama.cpp"
+        raise ModelFormatError(path, str(error)[:MAX_PROBLEM], remedy) from None
     return _named(config)
 
 
 def _from_gguf(family: str, get: Any, rows: int) -> TextConfig:
+    def whole(key: str, *default: int) -> int:
+        return _whole({key: get(key, *default)}, key)
+
     heads, width, layers = get("attention.head_count"), get("embedding_length"), get("block_count")
     common: Json = {
         "width": width,
@@ -346,18 +337,18 @@ def _from_gguf(family: str, get: Any, rows: int) -> TextConfig:
     if family == "gemma2":
         return Gemma2Config(
             **common,
-            window=get("attention.sliding_window", 4096),
-            attention_cap=get("attn_logit_softcapping", 50.0),
-            logit_cap=get("final_logit_softcapping", 30.0),
+            window=whole("attention.sliding_window", 4096),
+            attention_cap=float(get("attn_logit_softcapping", 50.0)),
+            logit_cap=float(get("final_logit_softcapping", 30.0)),
             rope_base=float(get("rope.freq_base", 10_000.0)),
         )
     return Gemma3Config(
         **common,
-        window=get("attention.sliding_window"),
+        window=whole("attention.sliding_window"),
         rope_base=float(get("rope.freq_base", 1_000_000.0)),
         rope_base_local=float(get("rope.freq_base_swa", 10_000.0)),
         rope_scale=float(get("rope.scaling.factor", 8.0 if layers in (34, 48, 62) else 1.0)),
-        pattern=get("attention.sliding_window_pattern", 6),
+        pattern=whole("attention.sliding_window_pattern", 6),
     )
 
 
@@ -365,7 +356,8 @@ def vision_from_gguf(path: Path, metadata: Mapping[str, Any], text: TextConfig) 
     """The config of a text model with that of the vision tower in an mmproj file; ModelFormatError for another's."""
     kind = metadata.get("clip.vision.projector_type", metadata.get("clip.projector_type"))
     if metadata.get("general.architecture") != "clip" or kind != "gemma3" or not isinstance(text, Gemma3Config):
-        what = f"is a GGUF file of architecture {metadata.get('general.architecture')!r} and projector type {kind!r}"
+        architecture = short(metadata.get("general.architecture"))
+        what = f"is a GGUF file of architecture {architecture} and projector type {short(kind)}"
         raise ModelFormatError(path, f"{what}, for a model of {text.family}", "take the mmproj file of a Gemma 3")
     names = {
         "width": "embedding_length",
@@ -378,7 +370,7 @@ def vision_from_gguf(path: Path, metadata: Mapping[str, Any], text: TextConfig) 
     try:
         found: Json = {ours: _whole(dict(metadata), f"clip.vision.{theirs}") for ours, theirs in names.items()}
         found["eps"] = round(float(metadata["clip.vision.attention.layer_norm_epsilon"]), 12)  # stored in float32
-        pooling = metadata.get("clip.vision.projector.scale_factor", 4)
+        pooling = _whole({"scale_factor": metadata.get("clip.vision.projector.scale_factor", 4)}, "scale_factor")
         found["tokens"] = (found["side"] // found["patch"] // pooling) ** 2
         width = metadata.get("clip.vision.projection_dim", text.width)
         if width != text.width:
@@ -387,4 +379,4 @@ def vision_from_gguf(path: Path, metadata: Mapping[str, Any], text: TextConfig) 
     except KeyError as error:
         raise ModelFormatError(path, f"has no {error.args[0]}", "take the mmproj file of this model") from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelFormatError(path, str(error), "take the mmproj file of this model") from None
+        raise ModelFormatError(path, str(error)[:MAX_PROBLEM], "take the mmproj file of this model") from None

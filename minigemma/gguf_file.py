@@ -25,13 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import F32, I32
+from .backend import jit
 from .errors import ModelFormatError
+from .safetensors_file import DAMAGED, short, unreadable
 
-DAMAGED = "the download was cut short or the file is damaged: fetch it again"
 MAX_HEADER = 100_000_000  # bytes before the tensors' data; Gemma 3 270M has 6 million
 MAX_ENTRIES = 100_000  # tensors, and pairs: the largest Gemma has about 1,300 tensors, and 270M 33 pairs
 MAX_KEY = 65_535
 MAX_AXES = 4
+MAX_PIECES = 1 << 20  # of a vocabulary: as objects of Python they take ten times the bytes of their file
 MAX_ELEMENTS = 1 << 40
 
 # Metadata types by number; strings are 8, arrays 9.
@@ -109,13 +111,11 @@ class GGUF:
 
     def strings(self, key: str) -> list[bytes]:
         """An array of strings."""
-        array, length = self._array(key, STRING), struct.Struct("<Q").unpack_from
-        data, at, found = self.data[array.start : array.end], 0, []
-        for _ in range(array.count):
-            begin = at + 8
-            at = begin + length(data, at)[0]
-            found.append(data[begin:at])
-        return found
+        array = self._array(key, STRING)
+        data, ends = self.data[array.start : array.end], np.empty(array.count, np.int64)
+        _walk(np.frombuffer(data, np.uint8), 0, array.count, len(data), ends)
+        starts = np.concatenate([[0], ends[:-1]]) + 8
+        return [data[first:last] for first, last in zip(starts.tolist(), ends.tolist(), strict=True)]
 
     def numbers(self, key: str, kind: int) -> NDArray:
         """An array of numbers of the metadata type `kind`."""
@@ -131,6 +131,8 @@ class GGUF:
     @property
     def vocabulary(self) -> tuple[list[bytes], F32, I32]:
         """The pieces, their scores and types: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte."""
+        if (count := self._array("tokenizer.ggml.tokens", STRING).count) > MAX_PIECES:
+            raise ModelFormatError(self.path, f"its vocabulary has {count} tokens; a Gemma's has 262144", DAMAGED)
         pieces = self.strings("tokenizer.ggml.tokens")
         scores = self.numbers("tokenizer.ggml.scores", 6)
         types = self.numbers("tokenizer.ggml.token_type", 5)
@@ -138,6 +140,23 @@ class GGUF:
             lengths = f"{len(pieces)} tokens, {len(scores)} scores and {len(types)} types"
             raise ModelFormatError(self.path, f"its vocabulary has {lengths}", DAMAGED)
         return pieces, scores, types
+
+
+@jit
+def _walk(data, at, count, last, ends):
+    """Step over `count` strings, each its length in 8 bytes and its letters; where they end goes into `ends`, if that
+    has room. Returns how many lie before `last`, and where the last of them ends.
+    """
+    for i in range(count):
+        length = np.uint64(0)
+        for j in range(8 if at + 8 <= last else 0):
+            length |= np.uint64(data[at + j]) << np.uint64(8 * j)
+        if at + 8 > last or length > np.uint64(last - at - 8):
+            return i, at
+        at += 8 + np.int64(length)
+        if i < ends.size:
+            ends[i] = at
+    return count, at
 
 
 class _Reader:
@@ -197,13 +216,10 @@ class _Reader:
 
     def skip_strings(self, count: int, key: str) -> None:
         self.need(8 * count, key)
-        data, at, length = self.data, self.at, struct.Struct("<Q").unpack_from
-        last = min(len(data), MAX_HEADER) - 8  # where a string may begin at the latest
-        for _ in range(count):
-            if at > last:
-                at += 8  # and no further: `need` says what is wrong
-                break
-            at += 8 + length(data, at)[0]
+        file = np.frombuffer(self.data, np.uint8)
+        done, at = _walk(file, self.at, count, min(len(file), MAX_HEADER), np.empty(0, np.int64))
+        if done < count:  # `need` says what is wrong with the next one
+            at += 8 + (struct.unpack_from("<Q", self.data, at)[0] if at + 8 <= len(file) else 0)
         self.need(at - self.at, key)
         self.at = at
 
@@ -223,14 +239,14 @@ def open_gguf(path: str | Path) -> GGUF:
     except ValueError:
         raise ModelFormatError(path, "is empty", DAMAGED) from None
     except OSError as error:
-        raise ModelFormatError(path, f"cannot be read ({error.strerror})", "check its permissions") from None
+        raise unreadable(path, error) from None
     reader = _Reader(path, data)
     tensor_count, pair_count = _counts(reader)
     metadata = dict(_pairs(reader, pair_count))
     parts = metadata.get("split.count", 1)
     if parts not in (0, 1):
         raise reader.broken(
-            f"is one of {_short(parts)} parts of a model", "join them with llama.cpp's llama-gguf-split --merge"
+            f"is one of {short(parts)} parts of a model", "join them with llama.cpp's llama-gguf-split --merge"
         )
     return GGUF(path, metadata, _tensors(reader, tensor_count, _alignment(reader, metadata)), data)
 
@@ -256,23 +272,17 @@ def _counts(reader: _Reader) -> tuple[int, int]:
     return tensors, pairs
 
 
-def _short(value: object) -> str:
-    """What a file says, fit to be printed: quoted, escaped, and not endless."""
-    text = ascii(value)
-    return text if len(text) <= 100 else text[:100] + "…"
-
-
 def _pairs(reader: _Reader, count: int) -> Iterator[tuple[str, Any]]:
     seen: set[str] = set()
     for i in range(count):
         key = reader.text(f"the key of pair {i}")
         if not key or key in seen:
-            raise reader.broken(f"the key of pair {i}, {_short(key)}, is empty or there twice")
+            raise reader.broken(f"the key of pair {i}, {short(key)}, is empty or there twice")
         seen.add(key)
-        kind = reader.scalar("I", _short(key))
+        kind = reader.scalar("I", short(key))
         if key == "general.alignment" and kind != U32:
             raise reader.broken(f"general.alignment is of type {kind}; it must be a u32, type {U32}")
-        yield key, reader.value(kind, _short(key))
+        yield key, reader.value(kind, short(key))
 
 
 def _alignment(reader: _Reader, metadata: dict[str, Any]) -> int:
@@ -288,8 +298,8 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> dict[str, GGUFTenso
     for i in range(count):
         name = reader.text(f"the name of tensor {i}")
         if name in infos:
-            raise reader.broken(f"tensor {_short(name)} is there twice")
-        infos[name] = _info(reader, f"tensor {_short(name)}", running)
+            raise reader.broken(f"tensor {short(name)} is there twice")
+        infos[name] = _info(reader, f"tensor {short(name)}", running)
         running += -(-infos[name][4] // alignment) * alignment
     start = -(-reader.at // alignment) * alignment
     tensors = {}
@@ -297,7 +307,7 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> dict[str, GGUFTenso
         if start + total > len(reader.data):
             have = len(reader.data) - start
             raise reader.broken(
-                f"tensor {_short(name)} should have {total} bytes from byte {start} on, but {max(have, 0)} are left"
+                f"tensor {short(name)} should have {total} bytes from byte {start} on, but {max(have, 0)} are left"
             )
         values = np.frombuffer(reader.data, np.uint8, total, start)
         blocks = values.view(PLAIN[kind]).reshape(shape) if kind in PLAIN else values.reshape(*shape[:-1], -1, size)

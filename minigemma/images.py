@@ -121,7 +121,7 @@ def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
                 return _rgb(source, name, tell)
             with _opened(Path(source)) as image:
                 _check_size(image.size, name)
-                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a JPEG with a second one for depth
+                if getattr(image, "is_animated", False) and image.format != "MPO":  # a JPEG with a second one for depth
                     tell(f"{name} is animated; its first frame is used")
                 return _rgb(image, name, tell)
     except ImageError:

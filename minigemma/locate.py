@@ -119,7 +119,7 @@ def _snapshot(id: str, folder: Path) -> Path | None:
     """The downloaded files of one model; None if no weights are among them and none were on their way."""
     again = f"minigemma download {id}"
     snapshot = folder / "snapshots" / _commit(folder, again)
-    files = sorted(snapshot.iterdir()) if snapshot.is_dir() else []
+    files = sorted(snapshot.iterdir()) if os.path.isdir(snapshot) else []
     for file in files:
         if file.is_symlink() and not file.exists():
             raise ModelFormatError(file, "is missing: an incomplete download", again)
@@ -155,6 +155,12 @@ def _has_all_weights(names: list[str]) -> bool:
 
 def _not_found(name: str) -> ModelFormatError:
     """Where was looked, what is there that is spelt nearly so, and what to do."""
+    try:
+        os.stat(os.path.expanduser(name))
+    except PermissionError:
+        return ModelFormatError(name, "cannot be read: permission denied", "check who may read it and its folders")
+    except (OSError, ValueError):
+        pass  # there is no such path
     places = ", ".join(str(folder) for folder in (*dict.fromkeys(weights_folders()), hub_cache()))
     close = difflib.get_close_matches(name, _names_here(name), n=3, cutoff=0.75)
     mean = f"did you mean {' or '.join(close)}?" if close else ""

@@ -91,6 +91,8 @@ def _turns(family: str, messages: Sequence[Message], vision: VisionConfig | None
         raise ValueError(f"family {family!r} has no turn format here; those that have one are {', '.join(FAMILIES)}")
     if not messages:
         raise ValueError("a conversation needs at least one message")
+    if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in messages):
+        raise ValueError('messages must be a list of {"role": …, "content": …}, one for each turn')
     images = [_crops(message.get("images")) for message in messages]
     if vision is None and any(images):
         raise no_vision("", sum(map(len, images)))

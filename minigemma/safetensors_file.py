@@ -15,6 +15,7 @@ model file by renaming a new one over it, as every downloader does.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import mmap
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from .errors import ModelFormatError
 
 MAX_HEADER = 100_000_000
-MAX_INDEX = 10_000_000
+MAX_JSON = 10_000_000
 MAX_MARKS = 1_000_000  # of , [ { in a header: eight for a tensor. Each value of a JSON text follows one of them
 MAX_AXES = 8
 
@@ -135,7 +136,7 @@ def open_safetensors(path: str | Path) -> dict[str, Tensor]:
                 raise ModelFormatError(path, *FOREIGN[kind])
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if len(data) < 8:
         raise ModelFormatError(path, f"has {len(data)} bytes, a safetensors file at least 8", DAMAGED)
     length = int.from_bytes(data[:8], "little")
@@ -157,13 +158,18 @@ def _parse(header: bytes) -> dict[str, Any]:
     """The header as a JSON object, without its __metadata__."""
     if header[:1] != b"{":
         raise _Broken("is not a safetensors file (its header does not begin with a brace)", GET_SAFETENSORS)
-    if sum(header.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS:
+    if _marks(header) > MAX_MARKS:
         raise _Broken("describes over 100,000 tensors; the largest Gemma has about 1,300", GET_SAFETENSORS)
     tensors = _json_object(header, "header")
     metadata = tensors.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _Broken("has a __metadata__ that is not a table of texts", DAMAGED)
     return tensors
+
+
+def _marks(text: bytes) -> int:
+    """A bound of how many values a JSON text has: objects of Python, which take far more memory than their letters."""
+    return sum(text.count(mark) for mark in (b",", b"[", b"{"))
 
 
 def _json_object(text: bytes, what: str) -> dict[str, Any]:
@@ -179,8 +185,8 @@ def _json_object(text: bytes, what: str) -> dict[str, Any]:
         value = json.loads(text.decode(), object_pairs_hook=once)
     except UnicodeDecodeError:
         raise _Broken(f"has a {what} that is not UTF-8", DAMAGED) from None
-    except (ValueError, RecursionError):
-        raise _Broken(f"has a {what} that is not JSON", DAMAGED) from None
+    except (ValueError, RecursionError) as error:
+        raise _Broken(f"has a {what} that is not JSON ({error})", DAMAGED) from None
     if not isinstance(value, dict):
         raise _Broken(f"has a {what} that is a {type(value).__name__}, not an object", DAMAGED)
     return value
@@ -195,14 +201,14 @@ def _views(tensors: dict[str, Any], data: mmap.mmap, start: int) -> dict[str, Te
         begin, end = (start + offset for offset in entry["data_offsets"])
         if begin != at:
             raise _Broken(
-                f"{_short(name)} {'overlaps the tensor' if begin < at else 'leaves a hole'} before it", DAMAGED
+                f"{short(name)} {'overlaps the tensor' if begin < at else 'leaves a hole'} before it", DAMAGED
             )
         if end > len(data):
-            raise _Broken(f"has {len(data):,} bytes, {_short(name)} would end at {end:,}", DAMAGED)
+            raise _Broken(f"has {len(data):,} bytes, {short(name)} would end at {end:,}", DAMAGED)
         try:
             array = np.ndarray(entry["shape"], DTYPES[entry["dtype"]], buffer=data, offset=begin)
         except ValueError:  # no bytes, but 2⁶² by 0 of them
-            raise _Broken(f"{_short(name)} has the impossible shape {entry['shape']}", DAMAGED) from None
+            raise _Broken(f"{short(name)} has the impossible shape {entry['shape']}", DAMAGED) from None
         views[name] = Tensor(name, entry["dtype"], array)
         at = end
     if at != len(data):
@@ -213,22 +219,22 @@ def _views(tensors: dict[str, Any], data: mmap.mmap, start: int) -> dict[str, Te
 def _check(name: str, entry: Any) -> None:
     """One entry of the header by itself: its fields, its dtype, and shape × item size = bytes."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _Broken(f"does not describe {_short(name)} by dtype, shape and data_offsets", DAMAGED)
+        raise _Broken(f"does not describe {short(name)} by dtype, shape and data_offsets", DAMAGED)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _Broken(f"holds {_short(name)} as {_short(dtype)}", "get the bfloat16 weights of the model")
+        raise _Broken(f"holds {short(name)} as {short(dtype)}", "get the bfloat16 weights of the model")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-            raise _Broken(f"{_short(name)} has a shape or offsets that are not whole numbers from 0 to 2⁶³", DAMAGED)
+            raise _Broken(f"{short(name)} has a shape or offsets that are not whole numbers from 0 to 2⁶³", DAMAGED)
     if len(offsets) != 2 or len(shape) > MAX_AXES:
-        raise _Broken(f"{_short(name)} has {len(shape)} axes (at most {MAX_AXES}), {len(offsets)} offsets (2)", DAMAGED)
+        raise _Broken(f"{short(name)} has {len(shape)} axes (at most {MAX_AXES}), {len(offsets)} offsets (2)", DAMAGED)
     wanted, given = math.prod(shape) * DTYPES[dtype].itemsize, offsets[1] - offsets[0]
     if wanted != given:
-        raise _Broken(f"{_short(name)} is {dtype} {shape}, not {given:,} bytes", DAMAGED)
+        raise _Broken(f"{short(name)} is {dtype} {shape}, not {given:,} bytes", DAMAGED)
 
 
-def _short(name: object) -> str:
-    """A name from a file, fit to be printed: quoted, escaped, and not endless."""
+def short(name: object) -> str:
+    """What a file says, fit to be printed: quoted, escaped, and not endless."""
     text = ascii(name)
     return text if len(text) <= 100 else text[:100] + "…"
 
@@ -246,7 +252,7 @@ def open_checkpoint_files(folder: str | Path) -> dict[str, Tensor]:
     path = folder / "model.safetensors.index.json"
     if not os.path.lexists(path):
         raise ModelFormatError(folder, *_no_weights(folder))
-    shard_of = _read_index(path)
+    shard_of = _shards(path)
     shards = sorted(set(shard_of.values()))
     missing = [shard for shard in shards if not (folder / shard).exists()]
     if missing:
@@ -257,31 +263,36 @@ def open_checkpoint_files(folder: str | Path) -> dict[str, Tensor]:
     opened = {shard: open_safetensors(folder / shard) for shard in shards}
     for name, shard in shard_of.items():
         if name not in opened[shard]:
-            raise ModelFormatError(folder / shard, f"lacks {_short(name)}, which {path.name} promises", DAMAGED)
+            raise ModelFormatError(folder / shard, f"lacks {short(name)}, which {path.name} promises", DAMAGED)
     return {name: opened[shard][name] for name, shard in shard_of.items()}
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """The index's table: tensor name → shard."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a small file beside the weights; ModelFormatError if it is none, or larger than 10 MB."""
     try:
         with _open(path) as file:
-            text = file.read(MAX_INDEX + 1)
+            text = file.read(MAX_JSON + 1)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     kind = _kind(text[:512], path.suffix)
     if kind in FOREIGN:
         raise ModelFormatError(path, *FOREIGN[kind])
-    if len(text) > MAX_INDEX:
-        raise ModelFormatError(path, "is larger than 10 MB, which no index is", DAMAGED)
+    if len(text) > MAX_JSON or _marks(text) > MAX_MARKS:
+        raise ModelFormatError(path, "is larger than 10 MB, or has over a million values, as no model's has", DAMAGED)
     try:
-        table = _json_object(text, "text").get("weight_map")
+        return _json_object(text, "text")
     except _Broken as problem:
         raise ModelFormatError(path, *problem.args) from None
+
+
+def _shards(path: Path) -> dict[str, str]:
+    """The index's table: tensor name → shard."""
+    table = read_json(path).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise ModelFormatError(path, "has no weight_map of tensors and their files", DAMAGED)
     for name, shard in table.items():
         if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", shard, re.ASCII):
-            claim = f"puts {_short(name)} into {_short(shard)}, which is no plain name of a .safetensors file"
+            claim = f"puts {short(name)} into {short(shard)}, which is no plain name of a .safetensors file"
             raise ModelFormatError(path, claim, "do not trust this download")
     return table
 
@@ -303,11 +314,15 @@ def _no_weights(folder: Path) -> tuple[str, str]:
     return "holds neither model.safetensors nor model.safetensors.index.json", GET_SAFETENSORS
 
 
-def _unreadable(path: Path, error: OSError) -> ModelFormatError:
+def unreadable(path: Path, error: OSError) -> ModelFormatError:
     """What the operating system says, as our error."""
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
         return ModelFormatError(path, "is a link to a file that is not there (an incomplete download)", DAMAGED)
-    remedy = "check the path" if isinstance(error, FileNotFoundError) else "check who may read it"
+    remedies = {
+        errno.ENOENT: "check the path, or fetch the folder again",
+        errno.ENOMEM: "raise the limit of this process (`ulimit -v`)",
+    }
+    remedy = remedies.get(error.errno or 0, "check who may read it")
     return ModelFormatError(path, f"cannot be read: {(error.strerror or str(error)).lower()}", remedy)
 
 
@@ -316,7 +331,8 @@ def write_safetensors(
 ) -> None:
     """Write a file of tensors (name, dtype as the file spells it, shape), whose contiguous `parts` come one by one.
 
-    Only what is being written is in memory. Raises OSError, and ValueError where parts and shape differ in bytes.
+    Only what is being written is in memory. Raises OSError, which names the file also where a disk is full, and
+    ValueError where parts and shape differ in bytes.
     """
     header: dict[str, dict[str, Any]] = {}
     end = 0
@@ -326,12 +342,16 @@ def write_safetensors(
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # so that data begins where a cache line does
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for (name, *_), rows in zip(entries, parts, strict=True):
-            for part in rows:
-                file.write(np.ascontiguousarray(part).data)
-            if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
-                raise ValueError(f"{name} was given other bytes than its shape has")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for (name, *_), rows in zip(entries, parts, strict=True):
+                for part in rows:
+                    file.write(np.ascontiguousarray(part).data)
+                if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
+                    raise ValueError(f"{name} was given other bytes than its shape has")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which a failed write does not know
+        raise

@@ -56,6 +56,8 @@ class Tokenizer:
         """From a tokenizer.model; raises ModelFormatError for anything else."""
         path = Path(path)
         try:
+            if path.exists() and not path.is_file():  # reading a pipe or device might never end
+                raise ModelFormatError(path, "is a directory or device, not a file", REMEDY)
             if (size := path.stat().st_size) > LARGEST:
                 raise ModelFormatError(path, f"has {size / 1e6:.0f} MB, far more than a tokenizer.model", REMEDY)
             model = path.read_bytes()

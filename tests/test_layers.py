@@ -15,7 +15,8 @@ ROWS = """
     step
     decoder
     gemma gemma2 gemma3 recurrentgemma
-    safetensors_file gguf_file quantize tokenizer config_file tensor_names demo images
+    safetensors_file
+    gguf_file quantize tokenizer config_file tensor_names demo images
     prompt locate
     download
     checkpoint
