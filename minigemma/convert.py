@@ -65,7 +65,11 @@ def quantize(
         raise ModelFormatError(target, problem, "give the path of a folder that is not there yet")
     files = open_files(folder)
     report, partial = Report(dtype), target.with_name(f"{target.name}.partial")
-    partial.mkdir(exist_ok=True)
+    try:
+        partial.mkdir()
+    except FileExistsError:
+        problem = "is there already: another conversion writes it, or one was ended half-way"
+        raise ModelFormatError(partial, problem, "delete it if nothing else is running") from None
     try:
         entries = [_entry(ours, tensor, dtype) for ours, tensor in files.tensors.items()]
         total, done = sum(t.array.nbytes for t in files.tensors.values()), 0

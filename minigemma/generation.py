@@ -192,7 +192,7 @@ def _pieces(
     first = time.perf_counter()
     prompt_tps = len(prompt) / max(first - began, 1e-9)
     decoder = model.tokenizer.stream() if model.tokenizer else None
-    banned = list(model.banned)
+    banned = [token for token in model.banned if token < len(logits)]  # a small embedding has no rows for the marks
     pending = ""  # decided text is yielded; this may be the beginning of a stop string
     for count in range(1, max_new_tokens + 1):
         allowed = logits.copy()

@@ -88,6 +88,14 @@ def test_what_cannot_be_done_leaves_nothing_behind(folder, tmp_path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
+def test_what_another_conversion_writes_stays(folder, tmp_path):
+    (tmp_path / "small.partial").mkdir()
+    (tmp_path / "small.partial" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(mg.ModelFormatError, match="another conversion"):
+        quantize(folder, tmp_path / "small", "int8")
+    assert (tmp_path / "small.partial" / "model.safetensors").read_bytes() == b"half"
+
+
 def test_command_line(folder, tmp_path, capsys):
     assert main(["quantize", str(folder), str(tmp_path / "small"), "--dtype", "int8"]) == 0
     out = capsys.readouterr().out
