@@ -37,7 +37,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba import prange, types
 from numba.extending import intrinsic
 
-from .arrays import U16, aligned
+from .arrays import F32, U16, aligned
 from .backend import jit_inner, jit_parallel
 from .simd import bf16_bits
 
@@ -243,19 +243,30 @@ _product0, _product1, _product2, _product3 = (multiply[tiles] for tiles in PRODU
 
 
 @jit_parallel
-def pack_tokens(x, packed, steps):
-    """x [T, D] float32 → packed [⌈T/32⌉ · steps · 2 tiles of TILE]: bf16, in pairs, zeros where there is no token."""
+def _pack_tokens(x, packed, steps):
+    """A token's 32 numbers of a step become 16 pairs, which go to the 16 rows of its tile."""
     T, D = x.shape
     for block in prange((T + 31) // 32):
-        for step in range(steps):
-            for half in range(2):
-                at = ((block * steps + step) * 2 + half) * TILE
-                for j in range(16):
-                    t = block * 32 + half * 16 + j
-                    for k in range(DEPTH):
-                        d = step * DEPTH + k
-                        inside = t < T and d < D
-                        packed[at + k // 2 * DEPTH + 2 * j + k % 2] = bf16_bits(x[t, d]) if inside else np.uint16(0)
+        words, pairs = np.empty(DEPTH, np.uint16), packed.view(np.uint32)
+        for t in range(block * 32, min(block * 32 + 32, T)):
+            for step in range(steps):
+                at = ((block * steps + step) * 2 + t // 16 % 2) * TILE // 2 + t % 16
+                for k in range(DEPTH):
+                    d = step * DEPTH + k
+                    words[k] = bf16_bits(x[t, d]) if d < D else np.uint16(0)
+                two = words.view(np.uint32)
+                for i in range(16):
+                    pairs[at + i * 16] = two[i]
+
+
+def pack_tokens(x: F32) -> U16:
+    """x [T, D] float32 → bf16 in pairs, [⌈T/32⌉ · ⌈D/32⌉ · 2 tiles of TILE], zeros where there is no token."""
+    steps = -(-x.shape[1] // DEPTH)
+    packed = aligned(-(-len(x) // 32) * steps * 2 * TILE, np.uint16)
+    if len(x) % 32:
+        packed[:] = 0
+    _pack_tokens(x, packed, steps)
+    return packed
 
 
 @jit_inner

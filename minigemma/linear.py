@@ -455,28 +455,36 @@ def _few(x, weights):
     return ys
 
 
+def _many(x, weights):
+    """x Wᵀ for many tokens, which are packed once for all weights."""
+    on_unit = [weight.dtype != np.float32 and amx.choice()[0] != "vectors" for weight in weights]
+    packed = None if all(on_unit) else _pack(x)
+    in_tiles = amx.pack_tokens(x) if any(on_unit) else None
+    ys = []
+    for weight, unit in zip(weights, on_unit, strict=True):
+        rows, size = weight.reshape(len(weight), -1), weight.shape[-1] if weight.ndim == 3 else 0
+        if unit:
+            ys.append(_many_tokens_on_tiles(in_tiles, amx.new_tiles(), rows, size, x.shape[1], len(x)))
+        else:
+            ys.append(_many_tokens(packed, rows, size, x.shape[1], len(x)))
+    return ys
+
+
 @linear.kernel
 def _linear(x, weight):
     require(x.ndim == 2 and rows_columns(weight)[1] == x.shape[1], "linear", x, weight)
-    if len(x) <= FEW:
-        return _few(x, [weight])[0]
-    columns, size = rows_columns(weight)[1], weight.shape[-1] if weight.ndim == 3 else 0
-    if weight.dtype != np.float32 and amx.choice()[0] != "vectors":
-        steps = -(-columns // amx.DEPTH)
-        packed = aligned(-(-len(x) // 32) * steps * 2 * amx.TILE, np.uint16)
-        amx.pack_tokens(x, packed, steps)
-        rows = weight.reshape(len(weight), -1)
-        return _many_tokens_on_tiles(packed, amx.new_tiles(), rows, size, columns, len(x))
-    return _many_tokens(_pack(x), weight.reshape(len(weight), -1), size, columns, len(x))
+    return (_few if len(x) <= FEW else _many)(x, [weight])[0]
 
 
 def linears(x: F32, *weights: Weight) -> list[F32]:
-    """[linear(x, weight) for each weight]; for few tokens they share a parallel region, whose start costs as much as
-    a small product. At most TOGETHER weights.
+    """[linear(x, weight) for each weight], at most TOGETHER weights. Few tokens go through them in one parallel region,
+    whose start costs as much as a small product; many are packed once.
     """
-    alike = len({(weight.dtype, weight.ndim, weight.shape[2:]) for weight in weights}) == 1
-    if runs_formulas() or len(x) > FEW or not alike:
+    if runs_formulas():
         return [linear(x, weight) for weight in weights]
     for weight in weights:
         require(x.ndim == 2 and rows_columns(weight)[1] == x.shape[1], "linears", x, weight)
-    return _few(x, weights)
+    if len(x) > FEW:
+        return _many(x, weights)
+    alike = len({(weight.dtype, weight.ndim, weight.shape[2:]) for weight in weights}) == 1
+    return _few(x, weights) if alike else [linear(x, weight) for weight in weights]

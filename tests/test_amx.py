@@ -91,6 +91,8 @@ import llvmlite.binding
 
 features = os.environ["NUMBA_CPU_FEATURES"].replace("+", "").split(",")
 llvmlite.binding.get_host_cpu_features = lambda: dict.fromkeys(features, True)
+import minigemma.backend
+
 opened, ctypes.CDLL = ctypes.CDLL, lambda *_: type("Linux", (), {"syscall": lambda *_: 0})
 from minigemma import amx
 
