@@ -43,7 +43,7 @@ def _plain_products(x, whole, scales, weights, size, workers, ys):
 
 @jit_inner
 def _block_products(x, whole, scales, weights, size, workers, ys):
-    round_to_16_bits(x, whole[: x.size], scales[: x.size // BLOCK])
+    round_to_16_bits(x, whole, scales)
     few_tokens_blocks(whole, scales, x.size // BLOCK, weights, size, workers, ys)
 
 
@@ -145,8 +145,7 @@ class OneToken:
 
     def __init__(self, config: TextConfig, blocks: Sequence[Any]) -> None:
         self.layers = [self._arguments(config, i, block) for i, block in enumerate(blocks)]
-        longest = max(config.width, config.heads * config.head_dim, config.ffn_width)
-        self.scratch = longest, longest // BLOCK
+        self.longest = max(config.width, config.heads * config.head_dim, config.ffn_width)
 
     @staticmethod
     def _arguments(config: TextConfig, layer: int, block: Any) -> tuple:
@@ -168,7 +167,7 @@ class OneToken:
     def __call__(self, x: F32, cache: Cache) -> F32:
         """x [1, D], the token's embedding, → [1, D], the residual after the last layer; each ring takes it in."""
         position, workers = np.array([cache.position], np.int32), get_num_threads()
-        whole, scales = aligned(self.scratch[0], np.int16), np.empty(self.scratch[1], np.float32)
+        whole, scales = aligned(self.longest, np.int16), np.empty(1, np.float32)
         for arguments, ring in zip(self.layers, cast(tuple[KeyValueRing, ...], cache.layers), strict=True):
             _layer(x[0], *arguments, *ring.place(cache.position), position, whole, scales, NONE, workers)
         return x
