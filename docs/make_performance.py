@@ -43,14 +43,20 @@ RNG = np.random.default_rng(0)
 
 
 def in_turns(*runs: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
-    """Median seconds of each, which take turns; the first round warms up."""
+    """Median seconds of each. They take turns of three calls, after some that do not count: for a few milliseconds the
+    threads of the program before may still be awake.
+    """
     times: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds + 1):
+    for number in range(rounds + 1):
         for run, taken in zip(runs, times, strict=True):
             began = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - began)
-    return [median(taken[1:]) for taken in times]
+            while time.perf_counter() - began < 0.005:
+                run()
+            for _ in range(3 if number else 0):
+                began = time.perf_counter()
+                run()
+                taken.append(time.perf_counter() - began)
+    return [median(taken) for taken in times]
 
 
 def as_torch(bf16: np.ndarray) -> torch.Tensor:
@@ -141,7 +147,7 @@ def one_attention(queries: int, keys: int, window: int | None) -> list[str]:
         distance = torch.arange(keys)[:, None] - torch.arange(keys)
         forms = [partial(sdpa, tq, *spread, attn_mask=(distance >= 0) & (distance < window))]
     mine = partial(attention, q, k, v, positions, positions, where, window, 1 / 16, None)
-    ours, *theirs = in_turns(mine, *forms, rounds=ROUNDS if queries == 1 else 3)
+    ours, *theirs = in_turns(mine, *forms, rounds=ROUNDS if queries == 1 else 2)
     name = f"{queries:,} quer{'y' if queries == 1 else 'ies'}, {keys:,} keys"
     name += f", window {window:,}" if window else ""
     return [name, f"{1e3 * ours:.2f}", f"{1e3 * min(theirs):.2f}", f"{min(theirs) / ours:.1f}"]

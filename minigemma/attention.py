@@ -121,7 +121,7 @@ FEW = 8  # queries that still count as decoding
 FEW_BLOCK = 64  # keys at a time while decoding
 AHEAD = 4096  # bytes of keys read ahead into the second-level cache
 AT_ONCE = 16  # values of them that are added up together: as many lie in the first-level cache, whatever their stride
-SPLIT = 512  # keys a thread takes at least while decoding
+SPLIT = 128  # keys a thread takes at least while decoding
 MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
 COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
 
