@@ -11,6 +11,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from errno import ENOENT
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +27,7 @@ from .config import RecurrentGemmaConfig
 from .decoder import Decoder
 from .errors import no_vision
 from .linear import format_of
-from .peers import PEERS, Peer, weight_bytes
+from .peers import PEERS, Peer, parameters, weight_bytes
 from .rglru import linear_scan
 from .siglip import soft_tokens, vision_tower
 from .simd import LANES, ROWS, load, prefetch, sum_lanes, tile_add_outer, tile_store, tile_zeros, zeros
@@ -36,6 +38,7 @@ AHEAD = 2048  # float32 numbers
 STEPS = 1 << 20  # of the arithmetic loop
 STAGES = ("scaling the picture", "vision tower", "pooling and projection", "reading its tokens", "one more token")
 SCAN_TOKENS = 2048
+MARKERS = "osD^v"  # of the programs in a figure
 FEWEST = 6  # tokens of one measurement of decoding
 
 Progress = Callable[[str], None]
@@ -49,12 +52,14 @@ def bench(
     against: Sequence[str] = (),
     repeat: int = 3,
     image: bool = False,
+    lengths: Sequence[int] = (),
     progress: Progress = lambda doing: None,
 ) -> dict[str, Any]:
     """Measure `model`, and the programs named in `against` with the same weights, in turns; all numbers, by name.
 
     positions: milliseconds a token with so many tokens before it, which are not read: the cache is only as full as if.
     image: also the time of an image, stage by stage, for a model with a vision tower.
+    lengths: also the speed of other prompts, of so many tokens.
     Speeds are tokens a second, times seconds unless the name says milliseconds. Raises ValueError for an unknown
     program and where prompt and answer do not fit into the context.
     """
@@ -62,9 +67,9 @@ def bench(
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no program that is known here; those that are: {', '.join(PEERS)}")
     total = prompt_tokens + new_tokens + 1
-    if max(total, *positions, 0) > model.config.context:
+    if max(total, *positions, *lengths, 0) > model.config.context:
         raise ValueError(f"the model's context is {model.config.context:,} tokens; measure within it")
-    runners: dict[str, Peer] = {"minigemma": Ours(model, total)}
+    runners: dict[str, Peer] = {"minigemma": Ours(model, max(total, *(n + 3 for n in lengths), 0))}
     missing = {}
     for name in against:
         progress(f"preparing {name}")
@@ -72,15 +77,17 @@ def bench(
             runners[name] = PEERS[name](model)
         except ImportError as error:
             missing[name] = str(error)
-    ids = np.random.default_rng(0).integers(3, min(model.config.vocab, 200_000), prompt_tokens).tolist()
-    prompt, token = measure(runners, ids, new_tokens, repeat, progress)
+    longest = max(prompt_tokens, *lengths, 0)
+    ids = np.random.default_rng(0).integers(3, min(model.config.vocab, 200_000), longest).tolist()
+    prompt, token = measure(runners, ids[:prompt_tokens], new_tokens, repeat, progress)
+    others = {str(n): measure(runners, ids[:n], 1, repeat, progress)[0] for n in lengths}
     progress("measuring the machine")
     with threads(model.threads):
         bandwidth, peak = read_bandwidth(), arithmetic_peak()
-    read = weight_bytes(replace(model.weights, vision=None))
+    read = runners["minigemma"].read_bytes
     report: dict[str, Any] = {
         "name": model.name,
-        "parameters": model.config.embedding_parameters + model.config.non_embedding_parameters,
+        "parameters": parameters(model),
         "dtype": format_of(model.weights.blocks[0].ffn.gate),
         "threads": model.threads,
         "vectors": f"{LANES} lanes",
@@ -93,8 +100,14 @@ def bench(
         "decode_limit_tps": bandwidth / read,
         "flops_per_token": 2 * model.config.non_embedding_parameters,
         "programs": {
-            name: {"prefill_tps": prompt_tokens / prompt[name], "decode_tps": 1 / token[name]} for name in runners
+            name: {
+                "prefill_tps": prompt_tokens / prompt[name],
+                "decode_tps": 1 / token[name],
+                "weight_bytes": runner.read_bytes,
+            }
+            for name, runner in runners.items()
         },
+        "prefill_tps_of": {n: {name: int(n) / taken[name] for name in runners} for n, taken in others.items()},
         "missing": missing,
     }
     if isinstance(model.config, RecurrentGemmaConfig):
@@ -135,6 +148,9 @@ def table(report: dict[str, Any]) -> str:
             f"{name:11} prompt {its['prefill_tps']:,.1f}, decode {its['decode_tps']:,.2f} tokens/s; "
             f"minigemma is {ratios[0]:.1f} and {ratios[1]:.1f} times as fast"
         )
+    for length, speeds in r["prefill_tps_of"].items():
+        each = ", ".join(f"{name} {tps:,.1f}" for name, tps in speeds.items())
+        lines.append(f"a prompt    of {int(length):,} tokens: {each} tokens/s")
     lines += [f"{name:11} not measured: {why}" for name, why in r["missing"].items()]
     for name, seconds in r.get("image", {}).items():
         lines.append(f"image       {name:24} {seconds:8.2f} s")
@@ -145,6 +161,79 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plottable(path: Path) -> None:
+    """Refuse a `path` that `roofline` could not write, before anything is measured."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("the figure is drawn by matplotlib, which is not installed: pip install matplotlib")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.suffix[1:] not in (kinds := FigureCanvasBase.get_supported_filetypes()):
+        raise ValueError(f"{path}: a figure cannot be written so; name it .png, or one of {', '.join(sorted(kinds))}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(ENOENT, "No such folder", str(path.parent))
+
+
+def points(report: dict[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
+    """(what, flop for each byte of weights, flop a second) of decoding and of each prompt, by program.
+
+    A prompt of T tokens reads the weights once and multiplies them T times, but for the head's: the last token's only.
+    What attention computes and reads is left out.
+    """
+    inner = report["flops_per_token"]
+    head = 2 * report["parameters"] - inner
+    prompts = {int(n): speeds for n, speeds in report["prefill_tps_of"].items()}
+    prompts[report["prompt_tokens"]] = {name: its["prefill_tps"] for name, its in report["programs"].items()}
+    found = {}
+    for name, its in report["programs"].items():
+        found[name] = [("decode", (inner + head) / its["weight_bytes"], (inner + head) * its["decode_tps"])]
+        for length in sorted(prompts):
+            work = length * inner + head
+            speed = work * prompts[length][name] / length
+            found[name].append((f"prompt of {length:,}", work / its["weight_bytes"], speed))
+    return found
+
+
+def roofline(report: dict[str, Any], path: Path) -> None:
+    """Draw the report's speeds under what the machine can do at each arithmetic intensity (Williams et al. 2009).
+
+    The level roof is of float32 vectors: products of integers, or of a matrix unit, may lie above it.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    bandwidth, peak, found = report["read_bytes_per_second"], report["flops_per_second"], points(report)
+    ridge = peak / bandwidth
+    reached = [ridge, *(intensity for its in found.values() for _, intensity, _ in its)]
+    left, right = min(reached) / 4, max(reached) * 2
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log")
+    axes.plot([left, ridge, right], [bandwidth * left / 1e9, peak / 1e9, peak / 1e9], color="black")
+    corner: dict[str, Any] = {"xy": (ridge, peak / 1e9), "textcoords": "offset points"}
+    axes.annotate(f"reads {bandwidth / 1e9:,.1f} GB/s", xytext=(-9, -3), ha="right", **corner)
+    axes.annotate(f"multiplies {peak / 1e9:,.0f} GFLOP/s in float32", xytext=(0, 6), **corner)
+    for (name, ((_, *decode), *prompts)), marker in zip(found.items(), MARKERS, strict=False):
+        style: dict[str, Any] = {"markersize": 9, "zorder": 3} if name == "minigemma" else {"markersize": 6}
+        drawn = axes.plot([x for _, x, _ in prompts], [y / 1e9 for *_, y in prompts], f"{marker}:", label=name, **style)
+        style |= {"color": drawn[0].get_color(), "markerfacecolor": "none"}
+        axes.plot(decode[0], decode[1] / 1e9, marker, **style)
+    for what, intensity, speed in found["minigemma"]:
+        right_of = what == "decode"  # and prompts to the left, away from the line between them
+        beside: dict[str, Any] = {"xytext": (9, -3) if right_of else (-4, 7), "ha": "left" if right_of else "right"}
+        axes.annotate(what, (intensity, speed / 1e9), textcoords="offset points", fontsize=9, **beside)
+    axes.set_xlabel("arithmetic intensity: flop for each byte of weights read")
+    axes.set_ylabel("speed: GFLOP/s")
+    axes.set_ylim(min(y for its in found.values() for *_, y in its) / 2e9, 1.2 * axes.get_ylim()[1])
+    axes.set_xlim(left, right)
+    for axis, steps in ((axes.xaxis, [1]), (axes.yaxis, [1, 2, 5])):
+        axis.set_major_locator(LogLocator(subs=steps))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_title(f"{report['name']}, {report['dtype']}, {report['threads']} threads, {report['vectors']}")
+    axes.grid(which="both", alpha=0.2)
+    axes.legend(loc="lower right", title="hollow: decode; filled: prompts")
+    figure.savefig(path, dpi=150)
+
+
 class Ours(Peer):
     """minigemma, as it would run for anyone."""
 
@@ -152,6 +241,7 @@ class Ours(Peer):
 
     def __init__(self, model: Decoder, most: int) -> None:
         self.model, self.most = model, most
+        self.read_bytes = weight_bytes(replace(model.weights, vision=None))
 
     def prefill(self, ids: Sequence[int]) -> float:
         """As every peer."""

@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspecting = command(inspect, add_model, add_mmproj, add_dtype, add_json)
     inspecting.add_argument("--cpu", action="store_true", help="show which kernels run on this processor, and why")
     benching = command(bench, add_model, add_machine, add_bench, add_json)
-    benching.set_defaults(prompt_tokens=512, new_tokens=32)
+    benching.set_defaults(new_tokens=32)
     generating.add_argument("--raw", action="store_true", help="continue the text as it is, without the turn format")
     generating.set_defaults(temperature=0.0)
     chatting.set_defaults(temperature=1.0, top_k=64, top_p=0.95)
@@ -258,17 +258,24 @@ def add_bench(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--layers", type=whole, metavar="N", help="only the first so many of them, and of the vision tower's"
     )
-    to.add_argument("--prompt-tokens", type=whole, metavar="N", help="(default: %(default)s)")
+    lengths = "one length or more; decoding follows the longest (default: 512; for --plot 8,32,128,512)"
+    to.add_argument("--prompt-tokens", type=counts, metavar="N,…", help=lengths)
     to.add_argument("-n", "--new-tokens", type=whole, metavar="N", help="(default: %(default)s)")
     to.add_argument("-r", "--repeat", type=whole, default=3, metavar="N", help="rounds (default: %(default)s)")
     to.add_argument("--positions", type=numbers, default=[], metavar="N,…", help="time of a token after so many others")
     to.add_argument("--image", action="store_true", help="time of an image, for a model that sees")
     to.add_argument("--against", type=names, default=[], metavar="NAME,…", help="other programs, with the same weights")
+    to.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the speeds under the roofline of this machine")
 
 
 def numbers(text: str) -> list[int]:
     """An argparse type: whole numbers from 0, with commas between them."""
     return [number(int, 0)(part) for part in text.split(",")]
+
+
+def counts(text: str) -> list[int]:
+    """An argparse type: whole numbers from 1, with commas between them."""
+    return [number(int, 1)(part) for part in text.split(",")]
 
 
 def names(text: str) -> list[str]:
@@ -524,6 +531,10 @@ def bench(args: argparse.Namespace) -> None:
     """Measure the model beside what this machine can do, and beside other programs."""
     with ExitStack() as until:
         progress = until.enter_context(Progress(args.quiet))
+        if args.plot:
+            from .bench import plottable
+
+            plottable(args.plot)
         if args.shape:
             args.model = args.shape
             progress(f"making random weights for {args.shape}")
@@ -535,11 +546,14 @@ def bench(args: argparse.Namespace) -> None:
         else:
             model = open_model(args, progress, until)
         from .bench import bench as measure
-        from .bench import table
+        from .bench import roofline, table
 
-        asked = (args.prompt_tokens, args.new_tokens, args.positions, args.against, args.repeat, args.image)
+        *lengths, longest = sorted(set(args.prompt_tokens or ((8, 32, 128, 512) if args.plot else (512,))))
+        asked = (longest, args.new_tokens, args.positions, args.against, args.repeat, args.image, lengths)
         report = measure(model, *asked, progress)
         report["weights"] = "random" if args.shape else str(args.model)
+        if args.plot:
+            roofline(report, args.plot)
     if args.json:
         print_json(report)
     else:

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minigemma.bench import arithmetic_peak, bench, read_bandwidth, table, token_at
+from minigemma.bench import arithmetic_peak, bench, points, read_bandwidth, roofline, table, token_at
 from minigemma.cli import main
 from minigemma.config import RELEASED, Gemma2Config, Gemma3Config, RecurrentGemmaConfig, VisionConfig
 from minigemma.linear import format_of
-from minigemma.peers import DeepMind, LlamaCpp, Transformers, weight_bytes
+from minigemma.peers import DeepMind, LlamaCpp, OpenVINO, Transformers, weight_bytes
 from minigemma.random_weights import random_model
 
 SMALL = {"width": 64, "layers": 3, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 300}
@@ -171,3 +171,106 @@ def test_command_line(capsys):
     assert (report["name"], report["dtype"], report["weights"]) == ("gemma-3-270m", "int4", "random")
     assert main(["bench", "--shape", "gemma-9"]) == 1
     assert capsys.readouterr().err.startswith("minigemma: gemma-9: no released model is named 'gemma-9'")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [RELEASED["gemma-2b"], LOCAL_GLOBAL, replace(SEEING, vision=None, rope_scale=8.0)],
+    ids=lambda c: c.family,
+)
+def test_openvino_has_the_same_model(config):
+    """Past two windows, by a prompt and token by token, its logits are ours but for int8."""
+    model, ids = random_model(replace(config, **SMALL), "f32"), list(range(40, 60))
+    try:
+        other = OpenVINO(model)
+    except ImportError as error:
+        pytest.skip(str(error))
+    ours = model.forward(ids)
+    assert other.prefill(ids) > 0
+    assert np.corrcoef(other.logits, ours[-1])[0, 1] > 0.995
+    other.prefill(ids[:3])
+    for position in range(3, len(ids)):
+        other.forward(ids[position : position + 1])
+        assert np.corrcoef(other.logits, ours[position])[0, 1] > 0.995
+    assert other.decode(2) > 0
+
+
+def test_a_wrong_graph_of_openvino_is_refused(monkeypatch):
+    """It checks itself: here it gets the weights of another model."""
+    import minigemma.peers
+
+    model, graph_of = random_model(LOCAL_GLOBAL, "f32"), minigemma.peers.stateful_graph
+    monkeypatch.setattr("minigemma.peers.stateful_graph", lambda _: graph_of(random_model(LOCAL_GLOBAL, "f32", seed=9)))
+    pytest.importorskip("openvino")
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match=r"openvino's graph of .* is wrong"):
+        OpenVINO(model)
+
+
+def test_what_openvino_lacks_is_said(monkeypatch):
+    monkeypatch.setattr("minigemma.peers.find_spec", lambda name: None if name == "openvino" else name)
+    with pytest.raises(ImportError, match=r"^pip install openvino$"):
+        OpenVINO(random_model(LOCAL_GLOBAL))
+    monkeypatch.setattr("minigemma.peers.find_spec", lambda name: name)
+    with pytest.raises(ImportError, match="RecurrentGemma has another"):
+        OpenVINO(random_model(RECURRENT))
+
+
+REPORT = {
+    "name": "small",
+    "dtype": "int8",
+    "threads": 2,
+    "vectors": "8 lanes",
+    "parameters": 1500,
+    "flops_per_token": 2000,
+    "read_bytes_per_second": 30e9,
+    "flops_per_second": 90e9,
+    "prompt_tokens": 64,
+    "programs": {
+        "minigemma": {"prefill_tps": 100.0, "decode_tps": 20.0, "weight_bytes": 1500},
+        "other": {"prefill_tps": 50.0, "decode_tps": 10.0, "weight_bytes": 3000},
+    },
+    "prefill_tps_of": {"4": {"minigemma": 80.0, "other": 40.0}},
+}
+
+
+def test_points_of_the_roofline():
+    """A token multiplies all of 1,500 weights, a prompt the head's 500 once: two flop each."""
+    ours, other = points(REPORT).values()
+    assert ours[0] == ("decode", 3000 / 1500, 3000 * 20.0)
+    assert ours[1] == ("prompt of 4", (4 * 2000 + 1000) / 1500, (4 * 2000 + 1000) * 80.0 / 4)
+    assert ours[2][:2] == ("prompt of 64", (64 * 2000 + 1000) / 1500)
+    assert [point[1] for point in other] == [point[1] / 2 for point in ours]
+
+
+def test_decoding_at_the_speed_of_memory_lies_on_the_roof():
+    limit = REPORT["read_bytes_per_second"] / 1500
+    at_limit = REPORT["programs"]["minigemma"] | {"decode_tps": limit}
+    _, intensity, speed = points(REPORT | {"programs": {"minigemma": at_limit}})["minigemma"][0]
+    assert speed == pytest.approx(intensity * REPORT["read_bytes_per_second"])
+
+
+def test_the_roofline_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    for report in (REPORT, REPORT | {"prefill_tps_of": {}}):
+        roofline(report, tmp_path / "roof.png")
+        with Image.open(tmp_path / "roof.png") as picture:
+            assert picture.size == (1350, 900)
+
+
+def test_plot_on_the_command_line(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "roof.svg"
+    sizes = ["--shape", "gemma-3-270m", "--layers", "1", "--dtype", "int4", "-n", "1", "-r", "1", "-q"]
+    assert main(["bench", *sizes, "--prompt-tokens", "5,2", "--plot", str(path)]) == 0
+    assert "a prompt    of 2 tokens: minigemma" in capsys.readouterr().out
+    assert path.read_text().startswith("<?xml")
+    assert main(["bench", *sizes, "--plot", "roof.docx"]) == 1
+    assert "name it .png, or one of" in capsys.readouterr().err
+    assert main(["bench", *sizes, "--plot", str(tmp_path / "no" / "roof.png")]) == 1
+    assert "No such folder" in capsys.readouterr().err
+    monkeypatch.setattr("minigemma.bench.find_spec", lambda name: None)
+    assert main(["bench", *sizes, "--plot", str(path)]) == 1
+    assert capsys.readouterr().err.endswith("pip install matplotlib\n")
