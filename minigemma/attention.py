@@ -32,7 +32,7 @@ from .simd import (
     load_one,
     max_lanes,
     maximum,
-    prefetch_four,
+    prefetch,
     splat,
     store,
     sum_lanes,
@@ -119,21 +119,23 @@ def attention(
 
 FEW = 8  # queries that still count as decoding
 FEW_BLOCK = 64  # keys at a time while decoding
-AHEAD = 4096  # bytes of keys read ahead into the second-level cache
+AHEAD = 8  # keys that are read ahead into the second-level cache
 AT_ONCE = 16  # values of them that are added up together: as many lie in the first-level cache, whatever their stride
-SPLIT = 128  # keys a thread takes at least while decoding
+SPLIT = 128  # keys, of one key head each, that a thread takes at least while decoding
 MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
 COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
 
 
 @jit_inner
-def _two_dots(k, at, q, i, j, H):
-    """Σ_h k[at + h] · q[i + h], k float32 or bf16, and the same of q[j + h]: two heads share what is loaded of a key.
+def _two_dots(k, at, q, i, j, H, ahead):
+    """Σ_h k[at + h] · q[i + h], k float32 or bf16, and the same of q[j + h]: two heads share what is loaded of a key,
+    and what lies `ahead` of it is asked for.
 
     H is a multiple of 2 · LANES.
     """
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     for h in range(0, H, 2 * LANES):
+        prefetch(k, at + ahead + h)
         x, y = load(k, at + h), load(k, at + h + LANES)
         a, b = fma(x, load(q, i + h), a), fma(y, load(q, i + h + LANES), b)
         c, d = fma(x, load(q, j + h), c), fma(y, load(q, j + h + LANES), d)
@@ -176,6 +178,7 @@ def _add_two(scores, p, other, v, step, offset, first, last, total, i, j, H):
         for s in range(first, last):
             row = s * step + offset + h
             x, y = splat(load_one(scores, p + s)), splat(load_one(scores, other + s))
+            prefetch(v, row + AT_ONCE * step)
             low, high = load(v, row), load(v, row + LANES)
             a, b, c, d = fma(x, low, a), fma(x, high, b), fma(y, low, c), fma(y, high, d)
         store(total, i + h, a)
@@ -195,13 +198,10 @@ def _few_block(
     state, total = states.reshape(-1), totals.reshape(-1)
     for s in range(first, last):
         at = s * step + offset
-        for h in range(0, H, 4 * LANES):  # the next keys, and the values of this one, which are needed soon
-            prefetch_four(k, at + AHEAD // k.itemsize + h)
-            prefetch_four(v, at + h)
         seen = keys[s] <= until and query - keys[s] < window
         for g in range(0, G, 2):
             other = min(g + 1, G - 1)
-            one, two = _two_dots(k, at, q, i + g * H, i + other * H, H)
+            one, two = _two_dots(k, at, q, i + g * H, i + other * H, H, AHEAD * step)
             scores[g * FEW_BLOCK + s - first] = one * scale if seen else -np.inf
             scores[other * FEW_BLOCK + s - first] = two * scale if seen else -np.inf
     for g in range(G):
@@ -219,38 +219,43 @@ def _few_block(
 
 @jit_inner
 def _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals):
-    """One query position, one group, one part of the keys, block by block; `task` counts all of them."""
+    """One query position, one part of the keys, block by block and in each block all groups, so that memory is read in
+    order; `task` counts positions and parts.
+    """
     K, G, H = q.shape[1:]
-    t, head, part = task // (K * parts), task // parts % K, task % parts
+    t, part = task // parts, task % parts
     size = (len(k) + parts - 1) // parts
     flat_q, flat_k, flat_v = q.reshape(-1), k.reshape(-1), v.reshape(-1)
     scores = np.empty(G * FEW_BLOCK, np.float32)
-    for g in range(G):
-        states[task, g, 0], states[task, g, 1] = LOWEST, 0
-        for h in range(H):
-            totals[task, g, h] = 0
+    for head in range(K):
+        here = (t * K + head) * parts + part
+        for g in range(G):
+            states[here, g, 0], states[here, g, 1] = LOWEST, 0
+            for h in range(H):
+                totals[here, g, h] = 0
     last = min(len(k), part * size + size)
     for s in range(part * size, last, FEW_BLOCK):
-        _few_block(
-            flat_q,
-            (t * K + head) * G * H,
-            flat_k,
-            flat_v,
-            K * H,
-            head * H,
-            query_positions[t],
-            until[t],
-            keys,
-            window,
-            scale,
-            cap,
-            s,
-            min(s + FEW_BLOCK, last),
-            task,
-            states,
-            totals,
-            scores,
-        )
+        for head in range(K):
+            _few_block(
+                flat_q,
+                (t * K + head) * G * H,
+                flat_k,
+                flat_v,
+                K * H,
+                head * H,
+                query_positions[t],
+                until[t],
+                keys,
+                window,
+                scale,
+                cap,
+                s,
+                min(s + FEW_BLOCK, last),
+                (t * K + head) * parts + part,
+                states,
+                totals,
+                scores,
+            )
 
 
 @jit
@@ -283,7 +288,7 @@ def few_parts(q, k, v, query_positions, until, keys, window, scale, cap, parts, 
     q [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S] → states [T · K · parts, G, 2]: maximum and sum;
     totals [T · K · parts, G, H]
     """
-    for task in prange(len(states)):
+    for task in prange(len(q) * parts):
         # A plain int64: prange counts in another type, and the function would be compiled for both.
         _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, np.int64(task), states, totals)
 
@@ -291,7 +296,7 @@ def few_parts(q, k, v, query_positions, until, keys, window, scale, cap, parts, 
 def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
     """Decoding: lanes are the head's numbers. The keys are shared out among threads and the parts put together."""
     T, K, G, H = q.shape
-    parts = max(1, min(workers, len(k) // SPLIT))
+    parts = max(1, min(workers, len(k) * K // SPLIT))
     states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
     few_parts(q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals)
     out = np.empty((T * K, G, H), np.float32)

@@ -118,7 +118,7 @@ def _layer(
     _keep(k.reshape(-1), keys[slot].reshape(-1))
     _keep(v.reshape(-1), values[slot].reshape(-1))
 
-    G, parts = len(q_heads) // K, max(1, min(workers, S // SPLIT))
+    G, parts = len(q_heads) // K, max(1, min(workers, S * K // SPLIT))
     states, totals = np.empty((K * parts, G, 2), np.float32), np.empty((K * parts, G, H), np.float32)
     grouped, mixed = q.reshape(1, K, G, H), np.empty((K, G, H), np.float32)
     few_parts(grouped, keys, values, position, position, places, window, query_scale, cap, parts, states, totals)
