@@ -46,10 +46,14 @@ from .simd import (
     load_one,
     load_sfp8,
     load_signed,
+    magnitude,
+    max_lanes,
+    maximum,
     prefetch,
     prefetch_four,
     splat,
     store,
+    store_whole,
     sum_lanes,
     tile_add_outer,
     tile_load,
@@ -313,16 +317,17 @@ def _few_tokens_sfp8(x, D, weights, workers, ys):
 
 @jit
 def round_to_16_bits(x, whole, scales):
-    """x ≈ whole · scale, a scale for each token: x [T · D] float32, whole [T · D] int16, scales [T]."""
+    """x ≈ whole · scale, a scale for each token: x [T · D] float32, whole [T · D] int16, scales [T]; D in whole 32s."""
     D = x.size // scales.size
     for t in range(scales.size):
-        largest = np.float32(0)
-        for k in range(t * D, t * D + D):
-            largest = max(largest, abs(x[k]))
+        highest = zeros()
+        for k in range(t * D, t * D + D, LANES):
+            highest = maximum(highest, magnitude(load(x, k)))
+        largest = max_lanes(highest)
         scales[t] = largest / np.float32(32767)
-        up = np.float32(32767) / largest if largest > 0 else np.float32(0)
-        for k in range(t * D, t * D + D):
-            whole[k] = np.int16(np.rint(x[k] * up))
+        up = splat(np.float32(32767) / largest if largest > 0 else np.float32(0))
+        for k in range(t * D, t * D + D, LANES):
+            store_whole(whole, k, load(x, k) * up)
 
 
 @jit_parallel

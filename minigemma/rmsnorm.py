@@ -13,6 +13,7 @@ from numba import prange
 
 from .arrays import F32
 from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
+from .simd import LANES, fma, load, splat, store, sum_lanes, zeros
 
 
 @definition
@@ -30,11 +31,17 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
 @jit_inner
 def norm_row(x, weight, eps, y):
     """One row, [D] each; y may be x itself."""
-    squares = np.float32(0)
-    for d in range(x.size):
+    whole, lanes, squares = x.size // LANES * LANES, zeros(), np.float32(0)
+    for d in range(0, whole, LANES):
+        lanes = fma(load(x, d), load(x, d), lanes)
+    for d in range(whole, x.size):
         squares += x[d] * x[d]
+    squares += sum_lanes(lanes)
     scale = np.float32(1) / np.sqrt(squares / np.float32(x.size) + np.float32(eps))
-    for d in range(x.size):
+    for d in range(0, whole, LANES):
+        scaled = load(x, d) * splat(scale)
+        store(y, d, fma(scaled, load(weight, d), scaled))
+    for d in range(whole, x.size):
         y[d] = x[d] * scale * (np.float32(1) + weight[d])
 
 

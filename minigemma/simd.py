@@ -347,6 +347,21 @@ def store(typingctx, array, index, value):
 
 
 @intrinsic
+def store_whole(typingctx, array, index, value):
+    """array[index : index + LANES] = value, rounded to the nearest int16, ties to even; |value| ≤ 32,767."""
+
+    def codegen(context, builder, signature, args):
+        nearest = builder.call(_llvm(builder, f"llvm.rint.v{LANES}f32", VECTOR.llvm, VECTOR.llvm), [args[2]])
+        words = ir.VectorType(ir.IntType(16), LANES)
+        address = _element(context, builder, signature.args[0], args[0], args[1])
+        whole = builder.trunc(builder.fptosi(nearest, ir.VectorType(_I32, LANES)), words)
+        builder.store(whole, builder.bitcast(address, words.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, VECTOR), codegen
+
+
+@intrinsic
 def splat(typingctx, value):
     """One number in every lane."""
     return VECTOR(types.float32), lambda context, builder, signature, args: _splat(builder, args[0])
@@ -404,6 +419,12 @@ def where_less(typingctx, x, y, value, otherwise):
 def maximum(x, y):
     """The larger of each lane; NaN where x is."""
     return where_less(x, y, y, x)
+
+
+@_inline
+def magnitude(x):
+    """The absolute value of each lane."""
+    return maximum(x, zeros() - x)
 
 
 @_inline
