@@ -178,7 +178,7 @@ def _add_two(scores, p, other, v, step, offset, first, last, total, i, j, H):
         for s in range(first, last):
             row = s * step + offset + h
             x, y = splat(load_one(scores, p + s)), splat(load_one(scores, other + s))
-            prefetch(v, row + AT_ONCE * step)
+            prefetch(v, row + 2 * AT_ONCE * step)
             low, high = load(v, row), load(v, row + LANES)
             a, b, c, d = fma(x, low, a), fma(x, high, b), fma(y, low, c), fma(y, high, d)
         store(total, i + h, a)
