@@ -7,9 +7,12 @@ one.
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import read_only, round_bf16
+from .arrays import F32, read_only, round_bf16
 from .backend import most_threads
 from .config import TextConfig
 from .config_file import config_from_gguf, config_from_json, vision_from_gguf
@@ -31,15 +34,15 @@ from .gemma3 import Gemma3, Gemma3Block
 from .gguf_file import GGUF, open_gguf
 from .gqa import AttentionWeights
 from .griffin import RecurrentWeights
-from .linear import BLOCK, BLOCK_BYTES, Weight
+from .linear import BLOCK, BLOCK_BYTES, Weight, format_of, packed_shape, rows_columns
 from .locate import locate
 from .memory import check_memory
 from .prompt import stop_ids
-from .quantize import KINDS, dequantise, quantise_int4, to_int8
+from .quantize import KINDS, OURS, dequantise, quantise_int4, quantise_int4_rows, quantise_int8_rows, to_int8
 from .recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
 from .rglru import softplus
 from .safetensors_file import DAMAGED, FOREIGN, open_checkpoint_files, read_json, short, unreadable, what_is
-from .sfp8 import SCALE_BYTES, quantise_sfp8
+from .sfp8 import quantise_sfp8
 from .siglip import SiglipBlock, VisionWeights
 from .tensor_names import VISION, VISION_LAYER, all_names, layer_tensors
 from .tokenizer import Tokenizer
@@ -47,7 +50,17 @@ from .tokenizer import Tokenizer
 CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another format
 ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's
 READABLE = ("F32", "F16", "BF16", *KINDS)
-FORMATS = ("f32", "bf16", "int8", "int4", "sfp8")
+NARROW = ("int8", "int4", "sfp8", "int8-row", "int4-row")
+FORMATS = ("f32", "bf16", *NARROW)
+AS_STORED = {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"} | {kind: kind.lower() for kind in OURS}
+KIND = {form: kind for kind, form in AS_STORED.items()}
+QUANTISERS: dict[str, Callable[[F32], Weight]] = {
+    "bf16": round_bf16,
+    "int4": quantise_int4,
+    "sfp8": quantise_sfp8,
+    "int8-row": quantise_int8_rows,
+    "int4-row": quantise_int4_rows,
+}
 
 MODELS: dict[str, tuple[type[Decoder], Callable[..., Any]]] = {
     "gemma": (Gemma, GemmaBlock),
@@ -116,7 +129,8 @@ def load(
 ) -> Decoder:
     """The model in a folder or file, by a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
-    dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4" (whose embedding is int8), "sfp8"
+    dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4", "sfp8", "int8-row", "int4-row", which
+             linear.py describes; the embedding of an int4 model is int8
     backend  "numba": kernels; "numpy": the definitions alone, which a debugger can step through
     threads  how many cores a kernel uses; None: all that this process may use
     vision   False: leave the vision tower of a model that has one in its file
@@ -142,6 +156,11 @@ def load(
         making = side.submit(files.make_tokenizer)
         weights = _weights(files, dtype, progress)
         tokenizer = making.result()
+    for ours, weight in weights.items():  # the small ones; looking at all would read the whole file now
+        if weight.dtype == np.float32 and weight.ndim == 1 and not np.isfinite(weight).all():
+            told = "has values that are NaN or infinite; `minigemma inspect --check` looks at every weight"
+            warnings.warn(f"{files.path}: {ours} {told}", stacklevel=2)
+            break
     stored = files.tensors["embedding"].kind
     if tokenizer and not 0 <= files.config.vocab - tokenizer.size <= ROWS_WITHOUT_PIECE:
         raise ModelFormatError(
@@ -179,6 +198,18 @@ def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], Non
     return weights
 
 
+def not_finite(name: str | Path, mmproj: str | Path | None = None) -> dict[str, int]:
+    """How many values of each tensor are NaN or infinite, by our names; empty if none is. Reads every weight."""
+    files, found = open_files(locate(name), mmproj=mmproj), {}
+    for ours, tensor in files.tensors.items():
+        rows = max(1, CONVERTED_TOGETHER * len(tensor.array) // max(1, tensor.array.size))
+        pieces = range(0, len(tensor.array), rows)
+        wrong = sum(int((~np.isfinite(dequantise(tensor.kind, tensor.array[r : r + rows]))).sum()) for r in pieces)
+        if wrong:
+            found[ours] = wrong
+    return found
+
+
 def describe(
     name: str | Path, dtype: str | None = None, vision: bool = True, mmproj: str | Path | None = None
 ) -> Description:
@@ -196,9 +227,7 @@ def _held_bytes(ours: str, tensor: Stored, dtype: str | None) -> int:
         as_stored = ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32"
         return (2 if as_stored else 4) * weights
     form = format_for(tensor, dtype, ours)
-    if form == "sfp8":
-        return weights + SCALE_BYTES * tensor.shape[0]
-    return weights // BLOCK * BLOCK_BYTES[form] if form in BLOCK_BYTES else weights * {"f32": 4, "bf16": 2}[form]
+    return math.prod(packed_shape(form, *tensor.shape)) if form in NARROW else weights * {"f32": 4, "bf16": 2}[form]
 
 
 def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None) -> Files:
@@ -256,12 +285,10 @@ def _open_folder(folder: Path, vision: bool) -> Files:
 
 
 def _stored(name: str, dtype: str, array: NDArray) -> Stored:
-    """A tensor of a safetensors file; uint8 is what `minigemma quantize` writes, and its shape says in which format."""
-    kinds = {(3, BLOCK_BYTES["int8"]): "Q8_0", (3, BLOCK_BYTES["int4"]): "Q4_0"}
-    if dtype == "U8" and (array.ndim, array.shape[-1]) in kinds:
-        return Stored(name, kinds[3, array.shape[-1]], (array.shape[0], array.shape[1] * BLOCK), array)
-    if dtype == "U8" and array.ndim == 2 and array.shape[1] > SCALE_BYTES:
-        return Stored(name, "SFP8", (array.shape[0], array.shape[1] - SCALE_BYTES), array)
+    """A tensor of a safetensors file; bytes are what `minigemma quantize` writes, and their shape says the format."""
+    if dtype in ("U8", "I8"):
+        with suppress(ValueError):  # in a shape that is none of ours they keep their type, which is refused
+            return Stored(name, KIND[format_of(array)], rows_columns(array), array)
     return Stored(name, dtype, array.shape, array)
 
 
@@ -329,7 +356,7 @@ def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
 
 def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
     for tensor in tensors.values():
-        if tensor.kind not in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "SFP8"):
+        if tensor.kind not in (*AS_STORED, "F16"):
             raise ModelFormatError(
                 path, f"{tensor.name} is of type {tensor.kind}", "take the released bf16 or float32 file"
             )
@@ -370,10 +397,9 @@ def is_matrix(ours: str, tensor: Stored) -> bool:
 
 def format_for(tensor: Stored, dtype: str | None, ours: str) -> str:
     """The format that a matrix runs in: what `dtype` asks for, or the nearest of ours to the stored one."""
-    nearest = {"F32": "f32", "BF16": "bf16", "F16": "bf16", "Q4_0": "int4", "SFP8": "sfp8"}
-    wanted = dtype or nearest.get(tensor.kind, "int8")
-    if wanted == "int4" and ours in ("embedding", "head") and tensor.kind != "Q4_0":
-        wanted = "int8"
+    wanted = dtype or ("bf16" if tensor.kind == "F16" else AS_STORED.get(tensor.kind, "int8"))
+    if ours in ("embedding", "head") and AS_STORED.get(tensor.kind) != wanted:
+        wanted = wanted.replace("int4", "int8")
     if wanted in BLOCK_BYTES and tensor.shape[1] % BLOCK:
         return "f32" if tensor.kind == "F32" else "bf16"  # rows that do not divide into blocks
     return wanted
@@ -382,7 +408,7 @@ def format_for(tensor: Stored, dtype: str | None, ours: str) -> str:
 def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
     """The matrix in its format: where it lies if it is stored in that one, else converted."""
     kind, array, wanted = tensor.kind, tensor.array, format_for(tensor, dtype, ours)
-    if {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4", "SFP8": "sfp8"}.get(kind) == wanted:
+    if AS_STORED.get(kind) == wanted:
         return read_only(np.ascontiguousarray(array))
     step = max(1, CONVERTED_TOGETHER // tensor.shape[1])
     rows = range(0, tensor.shape[0], step)
@@ -400,11 +426,7 @@ def converted(kind: str, rows: NDArray, wanted: str) -> Weight:
     if wanted == "int8":
         return to_int8(kind, rows)
     wide = dequantise(kind, rows)
-    if wanted == "f32":
-        return wide
-    if wanted == "bf16":
-        return round_bf16(wide)
-    return quantise_sfp8(wide) if wanted == "sfp8" else quantise_int4(wide)
+    return wide if wanted == "f32" else QUANTISERS[wanted](wide)
 
 
 def assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:

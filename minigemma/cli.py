@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .generation import Piece, Seen
 
 DEMO = "gemma-3-270m"
+NARROW = ["int8", "int4", "sfp8", "int8-row", "int4-row"]  # the formats of fewer than 16 bits a weight
 SIZES = ("width", "ffn_width", "heads", "kv_heads", "head_dim", "vocab", "context")
 START = time.monotonic()
 LONGEST_TEXT = 20_000_000  # bytes, more than any context holds
@@ -50,6 +52,7 @@ A message that begins with a slash of its own needs a space before it."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; only wrong usage leaves by SystemExit, with 2."""
     open_closed_streams()
+    warnings.formatwarning = lambda message, *_: f"minigemma: {message}\n"
     args = build_parser().parse_args(argv)
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -173,6 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     command(score, add_text, add_model, add_machine, add_json)
     inspecting = command(inspect, add_model, add_mmproj, add_dtype, add_json)
     inspecting.add_argument("--cpu", action="store_true", help="show which kernels run on this processor, and why")
+    inspecting.add_argument("--check", action="store_true", help="read every weight and look for NaN and infinity")
     benching = command(bench, add_model, add_machine, add_bench, add_json)
     benching.set_defaults(new_tokens=32)
     generating.add_argument("--raw", action="store_true", help="continue the text as it is, without the turn format")
@@ -181,7 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
     quantizing = command(quantize)
     quantizing.add_argument("model", metavar="SRC", help="folder, name or Hugging Face id of safetensors files")
     quantizing.add_argument("target", metavar="DST", help="the folder to write, which must not exist yet")
-    quantizing.add_argument("--dtype", choices=["int8", "int4", "sfp8"], required=True, help="the format of matrices")
+    quantizing.add_argument("--dtype", choices=NARROW, required=True, help="the format of matrices")
     downloading = command(download)
     downloading.add_argument("model", help="Hugging Face id, such as google/gemma-3-1b-it")
     downloading.add_argument("--revision", help="branch, tag or commit (default: main)")
@@ -231,9 +235,7 @@ def add_machine(to: argparse.ArgumentParser) -> None:
 
 def add_dtype(to: argparse.ArgumentParser) -> None:
     """In which format the weights are held."""
-    to.add_argument(
-        "--dtype", choices=["f32", "bf16", "int8", "int4", "sfp8"], help="hold the weights so (default: as stored)"
-    )
+    to.add_argument("--dtype", choices=["f32", "bf16", *NARROW], help="hold the weights so (default: as stored)")
 
 
 def add_sampling(to: argparse.ArgumentParser) -> None:
@@ -565,10 +567,15 @@ def inspect(args: argparse.Namespace) -> None:
     if args.cpu:
         show_cpu(args)
         return
-    from .checkpoint import describe
+    from .checkpoint import describe, not_finite
+    from .errors import ModelFormatError
     from .locate import locate
 
     about = describe(locate(args.model), args.dtype, mmproj=args.mmproj)
+    if args.check and (wrong := not_finite(args.model, args.mmproj)):
+        first = ", ".join(f"{count:,} of {name}" for name, count in list(wrong.items())[:5])
+        more = " …" if len(wrong) > 5 else ""
+        raise ModelFormatError(about.files[0], f"NaN or infinite are {first}{more}", "fetch the weights again")
     report = summary(about, with_context(about.config, args.ctx_size))
     if args.json:
         print_json(report)
@@ -584,7 +591,7 @@ def inspect(args: argparse.Namespace) -> None:
     print(f"layers      {report['layers']}: {report['pattern']}  {meaning}")
     for label, row in zip(chain(["tensors"], repeat("")), report["tensors"], strict=False):
         size, shape = bytes_text(row["bytes"]), str(row["shape"])
-        print(f"{label:12}{row['count']:3} × {row['format']:5} {shape:16} {size:>9}  {row['name']}")
+        print(f"{label:12}{row['count']:3} × {row['format']:8} {shape:16} {size:>9}  {row['name']}")
     if report["vision"]:
         v = report["vision"]
         print(

@@ -1,9 +1,9 @@
-"""`minigemma quantize`: a released folder with its matrices as int8, int4 or sfp8, which `load` maps straight back.
+"""`minigemma quantize`: a released folder with its matrices in 8 or 4 bits a weight, which `load` maps straight back.
 
 The folder is as Hugging Face's: config.json and the tokenizer are copied, and the tensors keep their names, in one
-model.safetensors. A matrix [R, D] becomes uint8 in the format that `linear` runs it from: [R, D/32, 34], [R, D/32, 18]
-or [R, 4 + D] (linear.py says which byte is what). What is no matrix, and matrices whose rows are no whole blocks, stay
-as they are; the embedding of an int4 model is int8, as the quality of a text hangs on it most.
+model.safetensors. A matrix [R, D] becomes the bytes that `linear` runs it from, whose dtype and shape say the format
+(linear.py says which byte is what). What is no matrix, and matrices whose rows are no whole blocks, stay as they are;
+the embedding of an int4 model is int8, as the quality of a text hangs on it most.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import Stored, converted, format_for, is_matrix, open_files
+from .checkpoint import NARROW, Stored, converted, format_for, is_matrix, open_files
 from .errors import ModelFormatError
-from .linear import Weight, widen
+from .linear import Weight, packed_shape, widen
 from .locate import locate
 from .quantize import dequantise
 from .safetensors_file import write_safetensors
@@ -54,8 +54,8 @@ def quantize(
 
     Raises ModelFormatError where the source cannot be used or the target exists, ValueError for another dtype.
     """
-    if dtype not in ("int8", "int4", "sfp8"):
-        raise ValueError(f"dtype is {dtype!r}; it must be int8, int4 or sfp8")
+    if dtype not in NARROW:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(NARROW)}")
     folder, target = locate(source), Path(target)
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     if not folder.is_dir():
@@ -96,7 +96,7 @@ def quantize(
     return report
 
 
-_SIZE = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+_SIZE = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
 
 
 def _format(ours: str, tensor: Stored, dtype: str) -> str | None:
@@ -104,17 +104,17 @@ def _format(ours: str, tensor: Stored, dtype: str) -> str | None:
     if not is_matrix(ours, tensor) or ours == "vision.projection" or tensor.kind not in _SIZE:
         return None
     wanted = format_for(tensor, dtype, ours)
-    return wanted if wanted in ("int8", "int4", "sfp8") else None
+    return wanted if wanted in NARROW else None
 
 
 def _entry(ours: str, tensor: Stored, dtype: str) -> tuple[str, str, tuple[int, ...]]:
     """(name, dtype, shape) as the header of the new file has them."""
     wanted = _format(ours, tensor, dtype)
     if wanted is None:
-        return tensor.name, "U8" if tensor.array.dtype == np.uint8 else tensor.kind, tensor.array.shape
+        kind = {np.dtype(np.uint8): "U8", np.dtype(np.int8): "I8"}.get(tensor.array.dtype, tensor.kind)
+        return tensor.name, kind, tensor.array.shape
     rows, columns = tensor.shape
-    shape = {"int8": (rows, columns // 32, 34), "int4": (rows, columns // 32, 18), "sfp8": (rows, 4 + columns)}
-    return tensor.name, "U8", shape[wanted]
+    return tensor.name, "I8" if wanted == "int8-row" else "U8", packed_shape(wanted, rows, columns)
 
 
 def _parts(ours: str, tensor: Stored, dtype: str, report: Report) -> Iterator[np.ndarray]:

@@ -2,18 +2,21 @@
 
 A weight is one array; its dtype and shape say its format:
 
-    f32    float32 [R, D]
-    bf16   uint16  [R, D]            the upper 16 bits of each float32
-    int8   uint8   [R, D/32, 34]     blocks of 32: a float16 scale d, then 32 signed bytes q;      w = d · q
-    int4   uint8   [R, D/32, 18]     blocks of 32: a float16 scale d, then 16 bytes of two nibbles; w = d · (q - 8)
-                                     (low nibbles are weights 0 … 15, high ones 16 … 31)
-    sfp8   uint8   [R, 4 + D]        a float32 scale for the row, then a code of 8 bits for each weight: see sfp8.py
+    f32       float32 [R, D]
+    bf16      uint16  [R, D]           the upper 16 bits of each float32
+    int8      uint8   [R, D/32, 34]    blocks of 32: a float16 scale d, then 32 signed bytes q;      w = d · q
+    int4      uint8   [R, D/32, 18]    blocks of 32: a float16 scale d, then 16 bytes of two nibbles; w = d · (q - 8)
+                                       (low nibbles are weights 0 … 15, high ones 16 … 31)
+    sfp8      uint8   [R, 4 + D]       a float32 scale for the row, then a code of 8 bits for each weight: see sfp8.py
+    int8-row  int8    [R, 4 + D]       per channel: a float32 scale d for the row, then D signed bytes;  w = d · q
+    int4-row  uint8   [R, 1, 4 + D/2]  per channel: the same, then nibbles, 16 bytes as in int4 for each 32 weights
 
-int8 and int4 are GGUF's Q8_0 and Q4_0, so that such tensors run from the mapped file. 8.5 and 4.5 bits a weight.
+int8 and int4 are GGUF's Q8_0 and Q4_0, so that such tensors run from the mapped file. 8.5 and 4.5 bits a weight. The
+formats with a scale a row take 8 and 4, as Gemma 3's "per channel" int4 does (Gemma 3 §2.3); D is a multiple of 32.
 
 Nothing is unpacked ahead: one token reads every weight once and widens it in a register (that read is the cost of a
 token); many tokens share a panel of rows that is widened to float32 once and stays in the second-level cache. Sums are
-float32. Against int8 and int4 the few tokens' x is rounded to 16 bits, with a scale for each token: products of whole
+float32. Against whole numbers the few tokens' x is rounded to 16 bits, with a scale for each token: products of whole
 numbers, twice as many in an instruction. A rounding is at most 2⁻¹⁶ of the token's largest x, so that even where all of
 x lies in one number, y is off by √D / 113,000 of its usual size: for D = 2,304, a tenth of what bf16 would cost.
 """
@@ -62,8 +65,9 @@ from .simd import (
     zeros,
 )
 
-BLOCK = 32  # weights that share a scale
-BLOCK_BYTES = {"int8": 2 + BLOCK, "int4": 2 + BLOCK // 2}
+BLOCK = 32  # weights that share a scale, or that are packed together
+# Bytes of 32 weights: with the float16 scale of a block; without the float32 scale in front of a row.
+BLOCK_BYTES = {"int8": 2 + BLOCK, "int4": 2 + BLOCK // 2, "int8-row": BLOCK, "int4-row": BLOCK // 2}
 NO_ROWS = np.empty((0, 0), np.float32)
 TOGETHER = 3  # weights that one x is multiplied by in one go: q, k and v
 FEW = 8  # up to so many tokens a row of weights is used as it is read, without a panel
@@ -76,22 +80,37 @@ Weight = NDArray[Any]  # one of the formats above
 
 
 def format_of(weight: Weight) -> str:
-    """The name of a weight's format: "f32", "bf16", "int8", "int4" or "sfp8"."""
+    """The name of a weight's format: "f32", "bf16", "int8", "int4", "sfp8", "int8-row" or "int4-row"."""
     if weight.ndim == 2 and weight.dtype in (np.float32, np.uint16):
         return "f32" if weight.dtype == np.float32 else "bf16"
     if weight.ndim == 2 and weight.dtype == np.uint8:
         return "sfp8"
-    for name, size in BLOCK_BYTES.items():
-        if weight.ndim == 3 and weight.dtype == np.uint8 and weight.shape[-1] == size:
-            return name
+    if weight.ndim == 2 and weight.dtype == np.int8 and weight.shape[1] % BLOCK == SCALE_BYTES:
+        return "int8-row"
+    if weight.ndim == 3 and weight.dtype == np.uint8:
+        for name in ("int8", "int4"):
+            if weight.shape[2] == BLOCK_BYTES[name]:
+                return name
+        if weight.shape[1] == 1 and weight.shape[2] % BLOCK_BYTES["int4-row"] == SCALE_BYTES:
+            return "int4-row"
     raise ValueError(f"{weight.dtype} {list(weight.shape)} is no weight: see the formats at the top of linear.py")
 
 
 def rows_columns(weight: Weight) -> tuple[int, int]:
     """(R, D) of a weight, whatever its format."""
-    if weight.ndim == 3:
+    name, size = format_of(weight), weight.shape[-1]
+    if name in ("int8", "int4"):
         return weight.shape[0], weight.shape[1] * BLOCK
-    return weight.shape[0], weight.shape[1] - (SCALE_BYTES if weight.dtype == np.uint8 else 0)
+    if name == "int4-row":
+        return weight.shape[0], (size - SCALE_BYTES) * 2
+    return weight.shape[0], size if name in ("f32", "bf16") else size - SCALE_BYTES
+
+
+def packed_shape(name: str, rows: int, columns: int) -> tuple[int, ...]:
+    """The shape of the array of bytes that a weight [R, D] is in one of the formats of bytes."""
+    if name in ("int8", "int4"):
+        return rows, columns // BLOCK, BLOCK_BYTES[name]
+    return (rows, 1, SCALE_BYTES + columns // 2) if name == "int4-row" else (rows, SCALE_BYTES + columns)
 
 
 def widen(weight: Weight) -> F32:
@@ -103,11 +122,14 @@ def widen(weight: Weight) -> F32:
         return widen_bf16(weight)
     if name == "sfp8":
         return dequantise_sfp8(weight)
-    scale = np.ascontiguousarray(weight[..., :2]).view(np.float16).astype(np.float32)  # [R, D/32, 1]
-    if name == "int8":
-        q = weight[..., 2:].view(np.int8).astype(np.float32)
+    size, kind = (2, np.float16) if name in ("int8", "int4") else (SCALE_BYTES, np.float32)
+    scale = np.ascontiguousarray(weight[..., :size]).view(kind).astype(np.float32)  # [R, D/32, 1]; a row's: [R, (1,) 1]
+    q = weight[..., size:]
+    if name in ("int8", "int8-row"):
+        q = q.view(np.int8).astype(np.float32)
     else:
-        q = np.concatenate([weight[..., 2:] & 15, weight[..., 2:] >> 4], axis=-1).astype(np.float32) - 8
+        q = q.reshape(len(q), -1, BLOCK // 2)
+        q = np.concatenate([q & 15, q >> 4], axis=-1).astype(np.float32) - 8  # [R, D/32, 32]
     return (scale * q).reshape(len(weight), -1)
 
 
@@ -139,11 +161,22 @@ def plus(y: F32, bias: F32 | None) -> F32:
 
 
 # ---- kernels. Those for few tokens see arrays as one axis: x [T · D]; a weight [R · D] float32 or uint16, or its
-# ---- blocks, uint8 [R · D/32 · size], size 34 or 18. A slice for each row would be counted, with atomic additions.
+# ---- bytes, `size` for 32 weights: 34 or 18 in blocks, 32 or 16 after the scale of a row. A slice for each row would
+# ---- be counted, with atomic additions.
+
+
+def flat(weight: Weight) -> Weight:
+    """A weight as one axis, signed bytes as unsigned ones: one kernel is compiled for all formats of whole numbers."""
+    return (weight.view(np.uint8) if weight.dtype == np.int8 else weight).reshape(-1)
+
+
+def block_bytes(weight: Weight) -> int:
+    """What kernels call `size`: the bytes of 32 weights; 0 in a format that has no whole numbers."""
+    return BLOCK_BYTES.get(format_of(weight), 0)
 
 
 def _widen_row(row, size, first, out):
-    """out = row[first : first + out.size], widened; both multiples of 32 for blocks of `size` bytes; 0: sfp8."""
+    """out = row[first : first + out.size], widened; both multiples of 32 where `size` bytes are 32; 0: sfp8."""
 
 
 @jit_inner
@@ -166,41 +199,36 @@ def _dot_plain(weight, at, x, k, count):
     return total
 
 
-@jit_inner
-def _dot_int8(weight, at, x, k, blocks):
-    """Blocks of a float16 scale and 32 signed bytes, times int16 x[k :]."""
-    a, b, c, d = zeros(), zeros(), zeros(), zeros()
-    for _ in range(blocks // 4):
-        prefetch(weight, at + AHEAD)
-        prefetch(weight, at + AHEAD + 64)
-        prefetch(weight, at + AHEAD + 102)
-        a = fma(dot_32_signed(weight, at + 2, x, k), splat(load_half(weight, at)), a)
-        b = fma(dot_32_signed(weight, at + 36, x, k + 32), splat(load_half(weight, at + 34)), b)
-        c = fma(dot_32_signed(weight, at + 70, x, k + 64), splat(load_half(weight, at + 68)), c)
-        d = fma(dot_32_signed(weight, at + 104, x, k + 96), splat(load_half(weight, at + 102)), d)
-        at, k = at + 136, k + 128
-    for _ in range(blocks % 4):
-        a = fma(dot_32_signed(weight, at + 2, x, k), splat(load_half(weight, at)), a)
-        at, k = at + 34, k + 32
-    return sum_lanes((a + b) + (c + d))
+def _dot_whole(dot_32, size):
+    """A function: `blocks` times 32 whole numbers of `size` bytes from weight[at] on, times int16 x[k :]."""
+    scaled = size % 16  # the bytes of a block's scale, 2; or 0, where the row has one for all
+
+    @jit_inner
+    def block(weight, at, x, k, total):
+        products = dot_32(weight, at + scaled, x, k)
+        return fma(products, splat(load_half(weight, at)), total) if scaled else products + total
+
+    @jit_inner
+    def dot(weight, at, x, k, blocks):
+        a, b, c, d = zeros(), zeros(), zeros(), zeros()
+        for _ in range(blocks // 4):
+            for line in range(0, 4 * size, 64):
+                prefetch(weight, at + AHEAD + line)
+            a = block(weight, at, x, k, a)
+            b = block(weight, at + size, x, k + 32, b)
+            c = block(weight, at + 2 * size, x, k + 64, c)
+            d = block(weight, at + 3 * size, x, k + 96, d)
+            at, k = at + 4 * size, k + 128
+        for _ in range(blocks % 4):
+            a = block(weight, at, x, k, a)
+            at, k = at + size, k + 32
+        return sum_lanes((a + b) + (c + d))
+
+    return dot
 
 
-@jit_inner
-def _dot_int4(weight, at, x, k, blocks):
-    """Blocks of a float16 scale and 16 bytes of two nibbles, times the same."""
-    a, b, c, d = zeros(), zeros(), zeros(), zeros()
-    for _ in range(blocks // 4):
-        prefetch(weight, at + AHEAD)
-        prefetch(weight, at + AHEAD + 36)
-        a = fma(dot_32_nibbles(weight, at + 2, x, k), splat(load_half(weight, at)), a)
-        b = fma(dot_32_nibbles(weight, at + 20, x, k + 32), splat(load_half(weight, at + 18)), b)
-        c = fma(dot_32_nibbles(weight, at + 38, x, k + 64), splat(load_half(weight, at + 36)), c)
-        d = fma(dot_32_nibbles(weight, at + 56, x, k + 96), splat(load_half(weight, at + 54)), d)
-        at, k = at + 72, k + 128
-    for _ in range(blocks % 4):
-        a = fma(dot_32_nibbles(weight, at + 2, x, k), splat(load_half(weight, at)), a)
-        at, k = at + 18, k + 32
-    return sum_lanes((a + b) + (c + d))
+_dot_int8, _dot_int4 = _dot_whole(dot_32_signed, 34), _dot_whole(dot_32_nibbles, 18)
+_dot_int8_row, _dot_int4_row = _dot_whole(dot_32_signed, 32), _dot_whole(dot_32_nibbles, 16)
 
 
 @jit_inner
@@ -234,14 +262,15 @@ def _widen_blocks(row, size, first, out):
     eight = splat(np.float32(8))
     for block in range(out.size // 32 if size else 0):
         at, k = (first // 32 + block) * size, block * 32
-        scale = splat(load_half(row, at))
-        if size == 34:
+        scale = splat(load_half(row, at) if size % 16 else load_float(row, 0))
+        at += 2 if size % 16 else SCALE_BYTES
+        if size >= 32:
             for j in range(0, 32, LANES):
-                store(out, k + j, load_signed(row, at + 2 + j) * scale)
+                store(out, k + j, load_signed(row, at + j) * scale)
         else:
             for j in range(0, 16, LANES):
-                store(out, k + j, (load_low_nibbles(row, at + 2 + j) - eight) * scale)
-                store(out, k + 16 + j, (load_high_nibbles(row, at + 2 + j) - eight) * scale)
+                store(out, k + j, (load_low_nibbles(row, at + j) - eight) * scale)
+                store(out, k + 16 + j, (load_high_nibbles(row, at + j) - eight) * scale)
 
 
 @jit_inner
@@ -270,11 +299,17 @@ def _few_rows(x, D, weight, first, last, y):
 @jit_inner
 def _few_block_rows(x, scales, blocks, weight, size, first, last, y):
     for r in range(first, last):
+        at = r * (blocks * size + (0 if size % 16 else SCALE_BYTES))
         for t in range(len(y)):
+            k, scale = t * blocks * 32, load_one(scales, t)
             if size == 34:
-                y[t, r] = _dot_int8(weight, r * blocks * 34, x, t * blocks * 32, blocks) * load_one(scales, t)
+                y[t, r] = _dot_int8(weight, at, x, k, blocks) * scale
+            elif size == 18:
+                y[t, r] = _dot_int4(weight, at, x, k, blocks) * scale
+            elif size == 32:
+                y[t, r] = _dot_int8_row(weight, at + SCALE_BYTES, x, k, blocks) * scale * load_float(weight, at)
             else:
-                y[t, r] = _dot_int4(weight, r * blocks * 18, x, t * blocks * 32, blocks) * load_one(scales, t)
+                y[t, r] = _dot_int4_row(weight, at + SCALE_BYTES, x, k, blocks) * scale * load_float(weight, at)
 
 
 @jit_inner
@@ -297,7 +332,7 @@ def few_tokens(x, D, weights, workers, ys):
 
 @jit_parallel
 def few_tokens_blocks(x, scales, blocks, weights, size, workers, ys):
-    """The same for rows of blocks of `size` bytes."""
+    """The same for rows of whole numbers, 32 of them in `size` bytes."""
     for worker in prange(workers):
         for i in range(len(weights)):
             rows = ys[i].shape[1]
@@ -442,18 +477,18 @@ def _many_tokens_on_tiles(packed, tiles, weight, size, columns, T):
 def _few(x, weights):
     """x Wᵀ for few tokens and up to TOGETHER weights of one format, in one parallel region."""
     T, D = x.shape
-    flat = [weight.reshape(-1) for weight in weights]  # one axis: a row as an array of its own would be counted
+    rows, size = [flat(weight) for weight in weights], block_bytes(weights[0])
     ys = [np.empty((T, len(weight)), np.float32) for weight in weights]
     missing = TOGETHER - len(weights)  # a kernel is compiled for one number of weights
-    padded, outs = tuple(flat + [flat[0][:0]] * missing), tuple(ys + [NO_ROWS] * missing)
-    if weights[0].dtype != np.uint8:
+    padded, outs = tuple(rows + [rows[0][:0]] * missing), tuple(ys + [NO_ROWS] * missing)
+    if rows[0].dtype != np.uint8:
         few_tokens(x.reshape(-1), D, padded, get_num_threads(), outs)
-    elif weights[0].ndim == 2:
+    elif size == 0:
         _few_tokens_sfp8(x.reshape(-1), D, padded, get_num_threads(), outs)
     else:
         whole, scales = aligned(T * D, np.int16), np.empty(T, np.float32)
         round_to_16_bits(x.reshape(-1), whole, scales)
-        few_tokens_blocks(whole, scales, D // BLOCK, padded, weights[0].shape[2], get_num_threads(), outs)
+        few_tokens_blocks(whole, scales, D // BLOCK, padded, size, get_num_threads(), outs)
     return ys
 
 
@@ -464,7 +499,7 @@ def _many(x, weights):
     in_tiles = amx.pack_tokens(x) if any(on_unit) else None
     ys = []
     for weight, unit in zip(weights, on_unit, strict=True):
-        rows, size = weight.reshape(len(weight), -1), weight.shape[-1] if weight.ndim == 3 else 0
+        rows, size = flat(weight).reshape(len(weight), -1), block_bytes(weight)
         if unit:
             ys.append(_many_tokens_on_tiles(in_tiles, amx.new_tiles(), rows, size, x.shape[1], len(x)))
         else:

@@ -83,7 +83,7 @@ def _bf16(torch: ModuleType, weight: np.ndarray) -> Any:
     """A weight of any format as a bf16 tensor; where it is bf16 already, the same memory."""
     words = weight
     if weight.dtype != np.uint16:
-        matrix = weight.dtype == np.uint8
+        matrix = weight.dtype.itemsize == 1
         words = round_bf16(widen(weight) if matrix else weight)
     return torch.from_numpy(np.array(words, copy=not words.flags.writeable).view(np.int16)).view(torch.bfloat16)
 

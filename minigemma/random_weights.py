@@ -6,6 +6,7 @@ weights of about D^-1/2, so that values keep their size from layer to layer.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from .arrays import read_only
 from .checkpoint import FORMATS, MODELS, assembled
 from .config import RELEASED, TextConfig, VisionConfig
 from .decoder import Decoder
-from .linear import BLOCK, BLOCK_BYTES, Weight
+from .linear import BLOCK, BLOCK_BYTES, Weight, packed_shape
 from .sfp8 import SCALE_BYTES
 from .tensor_names import all_names
 
@@ -33,8 +34,8 @@ def random_model(
 ) -> Decoder:
     """A model of a released name ("recurrentgemma-2b") or a config, weights random, without a tokenizer.
 
-    dtype: "f32", "bf16", "int8", "int4" (whose embedding is int8), "sfp8"; `layers`: only the first so many, also of
-    the vision tower; `vision`: with it, where the model has one.
+    dtype: one of FORMATS, as in `load`; `layers`: only the first so many, also of the vision tower; `vision`: with it,
+    where the model has one.
     Raises ValueError for an unknown name or dtype.
     """
     if isinstance(shape, str):
@@ -64,7 +65,7 @@ def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtyp
     if name.endswith("recurrent.decay"):  # a between 0.9 and 0.999, as the paper begins (§2.4)
         return read_only((-np.log(random.uniform(0.9, 0.999, shape)) / 8).astype(np.float32))
     if len(shape) == 2 and not name.endswith("_bias") and name != "vision.positions":
-        return read_only(random_matrix(random, *shape, "int8" if (name, dtype) == ("embedding", "int4") else dtype))
+        return read_only(random_matrix(random, *shape, dtype.replace("int4", "int8") if name == "embedding" else dtype))
     if len(shape) == 3 and dtype != "f32":
         return read_only(random_matrix(random, shape[0] * shape[1], shape[2], "bf16").reshape(shape))
     gain = 1 if re.search(r"^vision\..*norm[12]?$", name) and name != "vision.soft_norm" else 0  # of a LayerNorm
@@ -77,9 +78,10 @@ def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: s
     if dtype == "f32":
         return random.standard_normal((rows, columns), np.float32) * np.float32(size)
     if dtype in BLOCK_BYTES and columns % BLOCK == 0:
-        blocks = _bytes(random, rows * columns // BLOCK * BLOCK_BYTES[dtype]).reshape(rows, -1, BLOCK_BYTES[dtype])
-        blocks[..., :2] = np.array([size / SPREAD[dtype]], np.float16).view(np.uint8)
-        return blocks
+        shape, scale = packed_shape(dtype, rows, columns), np.float32 if dtype.endswith("row") else np.float16
+        blocks = _bytes(random, math.prod(shape)).reshape(shape)
+        blocks[..., : scale().nbytes] = np.array([size / SPREAD[dtype[:4]]], scale).view(np.uint8)
+        return blocks.view(np.int8) if dtype == "int8-row" else blocks
     if dtype == "sfp8":
         codes = _bytes(random, rows * (SCALE_BYTES + columns)).reshape(rows, -1)
         codes[:, SCALE_BYTES:] |= 0x40  # the larger half of the magnitudes, spread over eight octaves

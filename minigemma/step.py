@@ -22,7 +22,7 @@ from .backend import jit, jit_inner
 from .cache import Cache, KeyValueRing
 from .config import TextConfig
 from .geglu import gated_gelu_row
-from .linear import BLOCK, few_tokens, few_tokens_blocks, format_of, round_to_16_bits
+from .linear import BLOCK, block_bytes, few_tokens, few_tokens_blocks, flat, format_of, round_to_16_bits
 from .rmsnorm import norm_row
 from .rope import frequencies, turn
 from .simd import LANES, bf16_bits
@@ -33,7 +33,7 @@ NONE = np.empty((0, 0), np.float32)
 
 
 def _products(x, whole, scales, weights, size, workers, ys):
-    """ys[i] = weights[i] x for TOGETHER weights of one format; `size`: bytes of a block."""
+    """ys[i] = weights[i] x for TOGETHER weights of one format; `size`: bytes of 32 weights."""
 
 
 @jit_inner
@@ -97,7 +97,7 @@ def _layer(
 ):
     """x [D] becomes the residual after this layer; `slot` of keys and values [S, K, H] takes in the token's own.
 
-    matrices: one axis each; sizes: N · H, F, then the bytes of a block in W_q, W_o, W_gate and W_down.
+    matrices: one axis each; sizes: N · H, F, then the bytes of 32 weights in W_q, W_o, W_gate and W_down.
     """
     pre, post, pre_ffn, post_ffn = norms
     wq, wk, wv, wo, gate, up, down = matrices
@@ -151,12 +151,12 @@ class OneToken:
     def _arguments(config: TextConfig, layer: int, block: Any) -> tuple:
         c, a, f = config.attention(layer), block.attention, block.ffn
         matrices = a.q, a.k, a.v, a.o, f.gate, f.up, f.down
-        sizes = [weight.shape[2] if weight.ndim == 3 else 0 for weight in (a.q, a.o, f.gate, f.down)]
+        sizes = [block_bytes(weight) for weight in (a.q, a.o, f.gate, f.down)]
         return (
             tuple(getattr(block, name, ABSENT) for name in NORMS),
             (a.q_norm, a.k_norm) if a.q_norm is not None else (ABSENT, ABSENT),
             config.eps,
-            tuple(weight.reshape(-1) for weight in matrices),
+            tuple(flat(weight) for weight in matrices),
             (len(a.q), len(f.gate), *sizes),
             frequencies(c.rope_base, c.rope_scale, int(config.head_dim * c.rope_fraction)),
             np.float32(c.query_scale),

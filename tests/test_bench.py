@@ -31,17 +31,19 @@ EYES = VisionConfig(
 SEEING = Gemma3Config(**SMALL, window=8, pattern=3, context=600, vision=EYES)
 
 
-@pytest.mark.parametrize("dtype, bits", [("f32", 32), ("bf16", 16), ("int8", 8.5), ("int4", 4.5)])
+@pytest.mark.parametrize(
+    "dtype, bits", [("f32", 32), ("bf16", 16), ("int8", 8.5), ("int4", 4.5), ("int8-row", 8.04), ("int4-row", 4.04)]
+)
 def test_random_weights_take_the_bytes_that_the_format_says(dtype, bits):
     config = RELEASED["gemma-3-270m"]
     model = random_model(config, dtype, layers=2)
     matrices = replace(config, layers=2).non_embedding_parameters * bits / 8
-    embedding = config.embedding_parameters * (8.5 if dtype == "int4" else bits) / 8
+    embedding = config.embedding_parameters * (bits + 4 if "int4" in dtype else bits) / 8
     assert weight_bytes(model.weights) == pytest.approx(matrices + embedding, rel=2e-3), "norms are float32"
     assert format_of(model.weights.blocks[1].ffn.down) == dtype
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
 @pytest.mark.parametrize("config", [RECURRENT, LOCAL_GLOBAL, SEEING], ids=["recurrent", "gemma 2", "gemma 3"])
 def test_random_models_run_and_their_values_keep_their_size(config, dtype):
     model = random_model(config, dtype)

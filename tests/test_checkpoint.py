@@ -7,7 +7,7 @@ import pytest
 from synthetic import config_json, shapes
 
 import minigemma as mg
-from minigemma.checkpoint import describe
+from minigemma.checkpoint import FORMATS, describe
 from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig
 from minigemma.linear import format_of, widen
 from minigemma.tensor_names import LAYER_TENSORS, layer_tensors, model_tensors
@@ -102,13 +102,15 @@ def _in_mapping(array):
     return False
 
 
-@pytest.mark.parametrize("dtype, step", [("bf16", 2**-8), ("int8", 1 / 127), ("int4", 1 / 7)])
+@pytest.mark.parametrize(
+    "dtype, step", [("bf16", 2**-8), ("int8", 1 / 127), ("int4", 1 / 7), ("int8-row", 1 / 127), ("int4-row", 2 / 3)]
+)
 def test_other_formats_on_request(dtype, step, tmp_path):
     config, weights = CONFIGS["gemma2"], random_weights(CONFIGS["gemma2"])
     folder = write_folder(tmp_path / "hf", config, weights)
     model = mg.load(folder, dtype=dtype)
     assert format_of(model.weights.blocks[0].attention.q) == dtype
-    assert format_of(model.weights.embedding) == ("int8" if dtype == "int4" else dtype)
+    assert format_of(model.weights.embedding) == dtype.replace("int4", "int8")
     exact = weights["model.layers.0.self_attn.q_proj.weight"]
     assert 0 < np.abs(widen(model.weights.blocks[0].attention.q) - exact).max() <= np.abs(exact).max() * step
 
@@ -121,7 +123,7 @@ def test_describe_reads_sizes_from_the_headers(tmp_path):
     assert [file.name for file in about.files] == ["model.safetensors"]
 
 
-@pytest.mark.parametrize("dtype", [None, "f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [None, *FORMATS])
 def test_describe_foretells_what_load_holds(dtype, tmp_path):
     import dataclasses
 

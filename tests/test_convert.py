@@ -11,7 +11,7 @@ from test_checkpoint import CONFIGS, ids, random_weights
 
 import minigemma as mg
 from minigemma.arrays import round_bf16
-from minigemma.checkpoint import describe
+from minigemma.checkpoint import NARROW, describe
 from minigemma.cli import main
 from minigemma.convert import quantize
 from minigemma.linear import format_of
@@ -31,7 +31,7 @@ def folder(request, tmp_path_factory):
     return at
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4", "sfp8"])
+@pytest.mark.parametrize("dtype", NARROW)
 def test_it_loads_as_it_was_written(folder, tmp_path, dtype):
     seen = []
     report = quantize(folder, tmp_path / "small", dtype, lambda done, total: seen.append((done, total)))
@@ -39,6 +39,7 @@ def test_it_loads_as_it_was_written(folder, tmp_path, dtype):
     np.testing.assert_array_equal(small.forward(ids), wanted.forward(ids))
     assert small.eos == wanted.eos == (1, 106)
     assert format_of(small.weights.blocks[0].ffn.gate) == dtype
+    assert format_of(small.weights.embedding) == dtype.replace("int4", "int8")
     assert isinstance(small.weights.blocks[0].ffn.gate.base, mmap.mmap), "mapped, not copied"
     assert describe(tmp_path / "small").weight_bytes == describe(folder, dtype).weight_bytes
     stored = sum(size for *_, size in describe(tmp_path / "small").tensors.values())
@@ -47,12 +48,21 @@ def test_it_loads_as_it_was_written(folder, tmp_path, dtype):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small"]
 
 
-@pytest.mark.parametrize("dtype, low, high", [("int8", 0.002, 0.01), ("int4", 0.04, 0.12), ("sfp8", 0.01, 0.04)])
+@pytest.mark.parametrize(
+    "dtype, low, high",
+    [
+        ("int8", 0.002, 0.01),
+        ("int4", 0.04, 0.12),
+        ("sfp8", 0.01, 0.04),
+        ("int8-row", 0.004, 0.012),
+        ("int4-row", 0.08, 0.13),
+    ],
+)
 def test_reported_errors_are_those_of_the_format(folder, tmp_path, dtype, low, high):
     report = quantize(folder, tmp_path / "small", dtype)
     assert {"embedding", "blocks.attention.q", "blocks.ffn.down"} <= set(report.errors)
     for role, error in report.errors.items():
-        if (role, dtype) != ("embedding", "int4"):  # which is int8
+        if role != "embedding" or "int4" not in dtype:  # else int8
             assert low < error < high, role
 
 

@@ -11,7 +11,8 @@ import pytest
 import minigemma
 from minigemma.arrays import read_only, round_bf16
 from minigemma.backend import DEFINITIONS, definition, formulas_only
-from minigemma.linear import FEW, rows_columns, widen
+from minigemma.linear import FEW, format_of, rows_columns, widen
+from minigemma.quantize import quantise_int4_rows, quantise_int8_rows
 from minigemma.sfp8 import quantise_sfp8
 
 for module in pkgutil.iter_modules(minigemma.__path__):
@@ -58,6 +59,7 @@ def kind_case(kind, bytes_per_block, *halves):
     return made, kind
 
 
+ROWS = (quantise_int8_rows, quantise_int4_rows)
 KINDS = [
     kind_case(*case)
     for case in (
@@ -115,6 +117,7 @@ CASES = {
             (1056, blocks(101, 1056, 18)),
             (67, read_only(quantise_sfp8(normal(29, 67)))),
             (1120, read_only(quantise_sfp8(normal(64, 1120) * 1e-3))),
+            *((D, read_only(make(normal(R, D)))) for make in ROWS for R, D in ((1, 32), (7, 96), (101, 1056))),
         )
     ],
     "attention": [
@@ -162,9 +165,9 @@ def test_kernel_computes_its_definition(name):
 
 def rounding(x, weight):
     """How far a product can be off when few tokens' x is rounded to 16 bits, a scale for each block of 32."""
-    if weight.ndim == 2 or len(x) > FEW:
+    if format_of(weight) in ("f32", "bf16", "sfp8") or len(x) > FEW:
         return 0
-    half_a_step = np.abs(x.reshape(len(x), -1, 32)).max(-1) / 32767 / 2
+    half_a_step = np.abs(x.reshape(len(x), x.shape[1] // 32, 32)).max(-1) / 32767 / 2
     return np.repeat(half_a_step, 32, -1) @ np.abs(widen(weight)).T
 
 
@@ -188,7 +191,7 @@ def test_docstring_gives_the_shapes(name):
         known = {}
         for parameter, letters in re.findall(r"(\w+) \[([^\]]*)\]", left):
             value = case[parameters.index(parameter)]
-            if name == "linear" and value.dtype == np.uint8:  # blocks and codes: rows_columns knows how many weights
+            if name == "linear" and value.itemsize == 1:  # blocks and codes: rows_columns knows how many weights
                 value = np.empty(rows_columns(value))
             if value.ndim == letters.count(",") + 1 or "..." in letters:
                 bound(letters, value.shape, known)

@@ -9,7 +9,7 @@ from minigemma.arrays import round_bf16, widen_bf16
 from minigemma.attention import attention, visible
 from minigemma.backend import formulas_only
 from minigemma.geglu import gated_gelu
-from minigemma.linear import embed, format_of, linear, rows_columns, widen
+from minigemma.linear import embed, format_of, linear, packed_shape, rows_columns, widen
 from minigemma.rmsnorm import rms_norm
 from minigemma.rope import rope
 from minigemma.softcap import soft_cap
@@ -132,12 +132,18 @@ def test_formats_by_dtype_and_shape():
         "bf16": np.zeros((3, 64), np.uint16),
         "int8": np.zeros((3, 2, 34), np.uint8),
         "int4": np.zeros((3, 2, 18), np.uint8),
+        "sfp8": np.zeros((3, 68), np.uint8),
+        "int8-row": np.zeros((3, 68), np.int8),
+        "int4-row": np.zeros((3, 1, 36), np.uint8),
     }
     for name, weight in shapes.items():
         assert format_of(weight) == name
         assert rows_columns(weight) == (3, 64)
-    with pytest.raises(ValueError, match="no weight"):
-        format_of(np.zeros((3, 2, 17), np.uint8))
+        if weight.itemsize == 1:
+            assert packed_shape(name, 3, 64) == weight.shape
+    for shape, dtype in (((3, 2, 17), np.uint8), ((3, 2, 36), np.uint8), ((3, 1, 37), np.uint8), ((3, 67), np.int8)):
+        with pytest.raises(ValueError, match="no weight"):
+            format_of(np.zeros(shape, dtype))
 
 
 def test_blocks_widen_as_ggml_says():

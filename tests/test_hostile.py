@@ -636,6 +636,29 @@ def test_threads_that_numba_was_told(folder, threads, ok):
     assert "Traceback" not in done.stderr and ("64 threads are more than" in done.stderr or not ok)
 
 
+# ---------------------------------------------------------------------------------------------- weights that are none
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers(tmp_path, value, capsys):
+    """`inspect --check` finds them wherever they are; loading looks at the small tensors and warns."""
+    weights = random_weights(SMALL)
+    norm = next(name for name in weights if name.endswith("1.input_layernorm.weight"))
+    matrix = next(name for name in weights if name.endswith("0.mlp.up_proj.weight"))
+    assert main(["inspect", "--check", "-q", "-m", str(write_folder(tmp_path / "well", SMALL, weights))]) == 0
+    weights[matrix] = weights[matrix].copy()
+    weights[matrix][3, 5:7] = value
+    at = write_folder(tmp_path / "matrix", SMALL, weights)
+    capsys.readouterr()
+    assert main(["inspect", "--check", "-m", str(at)]) == 1
+    assert "2 of blocks.0.ffn.up" in capsys.readouterr().err
+    weights[norm] = weights[norm].copy()
+    weights[norm][0] = value
+    at = write_folder(tmp_path / "norm", SMALL, weights)
+    with pytest.warns(UserWarning, match=r"blocks.1.pre_attention_norm has values that are NaN .*--check"):
+        mg.load(at)
+
+
 # ---------------------------------------------------------------------------------------------------- while it runs
 
 

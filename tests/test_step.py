@@ -18,7 +18,7 @@ OFF = mg.Taps("no such value")  # whoever taps gets the blocks
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_it_is_the_block(name, dtype, threads):
     model = random_model(CONFIGS[name], dtype)
