@@ -15,17 +15,21 @@ import platform
 import pydoc_data.topics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import prange
 from numpy.typing import NDArray
 
 import minigemma as mg
+from minigemma.amx import choice
 from minigemma.arrays import F32, read_only
+from minigemma.backend import jit_parallel
+from minigemma.checkpoint import FORMATS, describe
 from minigemma.decoder import Decoder
 from minigemma.peers import weight_bytes
 from minigemma.quantize import quantise_int4, quantise_int8
@@ -35,9 +39,10 @@ TOPICS = ("objects", "types", "execmodel", "specialnames")  # chapters of Python
 CHUNK = 1024  # tokens that are read with one cache, BOS among them
 WARM = 128  # tokens that stand before the first position that counts
 PIECE = 64  # tokens whose logits exist at once
-ROWS = 8  # of them that one thread turns into float64
+TOGETHER = 5  # models that read beside the reference in one pass
 
 Read = Callable[[Sequence[int]], F32]  # the next tokens of a chunk → their logits [T, V]
+Row = tuple[str, int, float, float, float, float]  # name, bytes of weights, and a Found's numbers
 
 
 @dataclass
@@ -46,7 +51,15 @@ class Found:
 
     kl: list[float] = field(default_factory=list)  # from the reference's, in nats
     same: list[bool] = field(default_factory=list)  # is the likeliest token the reference's?
-    logprob: list[float] = field(default_factory=list)  # of the token that follows
+    logprob: list[float] = field(default_factory=list)  # of the token that came
+
+    def add(self, reference: F32, logits: F32, following: NDArray) -> None:
+        """Some positions more."""
+        kl, same, logprob = np.empty(len(logits)), np.empty(len(logits), bool), np.empty(len(logits))
+        judge(reference, logits, following, kl, same, logprob)
+        self.kl += kl.tolist()
+        self.same += same.tolist()
+        self.logprob += logprob.tolist()
 
     @property
     def perplexity(self) -> float:
@@ -82,8 +95,8 @@ def contender(name: str, model: Decoder, step: int = PIECE) -> Contender:
     return Contender(name, weight_bytes(model.weights), begin)
 
 
-def llama_cpp(model: Decoder, size: int) -> Contender:
-    """llama.cpp on the file that `model` came from."""
+def llama_cpp(model: Decoder) -> Contender:
+    """llama.cpp on the file that `model` came from; ImportError where it is not installed."""
     library = importlib.import_module("llama_cpp")
     settings = {"n_ctx": CHUNK, "n_batch": PIECE, "n_threads": model.threads, "n_threads_batch": model.threads}
     llama = library.Llama(model_path=str(model.path), logits_all=True, verbose=False, **settings)
@@ -97,31 +110,27 @@ def llama_cpp(model: Decoder, size: int) -> Contender:
 
         return read
 
-    return Contender(f"llama.cpp (llama-cpp-python {library.__version__}) on the same file", size, begin)
+    size = sum(size for _, _, size in describe(model.path).tensors.values())
+    return Contender(f"llama.cpp (llama-cpp-python {library.__version__})", size, begin)
 
 
-def log_softmax(logits: F32) -> NDArray[np.float64]:
-    """log p of every token, in float64: logits [T, V] → [T, V]."""
-    z = logits.astype(np.float64)
-    z -= z.max(axis=-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+@jit_parallel
+def judge(reference, logits, following, kl, same, logprob):
+    """Compare logits [T, V] with the reference's, in float64; `following` [T] are the tokens that came.
 
-
-def judge(reference: F32, logits: F32, following: NDArray, found: Found) -> None:
-    """Add to `found` what a reader's logits [T, V] say beside the reference's, `following` [T] being what came."""
-
-    def rows(first: int) -> tuple[NDArray, NDArray, NDArray]:
-        here = slice(first, first + ROWS)
-        p, q = log_softmax(reference[here]), log_softmax(logits[here])
-        kl = np.einsum("tv,tv->t", np.exp(p), p - q)
-        chosen = following[here]
-        return kl, reference[here].argmax(-1) == logits[here].argmax(-1), q[np.arange(len(q)), chosen]
-
-    with ThreadPoolExecutor() as pool:
-        for kl, same, logprob in pool.map(rows, range(0, len(logits), ROWS)):
-            found.kl += kl.tolist()
-            found.same += same.tolist()
-            found.logprob += logprob.tolist()
+    kl [T] = Σ p (log p - log q); same [T]: is the likeliest token the same one?; logprob [T] = log q of what came.
+    """
+    for t in prange(len(reference)):
+        p, q = reference[t], logits[t]
+        top_p, top_q = np.float64(p.max()), np.float64(q.max())
+        sum_p, sum_q, apart = 0.0, 0.0, 0.0
+        for v in range(p.size):
+            a, b = p[v] - top_p, q[v] - top_q
+            e = np.exp(a)
+            sum_p, sum_q, apart = sum_p + e, sum_q + np.exp(b), apart + e * (a - b)
+        kl[t] = apart / sum_p - np.log(sum_p) + np.log(sum_q)
+        same[t] = p.argmax() == q.argmax()
+        logprob[t] = q[following[t]] - top_q - np.log(sum_q)
 
 
 def compare(
@@ -138,9 +147,9 @@ def compare(
             counted = slice(max(warm - first, 0), min(len(ids) - 1 - first, PIECE))
             following = ids[first + 1 : first + 1 + PIECE][counted]
             truth = read_reference(piece)[counted]
-            for name, read in [*reads, (reference.name, None)]:
-                logits = read(piece)[counted] if read else truth
-                judge(truth, logits, following, found[name])
+            found[reference.name].add(truth, truth, following)
+            for name, read in reads:
+                found[name].add(truth, read(piece)[counted], following)
         print(f"{number} of {len(chunks)} chunks, {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return found
 
@@ -148,16 +157,15 @@ def compare(
 def texts(model: Decoder, chunks: int) -> tuple[list[NDArray], int]:
     """So many chunks of ids, BOS first in each, and how many of them are prose; the others are Python's manual."""
     manual = "\n\n".join(pydoc_data.topics.topics[name] for name in TOPICS)
-    made: list[NDArray] = []
-    prose = 0
+    parts = []
     for text in (PROSE.read_text("utf-8"), manual):
         ids, inside = model.tokenizer.encode(text), CHUNK - 1
-        for first in range(0, len(ids) - inside + 1, inside):
-            made.append(np.array([model.tokenizer.bos, *ids[first : first + inside]]))
-        prose = prose or len(made)
-    if chunks > len(made):
-        raise SystemExit(f"the texts make {len(made)} chunks of {CHUNK} tokens, not {chunks}")
-    return made[:chunks], min(prose, chunks)
+        whole = range(0, len(ids) - inside + 1, inside)
+        parts.append([np.array([model.tokenizer.bos, *ids[first : first + inside]]) for first in whole])
+    made = parts[0] + parts[1]
+    if not 1 <= chunks <= len(made):
+        raise SystemExit(f"the texts make 1 to {len(made)} chunks of {CHUNK} tokens, not {chunks}")
+    return made[:chunks], min(len(parts[0]), chunks)
 
 
 def remade(weights: Any, make: Callable[[F32], NDArray]) -> Any:
@@ -178,41 +186,141 @@ def altered(model: Decoder, **attributes: Any) -> Decoder:
     return other
 
 
+def weight_formats(file: str, exact: Decoder) -> Iterator[Contender]:
+    """Every format that `load` makes, and what it does not make: int8 of weights that were not quantised before, and an
+    int4 model whose embedding is int4 too.
+    """
+    for dtype in FORMATS[1:]:
+        yield contender(NAMES.get(dtype, dtype), mg.load(file, dtype=dtype))
+        if dtype == "int8":
+            yield contender(AFRESH, altered(exact, exact=False, weights=remade(exact.weights, quantise_int8)))
+        if dtype == "int4":
+            narrow = read_only(quantise_int4(exact.weights.embedding))
+            model = mg.load(file, dtype=dtype)
+            yield contender(ALL_INT4, altered(model, weights=replace(model.weights, embedding=narrow)))
+
+
+def other_choices(file: str, exact: Decoder) -> Iterator[Contender]:
+    """Keys and values, and what decoding computes otherwise than a prompt does."""
+    yield contender("keys and values in bf16", altered(exact, exact=False))
+    yield contender("int8, one token in a call", mg.load(file, dtype="int8"), step=1)
+
+
+def other_programs(file: str, exact: Decoder) -> Iterator[Contender]:
+    """llama.cpp, where it is installed, and the one number by which it differs from minigemma's reference."""
+    try:
+        yield llama_cpp(exact)
+    except ImportError:
+        print("llama-cpp-python is not installed: the page will have no row of it", file=sys.stderr)
+    scale = float(np.sqrt(np.float32(exact.config.width)))
+    yield contender("float32, embeddings times √D not rounded", altered(exact, embedding_scale=scale))
+
+
+def measured(exact: Decoder, sections: Sequence[Iterator[Contender]], chunks: Sequence[NDArray]) -> list[list[Row]]:
+    """The rows of each section, the reference first; so many models as can be together read in one pass."""
+    reference = contender(REFERENCE, exact)
+    rows: list[list[Row]] = [[] for _ in sections]
+    waiting = ((number, c) for number, section in enumerate(sections) for c in section)
+    while group := list(islice(waiting, TOGETHER)):
+        found = compare(reference, [c for _, c in group], chunks)
+        for number, c in group:
+            for each in (c,) if rows[number] else (reference, c):
+                rows[number].append((each.name, each.size, *found[each.name].numbers))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows of Markdown."""
+    lines = [
+        "| | MB of weights | mean KL | 99th percentile | same likeliest token | perplexity |",
+        "|--|--:|--:|--:|--:|--:|",
+    ]
+    for name, size, kl, high, same, perplexity in rows:
+        shown = " | ".join(np.format_float_positional(x, 2, fractional=False, trim="-") for x in (kl, high))
+        lines.append(f"| {name} | {size / 1e6:.0f} | {shown} | {same:.1%} | {perplexity:.2f} |")
+    return "\n".join(lines)
+
+
+REFERENCE = "float32, the reference"
+AFRESH = "int8, made of the float32 weights"
+ALL_INT4 = "int4, the embedding too"
+NAMES = {"int4": "int4 (embedding int8)", "int4-row": "int4-row (embedding int8-row)"}
 PAGE = """# What each format costs in accuracy
 
-The demo weights, {file} ({types}), read {tokens:,} tokens of English: {chunks} chunks of {chunk:,} tokens, BOS
-among them, each with an empty cache. {prose} are of Carroll, Austen and Melville (`tests/data/prose.txt`), {manual} of the manual
-that Python {python} brings (`pydoc_data.topics`; another Python's may differ). The {counted:,} positions count that have at least
-{warm} tokens of their chunk before them and one after them.
+Made by `python docs/make_accuracy.py > docs/accuracy.md`; every number is of that run.
 
-The reference is `dtype="f32"`, the exact mode: the file's own weights widened to float32, all arithmetic in float32, keys and
-values too. KL is KL(reference ‖ row) in nats over the whole vocabulary, in float64. What the file lost when it was quantised
-is in every row, the reference among them, so that no row says how far a model is from the bf16 weights that Google released.
+The demo weights, `{file}`, read {tokens:,} tokens of English in chunks of {chunk:,}, each beginning with BOS and an
+empty cache: {prose} chunks of Carroll, Austen and Melville (`tests/data/prose.txt`) and {manual} of Python's language
+reference as Python {python} brings it (`pydoc_data.topics`: {topics}). The
+{counted:,} positions count that have at least {warm} tokens of their chunk before them and one after.
 
-Made by `python docs/make_accuracy.py > docs/accuracy.md` with minigemma {version} on {threads} threads; many tokens are multiplied by
-{unit}.
+The reference is `dtype="f32"`: the file's own weights as float32, all arithmetic in float32, keys and values too. KL is
+KL(reference ‖ row) over the whole vocabulary, in nats a position, computed in float64; perplexity is that of the text.
+What the file lost when it was quantised ({types}) is lost in every row, the reference's too.
 
 ## Weights
 
-As `load(dtype=…)` makes them of this file, keys and values in bf16, {piece} tokens in a call; bytes are those of all weights.
+What `load(dtype=…)` makes of this file, keys and values in bf16, {piece} tokens in a call. The products of many tokens
+are made in {unit}.
 
 {weights}
 
-{stored} Rows with "from float32" go the way of a bf16 checkpoint's weights: what they were
-quantised to before is not made use of.
+int8 keeps this file's Q5_0 and Q8_0 blocks to the bit (`quantize.to_int8`); "{afresh}" rounds
+them again, as it would a bf16 checkpoint's. The formats of four bits round what was rounded to four, five or six bits
+before, on another grid, so that they may lose less of a bf16 checkpoint.
 
-## Keys and values, and the rest
+## Keys and values; one token at a time
 
-The weights in float32, one thing changed; and the formats again as decoding computes them, where x is rounded to 16 bits.
-Bytes are those of keys and values after {chunk:,} tokens.
+The first is the reference with another cache: for {chunk:,} tokens it holds {narrow:.1f} MB instead of {wide:.1f}. The
+second is decoding, whose products round x to 16 bits: each of the {tokens:,} tokens went through by itself.
 
 {rest}
 
-## A file of its own kind
+## llama.cpp, the same file, the same ids
 
-{llama}
+{programs}
 
-llama.cpp multiplies blocks of 8-bit activations, keeps keys and values in float16, and scales embeddings by √{width} itself
-where minigemma takes the {scale} that it is in bf16 (docs of `minigemma/decoder.py`); the last row is the reference with that one
-number changed.
+llama.cpp multiplies embeddings by √{width} = {unrounded:.4f}, minigemma by {rounded}, which is √{width} in bf16
+([decoder.py](../minigemma/decoder.py) says why): the last row is the reference with that number changed. The bytes in
+llama.cpp's row are those of the file's tensors.
 """
+
+
+def page(chunks: int) -> str:
+    """Measure all, and say it."""
+    file = "gemma-3-270m"
+    exact = mg.load(file, dtype="f32")
+    read, prose = texts(exact, chunks)
+    sections = weight_formats(file, exact), other_choices(file, exact), other_programs(file, exact)
+    parts = measured(exact, sections, read)
+    kinds = sorted({kind for kind, *_ in describe(file).tensors.values()} - {"F32"})
+    on_unit = choice()[0] != "vectors"
+    return PAGE.format(
+        file=exact.path.name,
+        types=", ".join(kinds),
+        tokens=chunks * CHUNK,
+        chunk=CHUNK,
+        prose=prose,
+        manual=chunks - prose,
+        python=platform.python_version(),
+        topics=", ".join(TOPICS),
+        counted=chunks * (CHUNK - 1 - WARM),
+        warm=WARM,
+        piece=PIECE,
+        unit="bf16, on the matrix unit" if on_unit else "float32 (on processors with AMX: in bf16)",
+        weights=table(parts[0]),
+        afresh=AFRESH,
+        narrow=exact.config.cache_bytes(CHUNK) / 1e6,
+        wide=exact.config.cache_bytes(CHUNK, 4) / 1e6,
+        rest=table(parts[1]),
+        programs=table(parts[2]),
+        width=exact.config.width,
+        unrounded=exact.config.width**0.5,
+        rounded=exact.embedding_scale,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chunks", type=int, default=12, help=f"of {CHUNK} tokens (default: 12)")
+    print(page(parser.parse_args().chunks), end="")

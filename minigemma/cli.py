@@ -567,15 +567,12 @@ def inspect(args: argparse.Namespace) -> None:
     if args.cpu:
         show_cpu(args)
         return
-    from .checkpoint import describe, not_finite
-    from .errors import ModelFormatError
+    from .checkpoint import describe
     from .locate import locate
 
     about = describe(locate(args.model), args.dtype, mmproj=args.mmproj)
-    if args.check and (wrong := not_finite(args.model, args.mmproj)):
-        first = ", ".join(f"{count:,} of {name}" for name, count in list(wrong.items())[:5])
-        more = " …" if len(wrong) > 5 else ""
-        raise ModelFormatError(about.files[0], f"NaN or infinite are {first}{more}", "fetch the weights again")
+    if args.check:
+        check_weights(args, about.files[0])
     report = summary(about, with_context(about.config, args.ctx_size))
     if args.json:
         print_json(report)
@@ -602,6 +599,17 @@ def inspect(args: argparse.Namespace) -> None:
         f"memory      weights {bytes_text(memory['weights'])} + cache of {report['sizes']['context']:,} tokens "
         f"{bytes_text(memory['cache'])} = {bytes_text(memory['total'])}"
     )
+
+
+def check_weights(args: argparse.Namespace, path: Path) -> None:
+    """Raise ModelFormatError if any weight is NaN or infinite."""
+    from .checkpoint import not_finite
+    from .errors import ModelFormatError
+
+    if wrong := not_finite(args.model, args.mmproj):
+        first = ", ".join(f"{count:,} of {name}" for name, count in list(wrong.items())[:5])
+        more = " …" if len(wrong) > 5 else ""
+        raise ModelFormatError(path, f"NaN or infinite are {first}{more}", "fetch the weights again")
 
 
 def show_cpu(args: argparse.Namespace) -> None:
