@@ -30,7 +30,17 @@ from minigemma.amx import choice
 from minigemma.attention import attention
 from minigemma.backend import threading_layer, threads
 from minigemma.bench import arithmetic_peak, bench, read_bandwidth
-from minigemma.linear import BLOCK, NO_ROWS, TOGETHER, few_tokens, few_tokens_blocks, linear, rows_columns
+from minigemma.linear import (
+    BLOCK,
+    NO_ROWS,
+    TOGETHER,
+    few_tokens,
+    few_tokens_blocks,
+    linear,
+    round_to_16_bits,
+    rounded,
+    rows_columns,
+)
 from minigemma.peers import weight_bytes
 from minigemma.quantize import quantise_int4, quantise_int8
 from minigemma.random_weights import random_model
@@ -171,7 +181,8 @@ def product(*weights: np.ndarray) -> Callable[[], None]:
     D = rows_columns(weights[0])[1]
     if weights[0].dtype == np.uint16:
         return partial(few_tokens, np.ones(D, np.float32), D, tuple(flat), THREADS, outs)
-    x, scale, size = np.ones(D, np.int16), np.ones(1, np.float32), weights[0].shape[2]
+    x, scale, size = rounded(1, D), np.ones(1, np.float32), weights[0].shape[2]
+    round_to_16_bits(RNG.standard_normal(D, np.float32), x, scale)
     return partial(few_tokens_blocks, x, scale, D // BLOCK, tuple(flat), size, THREADS, outs)
 
 

@@ -218,7 +218,7 @@ def _few_block(
 
 
 @jit_inner
-def _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals):
+def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals):
     """One query position, one part of the keys, block by block and in each block all groups, so that memory is read in
     order; `task` counts positions and parts.
     """
@@ -290,7 +290,7 @@ def few_parts(q, k, v, query_positions, until, keys, window, scale, cap, parts, 
     """
     for task in prange(len(q) * parts):
         # A plain int64: prange counts in another type, and the function would be compiled for both.
-        _few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, np.int64(task), states, totals)
+        few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, np.int64(task), states, totals)
 
 
 def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):

@@ -53,6 +53,12 @@ def jit_inner(function: Callable) -> Any:
     return numba.njit(error_model="numpy", fastmath=FASTMATH, **options)(function)
 
 
+def jit_inlined(function: Callable) -> Any:
+    """Decorator: the same, for what is called so often that the call itself would cost."""
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
+    return numba.njit(error_model="numpy", fastmath=FASTMATH, **options)(function)
+
+
 # OpenMP, where there is no TBB: a thread that waits for the others looks out for them for a fraction of a millisecond,
 # longer than Python takes between two kernels, then sleeps. GNU OpenMP's own limit is many times that: where another
 # program wants the cores, threads that wait awake take the time from the one they wait for.

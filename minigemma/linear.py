@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from . import amx
 from .arrays import F32, aligned, widen_bf16
-from .backend import definition, jit, jit_inner, jit_parallel, require, runs_formulas
+from .backend import definition, jit, jit_inlined, jit_inner, jit_parallel, require, runs_formulas
 from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
 from .simd import (
     LANES,
@@ -55,7 +55,9 @@ from .simd import (
     prefetch,
     prefetch_four,
     splat,
+    splat_half,
     store,
+    store_offsets,
     store_whole,
     sum_lanes,
     tile_add_outer,
@@ -68,6 +70,7 @@ from .simd import (
 BLOCK = 32  # weights that share a scale, or that are packed together
 # Bytes of 32 weights: with the float16 scale of a block; without the float32 scale in front of a row.
 BLOCK_BYTES = {"int8": 2 + BLOCK, "int4": 2 + BLOCK // 2, "int8-row": BLOCK, "int4-row": BLOCK // 2}
+OFFSETS = 2 * LANES  # numbers of 16 bits that a block of x carries along: see dot_32_nibbles
 NO_ROWS = np.empty((0, 0), np.float32)
 TOGETHER = 3  # weights that one x is multiplied by in one go: q, k and v
 FEW = 8  # up to so many tokens a row of weights is used as it is read, without a panel
@@ -179,7 +182,7 @@ def _widen_row(row, size, first, out):
     """out = row[first : first + out.size], widened; both multiples of 32 where `size` bytes are 32; 0: sfp8."""
 
 
-@jit_inner
+@jit_inlined
 def _dot_plain(weight, at, x, k, count):
     """`count` float32 or bf16 from weight[at] on, times x[k : k + count]. Four sums at once hide the four cycles that
     each multiply-add takes.
@@ -199,36 +202,40 @@ def _dot_plain(weight, at, x, k, count):
     return total
 
 
-def _dot_whole(dot_32, size):
-    """A function: `blocks` times 32 whole numbers of `size` bytes from weight[at] on, times int16 x[k :]."""
+def _dot_whole(size):
+    """A function: `blocks` times 32 whole numbers of `size` bytes from weight[at] on, times int16 x[k :], whose offsets
+    begin at x[o].
+    """
     scaled = size % 16  # the bytes of a block's scale, 2; or 0, where the row has one for all
 
-    @jit_inner
-    def block(weight, at, x, k, total):
-        products = dot_32(weight, at + scaled, x, k)
-        return fma(products, splat(load_half(weight, at)), total) if scaled else products + total
+    @jit_inlined
+    def block(weight, at, x, k, o, total):
+        if size >= 32:
+            products = dot_32_signed(weight, at + scaled, x, k)
+        else:
+            products = dot_32_nibbles(weight, at + scaled, x, k, o)
+        return fma(products, splat_half(weight, at), total) if scaled else products + total
 
-    @jit_inner
-    def dot(weight, at, x, k, blocks):
+    @jit_inlined
+    def dot(weight, at, x, k, o, blocks):
         a, b, c, d = zeros(), zeros(), zeros(), zeros()
         for _ in range(blocks // 4):
             for line in range(0, 4 * size, 64):
                 prefetch(weight, at + AHEAD + line)
-            a = block(weight, at, x, k, a)
-            b = block(weight, at + size, x, k + 32, b)
-            c = block(weight, at + 2 * size, x, k + 64, c)
-            d = block(weight, at + 3 * size, x, k + 96, d)
-            at, k = at + 4 * size, k + 128
+            a = block(weight, at, x, k, o, a)
+            b = block(weight, at + size, x, k + 32, o + OFFSETS, b)
+            c = block(weight, at + 2 * size, x, k + 64, o + 2 * OFFSETS, c)
+            d = block(weight, at + 3 * size, x, k + 96, o + 3 * OFFSETS, d)
+            at, k, o = at + 4 * size, k + 128, o + 4 * OFFSETS
         for _ in range(blocks % 4):
-            a = block(weight, at, x, k, a)
-            at, k = at + size, k + 32
+            a = block(weight, at, x, k, o, a)
+            at, k, o = at + size, k + 32, o + OFFSETS
         return sum_lanes((a + b) + (c + d))
 
     return dot
 
 
-_dot_int8, _dot_int4 = _dot_whole(dot_32_signed, 34), _dot_whole(dot_32_nibbles, 18)
-_dot_int8_row, _dot_int4_row = _dot_whole(dot_32_signed, 32), _dot_whole(dot_32_nibbles, 16)
+_dot_int8, _dot_int4, _dot_int8_row, _dot_int4_row = map(_dot_whole, (34, 18, 32, 16))
 
 
 @jit_inner
@@ -301,15 +308,16 @@ def _few_block_rows(x, scales, blocks, weight, size, first, last, y):
     for r in range(first, last):
         at = r * (blocks * size + (0 if size % 16 else SCALE_BYTES))
         for t in range(len(y)):
-            k, scale = t * blocks * 32, load_one(scales, t)
+            k, scale = t * blocks * (32 + OFFSETS), load_one(scales, t)
+            o = k + blocks * 32
             if size == 34:
-                y[t, r] = _dot_int8(weight, at, x, k, blocks) * scale
+                y[t, r] = _dot_int8(weight, at, x, k, o, blocks) * scale
             elif size == 18:
-                y[t, r] = _dot_int4(weight, at, x, k, blocks) * scale
+                y[t, r] = _dot_int4(weight, at, x, k, o, blocks) * scale
             elif size == 32:
-                y[t, r] = _dot_int8_row(weight, at + SCALE_BYTES, x, k, blocks) * scale * load_float(weight, at)
+                y[t, r] = _dot_int8_row(weight, at + SCALE_BYTES, x, k, o, blocks) * scale * load_float(weight, at)
             else:
-                y[t, r] = _dot_int4_row(weight, at + SCALE_BYTES, x, k, blocks) * scale * load_float(weight, at)
+                y[t, r] = _dot_int4_row(weight, at + SCALE_BYTES, x, k, o, blocks) * scale * load_float(weight, at)
 
 
 @jit_inner
@@ -320,24 +328,35 @@ def _few_sfp8_rows(x, D, weight, first, last, y):
             y[t, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, t * D, D) * load_float(weight, at)
 
 
+@jit_inner
+def few_tokens_piece(x, D, weights, piece, pieces, ys):
+    """One of `pieces` ranges of the rows of each weight: each row is read once, in order."""
+    for i in range(len(weights)):
+        rows = ys[i].shape[1]
+        _few_rows(x, D, weights[i], piece * rows // pieces, (piece + 1) * rows // pieces, ys[i])
+
+
+@jit_inner
+def few_tokens_blocks_piece(x, scales, blocks, weights, size, piece, pieces, ys):
+    """The same for rows of whole numbers, 32 of them in `size` bytes."""
+    for i in range(len(weights)):
+        rows = ys[i].shape[1]
+        first, last = piece * rows // pieces, (piece + 1) * rows // pieces
+        _few_block_rows(x, scales, blocks, weights[i], size, first, last, ys[i])
+
+
 @jit_parallel
 def few_tokens(x, D, weights, workers, ys):
-    """Each row of each weight is read once, in order, a contiguous range of rows a thread."""
+    """x Wᵀ for each weight, a contiguous range of its rows a thread."""
     for worker in prange(workers):
-        for i in range(len(weights)):
-            rows = ys[i].shape[1]
-            first, last = worker * rows // workers, (worker + 1) * rows // workers
-            _few_rows(x, D, weights[i], np.int64(first), np.int64(last), ys[i])
+        few_tokens_piece(x, D, weights, np.int64(worker), workers, ys)
 
 
 @jit_parallel
 def few_tokens_blocks(x, scales, blocks, weights, size, workers, ys):
-    """The same for rows of whole numbers, 32 of them in `size` bytes."""
+    """The same for rows of whole numbers."""
     for worker in prange(workers):
-        for i in range(len(weights)):
-            rows = ys[i].shape[1]
-            first, last = worker * rows // workers, (worker + 1) * rows // workers
-            _few_block_rows(x, scales, blocks, weights[i], size, np.int64(first), np.int64(last), ys[i])
+        few_tokens_blocks_piece(x, scales, blocks, weights, size, np.int64(worker), workers, ys)
 
 
 @jit_parallel
@@ -350,19 +369,28 @@ def _few_tokens_sfp8(x, D, weights, workers, ys):
             _few_sfp8_rows(x, D, weights[i], np.int64(first), np.int64(last), ys[i])
 
 
+def rounded(tokens: int, columns: int) -> NDArray[np.int16]:
+    """Room for what `round_to_16_bits` makes of x [T, D]."""
+    return aligned(tokens * (columns // 32 * (32 + OFFSETS)), np.int16)
+
+
 @jit
 def round_to_16_bits(x, whole, scales):
-    """x ≈ whole · scale, a scale for each token: x [T · D] float32, whole [T · D] int16, scales [T]; D in whole 32s."""
+    """x ≈ whole · scale, a scale for each token: x [T · D] float32, whole [T · D · (1 + OFFSETS / 32)] int16, scales
+    [T]; D in whole 32s. After each token's numbers follow the offsets of their blocks, for weights that are nibbles.
+    """
     D = x.size // scales.size
     for t in range(scales.size):
-        highest = zeros()
-        for k in range(t * D, t * D + D, LANES):
+        first, at, highest = t * D, t * (D // 32 * (32 + OFFSETS)), zeros()
+        for k in range(first, first + D, LANES):
             highest = maximum(highest, magnitude(load(x, k)))
         largest = max_lanes(highest)
         scales[t] = largest / np.float32(32767)
         up = splat(np.float32(32767) / largest if largest > 0 else np.float32(0))
-        for k in range(t * D, t * D + D, LANES):
-            store_whole(whole, k, load(x, k) * up)
+        for k in range(0, D, LANES):
+            store_whole(whole, at + k, load(x, first + k) * up)
+        for block in range(D // 32):
+            store_offsets(whole, at + block * 32, at + D + block * OFFSETS)
 
 
 @jit_parallel
@@ -486,7 +514,7 @@ def _few(x, weights):
     elif size == 0:
         _few_tokens_sfp8(x.reshape(-1), D, padded, get_num_threads(), outs)
     else:
-        whole, scales = aligned(T * D, np.int16), np.empty(T, np.float32)
+        whole, scales = rounded(T, D), np.empty(T, np.float32)
         round_to_16_bits(x.reshape(-1), whole, scales)
         few_tokens_blocks(whole, scales, D // BLOCK, padded, size, get_num_threads(), outs)
     return ys

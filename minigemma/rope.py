@@ -32,45 +32,46 @@ def frequencies(base: float, scale: float, rotated: int) -> F32:
     return read_only((base ** (-np.arange(half) / half) / scale).astype(np.float32))
 
 
+def angles(positions: I32, base: float, scale: float, rotated: int) -> tuple[F32, F32]:
+    """Cosine and sine of position / scale · base^(-2j/R): positions [T] → [T, R/2] each."""
+    angle = positions[:, None].astype(np.float32) * frequencies(base, scale, rotated)
+    return np.cos(angle), np.sin(angle)
+
+
 @definition
 def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32:
     """Turn the pairs (j, j + R/2) by position / scale · base^(-2j/R), R = rotated      [Su et al. 2021 §3.2]
 
     x [T, N, H] float32, positions [T] int32 → [T, N, H] float32
     """
-    half, frequency = rotated // 2, frequencies(base, scale, rotated)
-    angle = positions[:, None, None].astype(np.float32) * frequency  # [T, 1, R/2]
-    cos, sin = np.cos(angle), np.sin(angle)
+    half, (cos, sin) = rotated // 2, (a[:, None] for a in angles(positions, base, scale, rotated))
     u, v, rest = x[..., :half], x[..., half:rotated], x[..., rotated:]
     return np.concatenate([u * cos - v * sin, v * cos + u * sin, rest], axis=-1)
 
 
 @jit_inner
-def turn(x, position, frequency, y):
-    """One token: x, y [N, H]; y may be x itself."""
-    half, rotated = frequency.size, 2 * frequency.size
-    for j in range(half):
-        angle = np.float32(position) * frequency[j]
-        cos, sin = np.cos(angle), np.sin(angle)
-        for n in range(len(x)):
-            u, v = x[n, j], x[n, j + half]
-            y[n, j] = u * cos - v * sin
-            y[n, j + half] = v * cos + u * sin
+def turn(x, cos, sin, y):
+    """One token: x, y [N, H], the cosine and sine of each pair's angle [R/2]; y may be x itself."""
+    half, rotated = cos.size, 2 * cos.size
     for n in range(len(x)):
+        for j in range(half):
+            u, v = x[n, j], x[n, j + half]
+            y[n, j] = u * cos[j] - v * sin[j]
+            y[n, j + half] = v * cos[j] + u * sin[j]
         for j in range(rotated, x.shape[1]):
             y[n, j] = x[n, j]
 
 
 @jit
-def _turn_few(x, positions, frequency, y):
+def _turn_few(x, cos, sin, y):
     for t in range(len(x)):
-        turn(x[t], positions[t], frequency, y[t])
+        turn(x[t], cos[t], sin[t], y[t])
 
 
 @jit_parallel
-def _turn_all(x, positions, frequency, y):
+def _turn_all(x, cos, sin, y):
     for t in prange(len(x)):
-        turn(x[t], positions[t], frequency, y[t])
+        turn(x[t], cos[t], sin[t], y[t])
 
 
 @rope.kernel
@@ -78,5 +79,5 @@ def _rope(x, positions, base, scale, rotated):
     fits = x.ndim == 3 and positions.shape == x.shape[:1] and 0 <= rotated <= x.shape[2]
     require(fits, "rope", x, positions)
     y = np.empty_like(x)
-    (_turn_few if one_core(x) else _turn_all)(x, positions, frequencies(base, scale, rotated), y)
+    (_turn_few if one_core(x) else _turn_all)(x, *angles(positions, base, scale, rotated), y)
     return y

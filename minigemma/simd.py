@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import operator
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-_F32, _I8, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(32)
+_F32, _I8, _I16, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 # A path below the processor's own can be forced, so that tests can run it. MINIGEMMA_CPU=vectors takes the matrix unit
 # away, =imitation puts plain loops in its place (amx.py), =generic takes AVX-512 away too. Numba's cache is keyed by
@@ -117,7 +118,7 @@ def _llvm(builder, name, result, *arguments):
 
 
 def _splat(builder, scalar):
-    one = builder.insert_element(ir.Constant(VECTOR.llvm, ir.Undefined), scalar, _I32(0))
+    one = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, _I32(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
 
 
@@ -144,7 +145,7 @@ def _widened(builder, address, dtype):
         return _read(builder, address, _F32)
     words = ir.VectorType(_I32, LANES)
     if dtype == types.uint16:  # bf16 is the upper half of a float32
-        high = builder.shl(builder.zext(_read(builder, address, ir.IntType(16)), words), _constant(16, _I32))
+        high = builder.shl(builder.zext(_read(builder, address, _I16), words), _constant(16, _I32))
         return builder.bitcast(high, VECTOR.llvm)
     extend = builder.sext if dtype == types.int8 else builder.zext
     return builder.sitofp(extend(_read(builder, address, _I8), words), VECTOR.llvm)
@@ -196,18 +197,40 @@ def load_half(typingctx, array, index):
     """
 
     def codegen(context, builder, signature, args):
-        address = _element(context, builder, signature.args[0], *args)
-        kind = ir.HalfType() if _HALVES else ir.IntType(16)
-        half = builder.load(builder.bitcast(address, kind.as_pointer()))
-        half.align = 1
-        if _HALVES:
-            return builder.fpext(half, _F32)
-        bits = builder.zext(half, _I32)
-        magnitude = builder.bitcast(builder.shl(builder.and_(bits, _I32(0x7FFF)), _I32(13)), _F32)
-        magnitude = builder.bitcast(builder.fmul(magnitude, _F32(2.0**112)), _I32)
-        return builder.bitcast(builder.or_(magnitude, builder.shl(builder.and_(bits, _I32(0x8000)), _I32(16))), _F32)
+        return _half(builder, _element(context, builder, signature.args[0], *args))
 
     return types.float32(array, types.intp), codegen
+
+
+@intrinsic
+def splat_half(typingctx, array, index):
+    """The same number in every lane, spread before it is widened: two instructions, where one number takes three."""
+
+    def codegen(context, builder, signature, args):
+        address = _element(context, builder, signature.args[0], *args)
+        if not _HALVES:
+            return _splat(builder, _half(builder, address))
+        kind = ir.VectorType(ir.HalfType(), LANES)
+        half = builder.load(builder.bitcast(address, ir.HalfType().as_pointer()))
+        half.align = 1
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), half, _I32(0))
+        return builder.fpext(
+            builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)), VECTOR.llvm
+        )
+
+    return VECTOR(array, types.intp), codegen
+
+
+def _half(builder, address):
+    kind = ir.HalfType() if _HALVES else _I16
+    half = builder.load(builder.bitcast(address, kind.as_pointer()))
+    half.align = 1
+    if _HALVES:
+        return builder.fpext(half, _F32)
+    bits = builder.zext(half, _I32)
+    magnitude = builder.bitcast(builder.shl(builder.and_(bits, _I32(0x7FFF)), _I32(13)), _F32)
+    magnitude = builder.bitcast(builder.fmul(magnitude, _F32(2.0**112)), _I32)
+    return builder.bitcast(builder.or_(magnitude, builder.shl(builder.and_(bits, _I32(0x8000)), _I32(16))), _F32)
 
 
 @intrinsic
@@ -219,7 +242,7 @@ def bf16_bits(typingctx, value):
         odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
         rounded = builder.add(builder.add(bits, _I32(0x7FFF)), odd)
         chosen = builder.select(builder.fcmp_unordered("uno", *args * 2), builder.or_(bits, _I32(0x400000)), rounded)
-        return builder.trunc(builder.lshr(chosen, _I32(16)), ir.IntType(16))
+        return builder.trunc(builder.lshr(chosen, _I32(16)), _I16)
 
     return types.uint16(types.float32), codegen
 
@@ -239,7 +262,7 @@ def store_half(typingctx, array, index, value):
         rounded = builder.lshr(builder.add(builder.add(scaled, _I32(0xFFF)), odd), _I32(13))
         half = builder.or_(rounded, builder.and_(builder.lshr(bits, _I32(16)), _I32(0x8000)))
         address = _element(context, builder, signature.args[0], args[0], args[1])
-        word = ir.IntType(16)
+        word = _I16
         builder.store(builder.trunc(half, word), builder.bitcast(address, word.as_pointer())).align = 1
         return context.get_dummy_value()
 
@@ -294,44 +317,79 @@ def _nibbles(high):
 load_low_nibbles, load_high_nibbles = _nibbles(False), _nibbles(True)
 
 
-def _pairs_of_products(builder, weights, numbers):
-    """2 · LANES int8 times as many int16, neighbours added: LANES int32. An instruction of its own on most machines."""
-    wide = ir.VectorType(_I32, 2 * LANES)
-    products = builder.mul(builder.sext(weights, wide), builder.sext(numbers, wide))
+def _opaque(builder, vector):
+    """The vector itself, of which LLVM may know nothing: as if an instruction that it does not know had made it."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return vector
+    return builder.asm(ir.FunctionType(vector.type, [vector.type]), "", "=x,0", [vector], False)
+
+
+def _products_of_32(builder, weights, numbers):
+    """Vectors of 2 · LANES int8 or int16, 32 in all, times the int16 from address `numbers` on, neighbours added: LANES
+    sums in int32. Such a product and sum of neighbours is one instruction on most machines.
+    """
+    step = 2 * LANES
+    wide = ir.VectorType(_I32, step)
     nothing = ir.Constant(wide, ir.Undefined)
-    even, odd = (ir.Constant(ir.VectorType(_I32, LANES), list(range(i, 2 * LANES, 2))) for i in range(2))
-    return builder.add(builder.shuffle_vector(products, nothing, even), builder.shuffle_vector(products, nothing, odd))
+    even, odd = (ir.Constant(ir.VectorType(_I32, LANES), list(range(i, step, 2))) for i in range(2))
+    total = _constant(0, _I32)
+    for i, some in enumerate(weights):
+        others = _read(builder, builder.gep(numbers, [_I32(i * step)]), _I16, step)
+        products = builder.mul(builder.sext(some, wide), builder.sext(others, wide))
+        pairs = [builder.shuffle_vector(products, nothing, which) for which in (even, odd)]
+        total = builder.add(total, builder.add(*pairs))
+    return total
 
 
-def _dot_32(nibbles):
-    @intrinsic
-    def dot_32(typingctx, row, at, x, k):
-        def codegen(context, builder, signature, args):
-            weights = _element(context, builder, signature.args[0], args[0], args[1])
-            numbers = _element(context, builder, signature.args[2], args[2], args[3])
-            total, step = _constant(0, _I32), 2 * LANES
-            if nibbles:
-                both = _read(builder, weights, _I8, 16)
-                four, eight = (ir.Constant(both.type, [n] * 16) for n in (4, 8))
-                halves = [builder.and_(both, ir.Constant(both.type, [15] * 16)), builder.lshr(both, four)]
-                parts = [builder.sub(half, eight) for half in halves]
-                if LANES == 16:
-                    parts = [builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, 32), list(range(32))))]
-            else:
-                parts = [_read(builder, builder.gep(weights, [_I32(i)]), _I8, step) for i in range(0, 32, step)]
-            for i, part in enumerate(parts):
-                some = _read(builder, builder.gep(numbers, [_I32(i * step)]), ir.IntType(16), step)
-                total = builder.add(total, _pairs_of_products(builder, part, some))
-            return builder.sitofp(total, VECTOR.llvm)
+@intrinsic
+def dot_32_signed(typingctx, row, at, x, k):
+    """LANES partial sums, as float32, of 32 products: int8 bytes row[at : at + 32] times int16 x[k : k + 32]. The sums
+    are exact: 32 · 128 · 32,767 is less than 2³¹.
+    """
 
-        return VECTOR(row, types.intp, x, types.intp), codegen
+    def codegen(context, builder, signature, args):
+        weights = _element(context, builder, signature.args[0], args[0], args[1])
+        numbers = _element(context, builder, signature.args[2], args[2], args[3])
+        parts = [_read(builder, builder.gep(weights, [_I32(i)]), _I8, 2 * LANES) for i in range(0, 32, 2 * LANES)]
+        return builder.sitofp(_products_of_32(builder, parts, numbers), VECTOR.llvm)
 
-    return dot_32
+    return VECTOR(row, types.intp, x, types.intp), codegen
 
 
-# LANES partial sums of 32 products, as float32: int8 bytes row[at : at + 32], or the 32 nibbles less 8 of row[at :
-# at + 16], times int16 x[k : k + 32]. The sums are exact: 32 · 128 · 32,767 is less than 2³¹.
-dot_32_signed, dot_32_nibbles = _dot_32(False), _dot_32(True)
+@intrinsic
+def dot_32_nibbles(typingctx, row, at, x, k, offsets):
+    """The same of the 32 nibbles less 8 of row[at : at + 16]: Σ (n - 8) x = Σ n x + Σ (-8) x, and the second sum, which
+    all rows share, `store_offsets` has left in x[offsets : offsets + 2 · LANES].
+    """
+
+    def codegen(context, builder, signature, args):
+        words = ir.VectorType(_I16, 16)
+        both = builder.zext(_read(builder, _element(context, builder, signature.args[0], *args[:2]), _I8, 16), words)
+        both = _opaque(builder, both)  # or LLVM would split first and widen each half, an instruction more of each
+        parts = [builder.and_(both, ir.Constant(words, [15] * 16)), builder.lshr(both, ir.Constant(words, [4] * 16))]
+        if LANES == 16:
+            parts = [builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, 32), list(range(32))))]
+        sums = _products_of_32(builder, parts, _element(context, builder, signature.args[2], args[2], args[3]))
+        left = _element(context, builder, signature.args[2], args[2], args[4])
+        left = _read(builder, builder.bitcast(left, _I32.as_pointer()), _I32)
+        return builder.sitofp(builder.add(sums, left), VECTOR.llvm)
+
+    return VECTOR(row, types.intp, x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_offsets(typingctx, x, k, offsets):
+    """x[offsets : offsets + 2 · LANES] = the sums of dot_32_nibbles for int16 x[k : k + 32], were every weight -8."""
+
+    def codegen(context, builder, signature, args):
+        step = 2 * LANES
+        parts = [ir.Constant(ir.VectorType(_I16, step), [-8] * step)] * (32 // step)
+        sums = _products_of_32(builder, parts, _element(context, builder, signature.args[0], args[0], args[1]))
+        address = _element(context, builder, signature.args[0], args[0], args[2])
+        builder.store(sums, builder.bitcast(address, sums.type.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -352,7 +410,7 @@ def store_whole(typingctx, array, index, value):
 
     def codegen(context, builder, signature, args):
         nearest = builder.call(_llvm(builder, f"llvm.rint.v{LANES}f32", VECTOR.llvm, VECTOR.llvm), [args[2]])
-        words = ir.VectorType(ir.IntType(16), LANES)
+        words = ir.VectorType(_I16, LANES)
         address = _element(context, builder, signature.args[0], args[0], args[1])
         whole = builder.trunc(builder.fptosi(nearest, ir.VectorType(_I32, LANES)), words)
         builder.store(whole, builder.bitcast(address, words.as_pointer())).align = 1

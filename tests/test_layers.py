@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROWS = """
-    arrays errors backend simd memory
+    arrays errors backend simd crew memory
     config taps cache amx
     sfp8
     rmsnorm rope softcap geglu linear sampling conv1d rglru
