@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 import minigemma as mg
 from minigemma.amx import choice
 from minigemma.arrays import F32, read_only
-from minigemma.backend import jit_parallel
+from minigemma.backend import jit, jit_inner
 from minigemma.checkpoint import FORMATS, describe
+from minigemma.crew import share, share_out
 from minigemma.decoder import Decoder
 from minigemma.peers import weight_bytes
 from minigemma.quantize import quantise_int4, quantise_int8
@@ -56,7 +57,7 @@ class Found:
     def add(self, reference: F32, logits: F32, following: NDArray) -> None:
         """Some positions more."""
         kl, same, logprob = np.empty(len(logits)), np.empty(len(logits), bool), np.empty(len(logits))
-        judge(reference, logits, following, kl, same, logprob)
+        judge(get_num_threads(), reference, logits, following, kl, same, logprob)
         self.kl += kl.tolist()
         self.same += same.tolist()
         self.logprob += logprob.tolist()
@@ -114,13 +115,9 @@ def llama_cpp(model: Decoder) -> Contender:
     return Contender(f"llama.cpp (llama-cpp-python {library.__version__})", size, begin)
 
 
-@jit_parallel
-def judge(reference, logits, following, kl, same, logprob):
-    """Compare logits [T, V] with the reference's, in float64; `following` [T] are the tokens that came.
-
-    kl [T] = Σ p (log p - log q); same [T]: is the likeliest token the same one?; logprob [T] = log q of what came.
-    """
-    for t in prange(len(reference)):
+@jit_inner
+def _judge_some(worker, workers, reference, logits, following, kl, same, logprob):
+    for t in share(worker, workers, len(reference)):
         p, q = reference[t], logits[t]
         top_p, top_q = np.float64(p.max()), np.float64(q.max())
         sum_p, sum_q, apart = 0.0, 0.0, 0.0
@@ -131,6 +128,15 @@ def judge(reference, logits, following, kl, same, logprob):
         kl[t] = apart / sum_p - np.log(sum_p) + np.log(sum_q)
         same[t] = p.argmax() == q.argmax()
         logprob[t] = q[following[t]] - top_q - np.log(sum_q)
+
+
+@jit
+def judge(workers, reference, logits, following, kl, same, logprob):
+    """Compare logits [T, V] with the reference's, in float64; `following` [T] are the tokens that came.
+
+    kl [T] = Σ p (log p - log q); same [T]: is the likeliest token the same one?; logprob [T] = log q of what came.
+    """
+    share_out(_judge_some, workers, (reference, logits, following, kl, same, logprob))
 
 
 def compare(

@@ -34,11 +34,12 @@ from functools import lru_cache
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import prange, types
+from numba import get_num_threads, types
 from numba.extending import intrinsic
 
 from .arrays import F32, U16, aligned
-from .backend import jit_inner, jit_parallel
+from .backend import jit, jit_inner
+from .crew import share, share_out
 from .simd import bf16_bits
 
 DEPTH = 32  # bf16 numbers in a row of a tile
@@ -242,11 +243,11 @@ _store0, _store1, _store2, _store3 = store
 _product0, _product1, _product2, _product3 = (multiply[tiles] for tiles in PRODUCTS)
 
 
-@jit_parallel
-def _pack_tokens(x, packed, steps):
+@jit_inner
+def _pack_some(worker, workers, x, packed, steps):
     """A token's 32 numbers of a step become 16 pairs, which go to the 16 rows of its tile."""
     T, D = x.shape
-    for block in prange((T + 31) // 32):
+    for block in share(worker, workers, (T + 31) // 32):
         words, pairs = np.empty(DEPTH, np.uint16), packed.view(np.uint32)
         for t in range(block * 32, min(block * 32 + 32, T)):
             for step in range(steps):
@@ -259,13 +260,18 @@ def _pack_tokens(x, packed, steps):
                     pairs[at + i * 16] = two[i]
 
 
+@jit
+def _pack_all(workers, x, packed, steps):
+    share_out(_pack_some, workers, (x, packed, steps))
+
+
 def pack_tokens(x: F32) -> U16:
     """x [T, D] float32 → bf16 in pairs, [⌈T/32⌉ · ⌈D/32⌉ · 2 tiles of TILE], zeros where there is no token."""
     steps = -(-x.shape[1] // DEPTH)
     packed = aligned(-(-len(x) // 32) * steps * 2 * TILE, np.uint16)
     if len(x) % 32:
         packed[:] = 0
-    _pack_tokens(x, packed, steps)
+    _pack_all(get_num_threads(), x, packed, steps)
     return packed
 
 

@@ -19,10 +19,11 @@ bf16 as uint16.
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, get_num_threads, prange
+from numba import float32, get_num_threads
 
 from .arrays import F32, I32, U16, Bool, widen_bf16
-from .backend import definition, jit, jit_inner, jit_parallel, require
+from .backend import definition, jit, jit_inner, require
+from .crew import share, share_out
 from .simd import (
     LANES,
     ROWS,
@@ -281,16 +282,21 @@ def join(states, totals, out):
                 out[i, g, h] /= summed
 
 
-@jit_parallel
-def few_parts(q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
+@jit_inner
+def _few_some(worker, workers, q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
+    for task in share(worker, workers, len(q) * parts):
+        few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals)
+
+
+@jit
+def _few_parts(workers, q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
     """Every query and group, its keys cut into `parts`, shared out among threads; `join` puts the parts together.
 
     q [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S] → states [T · K · parts, G, 2]: maximum and sum;
     totals [T · K · parts, G, H]
     """
-    for task in prange(len(q) * parts):
-        # A plain int64: prange counts in another type, and the function would be compiled for both.
-        few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, np.int64(task), states, totals)
+    arguments = q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals
+    share_out(_few_some, workers, arguments)
 
 
 def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
@@ -298,7 +304,7 @@ def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, 
     T, K, G, H = q.shape
     parts = max(1, min(workers, len(k) * K // SPLIT))
     states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
-    few_parts(q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals)
+    _few_parts(workers, q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals)
     out = np.empty((T * K, G, H), np.float32)
     join(states, totals, out)
     return out
@@ -415,7 +421,7 @@ def _many_columns(q, k, v, head, query_positions, until, key_positions, window, 
 
 
 @jit_inner
-def _many_chunks(q, k, v, query_positions, until, keys, window, scale, cap, worker, workers, out):
+def _many_chunks(worker, workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
     """Every workers-th chunk of columns: later ones see more keys, so that ranges would be unfair."""
     columns = q.shape[0] * q.shape[2]
     chunks = (columns + COLUMNS - 1) // COLUMNS
@@ -425,16 +431,15 @@ def _many_chunks(q, k, v, query_positions, until, keys, window, scale, cap, work
         _many_columns(q, k, v, head, query_positions, until, keys, window, scale, cap, first, last, out)
 
 
-@jit_parallel
-def _many_workers(q, k, v, query_positions, until, keys, window, scale, cap, workers, out):
-    for worker in prange(workers):
-        _many_chunks(q, k, v, query_positions, until, keys, window, scale, cap, np.int64(worker), workers, out)
+@jit
+def _many_all(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
+    share_out(_many_chunks, workers, (q, k, v, query_positions, until, keys, window, scale, cap, out))
 
 
 def _many_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
     """Prompts: lanes are queries, so that both products run as tiles. Query positions must rise, `until` not fall."""
     out = np.empty_like(q)
-    _many_workers(q, k, v, query_positions, until, key_positions, window, scale, cap, workers, out)
+    _many_all(workers, q, k, v, query_positions, until, key_positions, window, scale, cap, out)
     return out
 
 

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numba
-import numpy as np
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from threadpoolctl import threadpool_limits
 
 P = ParamSpec("P")
@@ -37,26 +38,54 @@ Result = TypeVar("Result")
 FASTMATH = {"contract", "nsz", "reassoc"}
 
 
+class _Part(JITCodeLibrary):
+    """Code that only other code calls. Numba would optimise it by itself and then again inside of each of its callers;
+    this leaves it to those, which halves the time to compile.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+    @property
+    def codegen(self) -> _Part:
+        return self
+
+    def set_env(self, name: str, env: object) -> None:
+        pass
+
+
+class _PartCompiler(CompilerBase):
+    def define_pipelines(self) -> list[Any]:
+        self.state.library = _Part(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
+KERNEL: dict[str, Any] = {"error_model": "numpy", "fastmath": FASTMATH, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {**KERNEL, "no_cpython_wrapper": True, "pipeline_class": _PartCompiler}
+
+
+INLINED: dict[str, Any] = {**INNER, "forceinline": True}
+
+
 def jit(function: Callable) -> Any:
-    """Decorator: a kernel on one core, during which other threads may run."""
-    return numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH, nogil=True)(function)
-
-
-def jit_parallel(function: Callable) -> Any:
-    """Decorator: a kernel whose `prange` loops are shared out among threads."""
-    return numba.njit(cache=True, error_model="numpy", fastmath=FASTMATH, parallel=True)(function)
+    """Decorator: a kernel, during which Python's other threads may run. Several cores are put to it by crew.py."""
+    return numba.njit(cache=True, nogil=True, **KERNEL)(function)
 
 
 def jit_inner(function: Callable) -> Any:
-    """Decorator: a function that only kernels call. With no way in from Python it compiles faster."""
-    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return numba.njit(error_model="numpy", fastmath=FASTMATH, **options)(function)
+    """Decorator: a function that only kernels call."""
+    return numba.njit(**INNER)(function)
 
 
 def jit_inlined(function: Callable) -> Any:
     """Decorator: the same, for what is called so often that the call itself would cost."""
-    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
-    return numba.njit(error_model="numpy", fastmath=FASTMATH, **options)(function)
+    return numba.njit(**INLINED)(function)
 
 
 # OpenMP, where there is no TBB: a thread that waits for the others looks out for them for a fraction of a millisecond,
@@ -141,19 +170,15 @@ def require(fits: bool, what: str, *arrays: Any) -> None:
 
 def threading_layer() -> str:
     """What starts a parallel region: "tbb", "omp" (OpenMP) or "workqueue", Numba's own, 50 times as slow at it."""
-    _count(np.empty(2, np.int64))
+    numba.get_num_threads()
     return str(numba.threading_layer())
 
 
-@jit_parallel
-def _count(numbers):
-    for i in numba.prange(len(numbers)):
-        numbers[i] = i
-
-
-def one_core(x: Any) -> bool:
-    """Is this so little work that one thread is done before others have been woken? One token's always is."""
-    return len(x) == 1 or x.size < 1 << 15
+def workers_for(x: Any) -> int:
+    """How many threads to put to the rows of x: one, where that is done before others have been woken, as it always is
+    with one token.
+    """
+    return 1 if len(x) == 1 or x.size < 1 << 15 else numba.get_num_threads()
 
 
 class Definition(Generic[P, Result]):

@@ -18,12 +18,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import get_num_threads
 
 from .arrays import F32
-from .backend import jit_inner, jit_parallel, threads
+from .backend import jit, jit_inner, threads
 from .cache import Cache
 from .config import RecurrentGemmaConfig
+from .crew import share, share_out
 from .decoder import Decoder
 from .errors import no_vision
 from .linear import format_of
@@ -339,43 +340,40 @@ def token_at(
 
 
 @jit_inner
-def _read(numbers, first, last):
+def _read(worker, workers, numbers, sums):
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
-    for i in range(first, last, 4 * LANES):
+    for vectors in share(worker, workers, numbers.size // (4 * LANES)):
+        i = vectors * 4 * LANES
         prefetch(numbers, i + AHEAD)
         prefetch(numbers, i + AHEAD + 16)
         a, b = a + load(numbers, i), b + load(numbers, i + LANES)
         c, d = c + load(numbers, i + 2 * LANES), d + load(numbers, i + 3 * LANES)
-    return sum_lanes((a + b) + (c + d))
+    sums[worker] = sum_lanes((a + b) + (c + d))  # as what nobody asks for would not be read
 
 
-@jit_parallel
-def _read_all(numbers, workers):
-    total = np.float32(0)
-    size = numbers.size // workers // (4 * LANES) * (4 * LANES)
-    for worker in prange(workers):
-        total += _read(numbers, np.int64(worker * size), np.int64((worker + 1) * size))
-    return total
+@jit
+def _read_all(workers, numbers, sums):
+    share_out(_read, workers, (numbers, sums))
 
 
 def read_bandwidth() -> float:
     """Bytes a second that the threads together read from memory, once in order: the median of nine tries."""
     numbers = np.ones(READ_BYTES // 4, np.float32)
-    return READ_BYTES / _median_seconds(lambda: _read_all(numbers, get_num_threads()))
+    sums = np.empty(get_num_threads(), np.float32)
+    return READ_BYTES / _median_seconds(lambda: _read_all(len(sums), numbers, sums))
 
 
 @jit_inner
-def _multiply(a, b, steps, out):
+def _multiply(worker, workers, a, b, steps, out):
     tile = tile_zeros()
     for step in range(steps):
         tile = tile_add_outer(tile, a, step % 64, 64, b, step % 64 * 2 * LANES)
-    tile_store(tile, out, 0, 2 * LANES)
+    tile_store(tile, out[worker], 0, 2 * LANES)
 
 
-@jit_parallel
-def _multiply_all(a, b, steps, workers, out):
-    for worker in prange(workers):
-        _multiply(a, b, steps, out[worker])
+@jit
+def _multiply_all(workers, a, b, steps, out):
+    share_out(_multiply, workers, (a, b, steps, out))
 
 
 def arithmetic_peak() -> float:
@@ -383,7 +381,7 @@ def arithmetic_peak() -> float:
     a, b = np.zeros(64 * (ROWS + 1), np.float32), np.zeros(64 * 2 * LANES, np.float32)
     out = np.zeros((get_num_threads(), ROWS * 2 * LANES), np.float32)
     work = 2 * ROWS * 2 * LANES * STEPS * get_num_threads()
-    return work / _median_seconds(lambda: _multiply_all(a, b, STEPS, get_num_threads(), out))
+    return work / _median_seconds(lambda: _multiply_all(len(out), a, b, STEPS, out))
 
 
 def scan_speed(width: int) -> float:

@@ -10,10 +10,10 @@ token's.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .arrays import F32
-from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
+from .backend import definition, jit, jit_inner, require, workers_for
+from .crew import share, share_out
 
 
 @definition
@@ -35,16 +35,15 @@ def _row(seen, t, weight, bias, y):
             y[e] += weight[c, e] * seen[t + c, e]
 
 
-@jit
-def _few_rows(seen, weight, bias, y):
-    for t in range(len(y)):
+@jit_inner
+def _some_rows(worker, workers, seen, weight, bias, y):
+    for t in share(worker, workers, len(y)):
         _row(seen, t, weight, bias, y[t])
 
 
-@jit_parallel
-def _rows(seen, weight, bias, y):
-    for t in prange(len(y)):
-        _row(seen, np.int64(t), weight, bias, y[t])
+@jit
+def _rows(workers, seen, weight, bias, y):
+    share_out(_some_rows, workers, (seen, weight, bias, y))
 
 
 @causal_conv1d.kernel
@@ -52,5 +51,5 @@ def _causal_conv1d(x, weight, bias, before):
     fits = x.ndim == 2 and weight.shape == (len(before) + 1, x.shape[1]) and bias.shape == x.shape[1:]
     require(fits, "causal_conv1d", x, weight, bias, before)
     y = np.empty_like(x)
-    (_few_rows if one_core(x) else _rows)(np.concatenate([before, x]), weight, bias, y)
+    _rows(workers_for(x), np.concatenate([before, x]), weight, bias, y)
     return y

@@ -1,17 +1,28 @@
-"""Threads that go through the steps of one parallel region together.
+"""Threads that work together on one kernel.
 
-A parallel region takes microseconds to begin and to end, and meanwhile memory stands idle. One layer of a token would
-be four or five such regions of 20 to 50 microseconds each; here it is one, in which the threads share out each step
-among themselves:
-
-    for worker in prange(workers):
-        done = 0
-        piece = claim(board, step, worker, workers, pieces)
-        while piece >= 0:                                   # a piece that nobody else has begun
+    @jit_inner
+    def _some_rows(worker, workers, x, y):
+        for t in share(worker, workers, len(x)):            # this worker's range of the rows
             …
-            done += 1
-            piece = claim(board, step, worker, workers, pieces)
-        together(board, step, done, workers, pieces, …)     # until all pieces of this step are done
+
+    @jit
+    def _rows(workers, x, y):
+        share_out(_some_rows, workers, (x, y))              # each worker on a thread of its own
+
+is a parallel region: what Numba's `prange` does, by the same thread pool. But Numba compiles the body of a prange loop
+five times over, wrapped in one function after the other, and this one twice; for kernels as large as these that is half
+of the time that a first run takes.
+
+A region takes microseconds to begin and to end, and meanwhile memory stands idle. One layer of a token would be five
+such regions of 20 to 50 microseconds each; so it is one (step.py), in which the threads share out each step themselves:
+
+    done = 0
+    piece = claim(board, step, worker, workers, pieces)
+    while piece >= 0:                                   # a piece that nobody else has begun
+        …
+        done += 1
+        piece = claim(board, step, worker, workers, pieces)
+    together(board, step, done, workers, pieces, …)     # until all pieces of this step are done
 
 Nobody waits for a thread that has not come, only for pieces that have been begun: a thread that is kept busy by another
 program finds, when it comes at last, that the others have done its share. For that to be right a step may write only
@@ -24,7 +35,9 @@ Who waits reads ahead: the first weights of the next step come into its second-l
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from llvmlite import ir
+from numba import get_num_threads, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .backend import jit_inner
@@ -33,6 +46,68 @@ from .simd import prefetch
 PIECES = 8  # of each step, for each thread: so many times one may help out another
 LINE = 8  # int64 in a cache line: counters of two threads in one would be sent to and fro
 READ_AHEAD = 1 << 16  # bytes at most that a waiting thread asks for
+
+
+_BYTES, _INT = ir.IntType(8).as_pointer(), ir.IntType(64)
+
+
+@intrinsic
+def share_out(typingctx, function, workers, arguments):
+    """function(worker, workers, *arguments) for worker = 0 … workers - 1, each on a thread; returns when all are done.
+
+    For one worker no thread is woken. `function` raises nothing, and what it returns is lost.
+    """
+    types_in = (types.int64, types.int64, *(types.unliteral(kind) for kind in arguments))
+    called = function.get_call_type(typingctx, types_in, {})
+    compiled = function.dispatcher.overloads[called.args]
+
+    def codegen(context, builder, signature, args):
+        # `get_num_threads` has Numba start its pool, if it has not; now, and when this kernel is read from the cache.
+        get_num_threads()
+        context.active_code_library._reload_init.add(get_num_threads)
+        packed = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, args[1:]))
+        one_share = _share_function(context, builder, compiled, packed.type)
+        # The pool calls one_share(begin, [count], …, packed) for ranges of workers, where `begin` is the address of an
+        # array moved on by the worker's number: of bytes from address 0, so that the address is the number itself.
+        begin = cgutils.alloca_once_value(builder, ir.Constant(_BYTES, None))
+        count, size = (cgutils.alloca_once_value(builder, number) for number in (args[1], _INT(1)))
+        pool = ir.FunctionType(ir.VoidType(), [_BYTES] * 5 + [_INT] * 3)
+        run = cgutils.get_or_insert_function(builder.module, pool, "numba_parallel_for")
+        pointers = [builder.bitcast(value, _BYTES) for value in (one_share, begin, count, size, packed)]
+        with builder.if_else(builder.icmp_signed(">", args[1], _INT(1))) as (several, one):
+            with several:
+                builder.call(run, [*pointers, _INT(0), _INT(1), args[1]])
+            with one:
+                builder.call(one_share, [begin, count, size, pointers[-1]])
+        return context.get_dummy_value()
+
+    return types.void(function, types.int64, arguments), codegen
+
+
+def _share_function(context, builder, compiled, packed_type):
+    """A function in the form that the thread pool calls, which calls the compiled one for a range of workers."""
+    form = ir.FunctionType(ir.VoidType(), [_BYTES.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), _BYTES])
+    name = f"share.{len(builder.module.functions)}.{compiled.fndesc.mangled_name}"
+    function = ir.Function(builder.module, form, name)
+    function.linkage = "internal"
+    inside = ir.IRBuilder(function.append_basic_block())
+    begin, count, _, data = function.args
+    first = inside.ptrtoint(inside.load(begin), _INT)
+    workers, arguments = cgutils.unpack_tuple(inside, inside.load(inside.bitcast(data, packed_type)))
+    unpacked = [workers, *cgutils.unpack_tuple(inside, arguments)]
+    context.active_code_library.add_linking_library(compiled.library)
+    target = context.declare_function(builder.module, compiled.fndesc)
+    with cgutils.for_range(inside, inside.load(count)) as loop:
+        worker, kind = inside.add(first, loop.index), compiled.signature
+        context.call_conv.call_function(inside, target, kind.return_type, kind.args, [worker, *unpacked])
+    inside.ret_void()
+    return function
+
+
+@jit_inner
+def share(worker, workers, count):
+    """The range of 0 … count - 1 that is this worker's."""
+    return range(worker * count // workers, (worker + 1) * count // workers)
 
 
 @intrinsic

@@ -10,10 +10,11 @@ The reports print the feed-forward width as the sum of both branches; F here is 
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, prange
+from numba import float32
 
 from .arrays import F32
-from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
+from .backend import definition, jit, jit_inner, require, workers_for
+from .crew import share, share_out
 from .simd import LANES, fma, load, splat, store, tanh
 
 SLOPE = np.float32(np.sqrt(2 / np.pi))
@@ -59,23 +60,22 @@ def gated_gelu_row(gate, up, y):
         y[f] = _gelu_one(gate[f]) * up[f]
 
 
+@jit_inner
+def _some_gated(worker, workers, gate, up, y):
+    for t in share(worker, workers, len(gate)):
+        gated_gelu_row(gate[t], up[t], y[t])
+
+
 @jit
-def _few_rows(gate, up, y):
-    for t in range(len(gate)):
-        gated_gelu_row(gate[t], up[t], y[t])
-
-
-@jit_parallel
-def _rows(gate, up, y):
-    for t in prange(len(gate)):
-        gated_gelu_row(gate[t], up[t], y[t])
+def _gated_rows(workers, gate, up, y):
+    share_out(_some_gated, workers, (gate, up, y))
 
 
 @gated_gelu.kernel
 def _gated_gelu(gate, up):
     require(gate.ndim == 2 and gate.shape == up.shape, "gated_gelu", gate, up)
     y = np.empty_like(gate)
-    (_few_rows if one_core(gate) else _rows)(gate, up, y)
+    _gated_rows(workers_for(gate), gate, up, y)
     return y
 
 
@@ -88,15 +88,20 @@ def _gelu_row(z, y):
         y[f] = _gelu_one(z[f])
 
 
-@jit_parallel
-def _gelu_rows(z, y):
-    for p in prange(len(z)):
+@jit_inner
+def _some_rows(worker, workers, z, y):
+    for p in share(worker, workers, len(z)):
         _gelu_row(z[p], y[p])
+
+
+@jit
+def _rows(workers, z, y):
+    share_out(_some_rows, workers, (z, y))
 
 
 @gelu.kernel
 def _gelu(z):
     require(z.ndim == 2, "gelu", z)
     y = np.empty_like(z)
-    _gelu_rows(z, y)
+    _rows(workers_for(z), z, y)
     return y

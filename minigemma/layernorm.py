@@ -8,10 +8,10 @@ SigLIP's norm. It takes the weight as it is: Gemma's 1 + w belongs to its RMSNor
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .arrays import F32
-from .backend import definition, jit_inner, jit_parallel, require
+from .backend import definition, jit, jit_inner, require, workers_for
+from .crew import share, share_out
 
 
 @definition
@@ -41,15 +41,20 @@ def _row(x, weight, bias, eps, y):
         y[c] = (x[c] - mean) * scale * weight[c] + bias[c]
 
 
-@jit_parallel
-def _rows(x, weight, bias, eps, y):
-    for p in prange(len(x)):
+@jit_inner
+def _some_rows(worker, workers, x, weight, bias, eps, y):
+    for p in share(worker, workers, len(x)):
         _row(x[p], weight, bias, eps, y[p])
+
+
+@jit
+def _rows(workers, x, weight, bias, eps, y):
+    share_out(_some_rows, workers, (x, weight, bias, eps, y))
 
 
 @layer_norm.kernel
 def _layer_norm(x, weight, bias, eps):
     require(x.ndim == 2 and weight.shape == bias.shape == x.shape[1:], "layer_norm", x, weight, bias)
     y = np.empty_like(x)
-    _rows(x, weight, bias, eps, y)
+    _rows(workers_for(x), x, weight, bias, eps, y)
     return y

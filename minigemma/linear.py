@@ -26,13 +26,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange, types
+from numba import get_num_threads, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from . import amx
 from .arrays import F32, aligned, widen_bf16
-from .backend import definition, jit, jit_inlined, jit_inner, jit_parallel, require, runs_formulas
+from .backend import INLINED, INNER, definition, jit, jit_inlined, jit_inner, require, runs_formulas
+from .crew import share, share_out
 from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
 from .simd import (
     LANES,
@@ -43,12 +44,10 @@ from .simd import (
     fma,
     load,
     load_float,
-    load_half,
     load_high_nibbles,
     load_low_nibbles,
     load_one,
     load_sfp8,
-    load_signed,
     magnitude,
     max_lanes,
     maximum,
@@ -169,8 +168,10 @@ def plus(y: F32, bias: F32 | None) -> F32:
 
 
 def flat(weight: Weight) -> Weight:
-    """A weight as one axis, signed bytes as unsigned ones: one kernel is compiled for all formats of whole numbers."""
-    return (weight.view(np.uint8) if weight.dtype == np.int8 else weight).reshape(-1)
+    """A weight as one axis: int8 where whole numbers take a byte, uint8 where they are nibbles or codes; kernels are
+    compiled for the one or the other.
+    """
+    return (weight.view(np.int8) if block_bytes(weight) >= 32 else weight).reshape(-1)
 
 
 def block_bytes(weight: Weight) -> int:
@@ -263,21 +264,27 @@ def _widen_plain(row, size, first, out):
 
 
 @jit_inner
-def _widen_blocks(row, size, first, out):
+def _widen_signed(row, size, first, out):
+    for block in range(out.size // 32):
+        at, k = (first // 32 + block) * size, block * 32
+        scale = splat_half(row, at) if size % 16 else splat(load_float(row, 0))
+        at += 2 if size % 16 else SCALE_BYTES
+        for j in range(0, 32, LANES):
+            store(out, k + j, load(row, at + j) * scale)
+
+
+@jit_inner
+def _widen_nibbles(row, size, first, out):
     if size == 0:
         _widen_sfp8(row, first, out)
     eight = splat(np.float32(8))
     for block in range(out.size // 32 if size else 0):
         at, k = (first // 32 + block) * size, block * 32
-        scale = splat(load_half(row, at) if size % 16 else load_float(row, 0))
+        scale = splat_half(row, at) if size % 16 else splat(load_float(row, 0))
         at += 2 if size % 16 else SCALE_BYTES
-        if size >= 32:
-            for j in range(0, 32, LANES):
-                store(out, k + j, load_signed(row, at + j) * scale)
-        else:
-            for j in range(0, 16, LANES):
-                store(out, k + j, (load_low_nibbles(row, at + j) - eight) * scale)
-                store(out, k + 16 + j, (load_high_nibbles(row, at + j) - eight) * scale)
+        for j in range(0, 16, LANES):
+            store(out, k + j, (load_low_nibbles(row, at + j) - eight) * scale)
+            store(out, k + 16 + j, (load_high_nibbles(row, at + j) - eight) * scale)
 
 
 @jit_inner
@@ -290,83 +297,94 @@ def _widen_sfp8(row, first, out):
         out[k] = VALUES[row[at + k]] * scale
 
 
-@overload(_widen_row)
+@overload(_widen_row, jit_options=INNER)
 def _choose_widen_row(row, size, first, out):
-    chosen = _widen_blocks if row.dtype == types.uint8 else _widen_plain
-    return lambda row, size, first, out: chosen(row, size, first, out)
+    return {types.int8: _widen_signed, types.uint8: _widen_nibbles}.get(row.dtype, _widen_plain).py_func
 
 
 @jit_inner
-def _few_rows(x, D, weight, first, last, y):
-    for r in range(first, last):
+def _few_rows(x, D, weight, rows, y):
+    for r in rows:
         for t in range(len(y)):
             y[t, r] = _dot_plain(weight, r * D, x, t * D, D)
 
 
+def _dot_blocks(weight, at, x, k, o, blocks):
+    """The dot product of `blocks` that have each their scale."""
+
+
+def _dot_row(weight, at, x, k, o, blocks):
+    """The dot product of `blocks` that share a scale."""
+
+
+@overload(_dot_blocks, jit_options=INLINED)
+def _choose_dot_blocks(weight, at, x, k, o, blocks):
+    return (_dot_int8 if weight.dtype == types.int8 else _dot_int4).py_func
+
+
+@overload(_dot_row, jit_options=INLINED)
+def _choose_dot_row(weight, at, x, k, o, blocks):
+    return (_dot_int8_row if weight.dtype == types.int8 else _dot_int4_row).py_func
+
+
 @jit_inner
-def _few_block_rows(x, scales, blocks, weight, size, first, last, y):
-    for r in range(first, last):
+def _few_block_rows(x, scales, blocks, weight, size, rows, y):
+    for r in rows:
         at = r * (blocks * size + (0 if size % 16 else SCALE_BYTES))
         for t in range(len(y)):
             k, scale = t * blocks * (32 + OFFSETS), load_one(scales, t)
             o = k + blocks * 32
-            if size == 34:
-                y[t, r] = _dot_int8(weight, at, x, k, o, blocks) * scale
-            elif size == 18:
-                y[t, r] = _dot_int4(weight, at, x, k, o, blocks) * scale
-            elif size == 32:
-                y[t, r] = _dot_int8_row(weight, at + SCALE_BYTES, x, k, o, blocks) * scale * load_float(weight, at)
+            if size % 16:
+                y[t, r] = _dot_blocks(weight, at, x, k, o, blocks) * scale
             else:
-                y[t, r] = _dot_int4_row(weight, at + SCALE_BYTES, x, k, o, blocks) * scale * load_float(weight, at)
+                y[t, r] = _dot_row(weight, at + SCALE_BYTES, x, k, o, blocks) * scale * load_float(weight, at)
 
 
 @jit_inner
-def _few_sfp8_rows(x, D, weight, first, last, y):
-    for r in range(first, last):
+def _few_sfp8_rows(x, D, weight, rows, y):
+    for r in rows:
         at = r * (SCALE_BYTES + D)
         for t in range(len(y)):
             y[t, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, t * D, D) * load_float(weight, at)
 
 
 @jit_inner
-def few_tokens_piece(x, D, weights, piece, pieces, ys):
+def few_tokens_piece(piece, pieces, x, D, weights, ys):
     """One of `pieces` ranges of the rows of each weight: each row is read once, in order."""
     for i in range(len(weights)):
-        rows = ys[i].shape[1]
-        _few_rows(x, D, weights[i], piece * rows // pieces, (piece + 1) * rows // pieces, ys[i])
+        _few_rows(x, D, weights[i], share(piece, pieces, ys[i].shape[1]), ys[i])
 
 
 @jit_inner
-def few_tokens_blocks_piece(x, scales, blocks, weights, size, piece, pieces, ys):
+def few_tokens_blocks_piece(piece, pieces, x, scales, blocks, weights, size, ys):
     """The same for rows of whole numbers, 32 of them in `size` bytes."""
     for i in range(len(weights)):
-        rows = ys[i].shape[1]
-        first, last = piece * rows // pieces, (piece + 1) * rows // pieces
-        _few_block_rows(x, scales, blocks, weights[i], size, first, last, ys[i])
+        _few_block_rows(x, scales, blocks, weights[i], size, share(piece, pieces, ys[i].shape[1]), ys[i])
 
 
-@jit_parallel
-def few_tokens(x, D, weights, workers, ys):
-    """x Wᵀ for each weight, a contiguous range of its rows a thread."""
-    for worker in prange(workers):
-        few_tokens_piece(x, D, weights, np.int64(worker), workers, ys)
-
-
-@jit_parallel
-def few_tokens_blocks(x, scales, blocks, weights, size, workers, ys):
-    """The same for rows of whole numbers."""
-    for worker in prange(workers):
-        few_tokens_blocks_piece(x, scales, blocks, weights, size, np.int64(worker), workers, ys)
-
-
-@jit_parallel
-def _few_tokens_sfp8(x, D, weights, workers, ys):
+@jit_inner
+def _few_sfp8_piece(piece, pieces, x, D, weights, ys):
     """The same for rows of codes."""
-    for worker in prange(workers):
-        for i in range(len(weights)):
-            rows = ys[i].shape[1]
-            first, last = worker * rows // workers, (worker + 1) * rows // workers
-            _few_sfp8_rows(x, D, weights[i], np.int64(first), np.int64(last), ys[i])
+    for i in range(len(weights)):
+        _few_sfp8_rows(x, D, weights[i], share(piece, pieces, ys[i].shape[1]), ys[i])
+
+
+@jit
+def few_tokens(workers, x, D, weights, ys):
+    """x Wᵀ for each weight, a contiguous range of its rows a thread."""
+    share_out(few_tokens_piece, workers, (x, D, weights, ys))
+
+
+@jit
+def few_tokens_blocks(workers, x, scales, blocks, weights, size, ys):
+    """The same for rows of whole numbers."""
+    share_out(few_tokens_blocks_piece, workers, (x, scales, blocks, weights, size, ys))
+
+
+@jit
+def _few_tokens_sfp8(workers, x, D, weights, ys):
+    """The same for rows of codes."""
+    share_out(_few_sfp8_piece, workers, (x, D, weights, ys))
 
 
 def rounded(tokens: int, columns: int) -> NDArray[np.int16]:
@@ -393,17 +411,27 @@ def round_to_16_bits(x, whole, scales):
             store_offsets(whole, at + block * 32, at + D + block * OFFSETS)
 
 
-@jit_parallel
-def _pack(x):
-    """x [T, D] → [T/16, D · 16]: tokens become lanes (2 · LANES of them), the last block padded with zeros."""
-    T, D = x.shape
-    lanes = 2 * LANES
-    packed = np.empty(((T + lanes - 1) // lanes, D * lanes), np.float32)
-    for block in prange(len(packed)):
+@jit_inner
+def _pack_some(worker, workers, x, packed):
+    (T, D), lanes = x.shape, 2 * LANES
+    for block in share(worker, workers, len(packed)):
         for lane in range(lanes):
             t = block * lanes + lane
             for d in range(D):
                 packed[block, d * lanes + lane] = x[t, d] if t < T else np.float32(0)
+
+
+@jit
+def _pack_all(workers, x, packed):
+    share_out(_pack_some, workers, (x, packed))
+
+
+def _pack(x):
+    """x [T, D] → [T/16, D · 16]: tokens become lanes (2 · LANES of them), the last block padded with zeros."""
+    T, D = x.shape
+    lanes = 2 * LANES
+    packed = np.empty((-(-T // lanes), D * lanes), np.float32)
+    _pack_all(get_num_threads(), x, packed)
     return packed
 
 
@@ -420,14 +448,11 @@ def _multiply_panel(panel, packed, first, depth, sums):
             tile_store(tile, out, r * lanes, lanes)
 
 
-@jit_parallel
-def _many_tokens(packed, weight, size, columns, T):
-    """PANEL rows of weights are widened, DEPTH columns at a time, and used for all tokens while in the cache."""
-    R, lanes = len(weight), 2 * LANES
-    y = np.empty((T, R), np.float32)
-    for p in prange((R + PANEL - 1) // PANEL):
-        panel = np.zeros(PANEL * DEPTH, np.float32)
-        sums = np.empty((len(packed), PANEL * lanes), np.float32)
+@jit_inner
+def _some_panels(worker, workers, packed, weight, size, columns, y):
+    (T, R), lanes = y.shape, 2 * LANES
+    panel, sums = np.zeros(PANEL * DEPTH, np.float32), np.empty((len(packed), PANEL * lanes), np.float32)
+    for p in share(worker, workers, (R + PANEL - 1) // PANEL):
         rows = min(PANEL, R - p * PANEL)
         for first in range(0, columns, DEPTH):
             depth = min(DEPTH, columns - first)
@@ -438,7 +463,12 @@ def _many_tokens(packed, weight, size, columns, T):
             block, lane = t // lanes, t % lanes
             for r in range(rows):
                 y[t, p * PANEL + r] = sums[block, r * lanes + lane]
-    return y
+
+
+@jit
+def _many_tokens(workers, packed, weight, size, columns, y):
+    """PANEL rows of weights are widened, DEPTH columns at a time, and used for all tokens while in the cache."""
+    share_out(_some_panels, workers, (packed, weight, size, columns, y))
 
 
 # ---- many tokens on the matrix unit, for weights that are not float32: x and the weights enter as bf16 (amx.py)
@@ -465,10 +495,9 @@ def _widen_and_round_row(row, size, first, count, wide, panel, r):
             panel[at + i] = bf16_bits(wide[k + i]) if k + i < count else np.uint16(0)
 
 
-@overload(_round_row)
+@overload(_round_row, jit_options=INNER)
 def _choose_round_row(row, size, first, count, wide, panel, r):
-    chosen = _copy_row if row.dtype == types.uint16 else _widen_and_round_row
-    return lambda row, size, first, count, wide, panel, r: chosen(row, size, first, count, wide, panel, r)
+    return (_copy_row if row.dtype == types.uint16 else _widen_and_round_row).py_func
 
 
 @jit_inner
@@ -478,28 +507,33 @@ def _on_cache_line(array, size):
     return array[first : first + size]
 
 
-@jit_parallel
-def _many_tokens_on_tiles(packed, tiles, weight, size, columns, T):
-    """32 rows of weights at a time, DEPTH columns of them, are rounded into tiles and used for all tokens."""
-    R, steps, blocks = len(weight), (columns + amx.DEPTH - 1) // amx.DEPTH, (T + 31) // 32
-    y = np.empty((T, R), np.float32)
-    for p in prange((R + 31) // 32):
-        panel = _on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
-        sums = _on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
-        wide, registers, rows = np.empty(UNIT_DEPTH, np.float32), tiles.copy(), min(32, R - p * 32)
-        amx.begin(registers)
+@jit_inner
+def _some_panels_on_tiles(worker, workers, packed, tiles, weight, size, columns, y):
+    T, R = y.shape
+    steps, blocks = (columns + amx.DEPTH - 1) // amx.DEPTH, (T + 31) // 32
+    panel = _on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
+    sums = _on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
+    wide, registers = np.empty(UNIT_DEPTH, np.float32), tiles.copy()
+    amx.begin(registers)
+    for p in share(worker, workers, (R + 31) // 32):
+        rows = min(32, R - p * 32)
         for first in range(0, columns, UNIT_DEPTH):
             count = min(UNIT_DEPTH, columns - first)
             for r in range(rows):
                 _round_row(weight[p * 32 + r], size, first, count, wide, panel, r)
             depth = (count + amx.DEPTH - 1) // amx.DEPTH
             amx.multiply_panel(registers, panel, packed, steps, first // amx.DEPTH, depth, sums)
-        amx.end(registers)
         for t in range(T):
             at = t // 32 * 1024 + t // 16 % 2 * 256 + t % 16
             for r in range(rows):
                 y[t, p * 32 + r] = sums[at + r // 16 * 512 + r % 16 * 16]
-    return y
+    amx.end(registers)
+
+
+@jit
+def _many_tokens_on_tiles(workers, packed, tiles, weight, size, columns, y):
+    """32 rows of weights at a time, DEPTH columns of them, are rounded into tiles and used for all tokens."""
+    share_out(_some_panels_on_tiles, workers, (packed, tiles, weight, size, columns, y))
 
 
 def _few(x, weights):
@@ -509,14 +543,14 @@ def _few(x, weights):
     ys = [np.empty((T, len(weight)), np.float32) for weight in weights]
     missing = TOGETHER - len(weights)  # a kernel is compiled for one number of weights
     padded, outs = tuple(rows + [rows[0][:0]] * missing), tuple(ys + [NO_ROWS] * missing)
-    if rows[0].dtype != np.uint8:
-        few_tokens(x.reshape(-1), D, padded, get_num_threads(), outs)
+    if rows[0].dtype.itemsize > 1:
+        few_tokens(get_num_threads(), x.reshape(-1), D, padded, outs)
     elif size == 0:
-        _few_tokens_sfp8(x.reshape(-1), D, padded, get_num_threads(), outs)
+        _few_tokens_sfp8(get_num_threads(), x.reshape(-1), D, padded, outs)
     else:
         whole, scales = rounded(T, D), np.empty(T, np.float32)
         round_to_16_bits(x.reshape(-1), whole, scales)
-        few_tokens_blocks(whole, scales, D // BLOCK, padded, size, get_num_threads(), outs)
+        few_tokens_blocks(get_num_threads(), whole, scales, D // BLOCK, padded, size, outs)
     return ys
 
 
@@ -528,10 +562,11 @@ def _many(x, weights):
     ys = []
     for weight, unit in zip(weights, on_unit, strict=True):
         rows, size = flat(weight).reshape(len(weight), -1), block_bytes(weight)
+        ys.append(np.empty((len(x), len(weight)), np.float32))
         if unit:
-            ys.append(_many_tokens_on_tiles(in_tiles, amx.new_tiles(), rows, size, x.shape[1], len(x)))
+            _many_tokens_on_tiles(get_num_threads(), in_tiles, amx.new_tiles(), rows, size, x.shape[1], ys[-1])
         else:
-            ys.append(_many_tokens(packed, rows, size, x.shape[1], len(x)))
+            _many_tokens(get_num_threads(), packed, rows, size, x.shape[1], ys[-1])
     return ys
 
 

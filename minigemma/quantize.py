@@ -19,11 +19,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import float32, get_num_threads, prange
+from numba import float32, get_num_threads
 from numpy.typing import NDArray
 
 from .arrays import F32, U8, widen_bf16
-from .backend import definition, jit, jit_inner, jit_parallel, require
+from .backend import definition, jit, jit_inner, require
+from .crew import share, share_out
 from .errors import ModelFormatError
 from .linear import widen
 from .simd import LANES, fma, load, load_half, load_one, round_lanes, splat, store, store_half, zeros
@@ -181,17 +182,22 @@ def _block(block, kind, out):
         _k_block(block, kind == Q5_K, out)
 
 
-@jit_parallel
-def _dequantise_blocks(blocks, kind, out):
-    for b in prange(len(blocks)):
+@jit_inner
+def _dequantise_some(worker, workers, blocks, kind, out):
+    for b in share(worker, workers, len(blocks)):
         _block(blocks[b], kind, out[b])
+
+
+@jit
+def _dequantise_all(workers, blocks, kind, out):
+    share_out(_dequantise_some, workers, (blocks, kind, out))
 
 
 @dequantise_blocks.kernel
 def _dequantise(blocks, kind):
     require(blocks.dtype == np.uint8 and blocks.shape[1:] == (BYTES[kind],), f"a block of {KINDS[kind]}", blocks)
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]]), np.float32)
-    _dequantise_blocks(blocks, kind, out)
+    _dequantise_all(get_num_threads(), blocks, kind, out)
     return out
 
 
@@ -366,20 +372,25 @@ def _int4_block(x, out):
         out[2 + j] = np.uint8(low) | np.uint8(high) << 4
 
 
-@jit_parallel
-def _quantise_blocks(x, bits, out):
-    for b in prange(len(x)):
+@jit_inner
+def _quantise_some(worker, workers, x, bits, out):
+    for b in share(worker, workers, len(x)):
         if bits == 8:
             _int8_block(x[b], _largest(x[b]) / float32(127), out[b])
         else:
             _int4_block(x[b], out[b])
 
 
+@jit
+def _quantise_all(workers, x, bits, out):
+    share_out(_quantise_some, workers, (x, bits, out))
+
+
 @quantise_blocks.kernel
 def _quantise(x, bits):
     require(x.ndim == 2 and x.shape[1] == 32, "quantise_blocks", x)
     out = np.empty((len(x), 34 if bits == 8 else 18), np.uint8)
-    _quantise_blocks(np.ascontiguousarray(x), bits, out)
+    _quantise_all(get_num_threads(), np.ascontiguousarray(x), bits, out)
     return out
 
 

@@ -17,10 +17,11 @@ where memory is long, 1 - a² would have lost its digits. The state h is float32
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, get_num_threads, prange
+from numba import float32, get_num_threads
 
 from .arrays import F32, U16, widen_bf16
-from .backend import definition, jit_inner, jit_parallel, require
+from .backend import definition, jit, jit_inner, require
+from .crew import share, share_out
 from .simd import (
     LANES,
     ROWS,
@@ -117,7 +118,9 @@ def rg_lru(x: F32, recurrence: F32, input: F32, decay_rate: F32, state: F32, sta
 
 
 @jit_inner
-def _scan_range(x, decay, state, first, last, h):
+def _scan_some(worker, workers, x, decay, state, h):
+    channels = share(worker, workers, x.shape[1])
+    first, last = channels.start, channels.stop
     for t in range(len(x)):
         row, a, out = x[t], decay[t], h[t]
         before = h[t - 1] if t else state
@@ -128,11 +131,9 @@ def _scan_range(x, decay, state, first, last, h):
             out[e] = a[e] * before[e] + row[e]
 
 
-@jit_parallel
-def _scan(x, decay, state, workers, h):
-    for worker in prange(workers):
-        first, last = worker * x.shape[1] // workers, (worker + 1) * x.shape[1] // workers
-        _scan_range(x, decay, state, np.int64(first), np.int64(last), h)
+@jit
+def _scan(workers, x, decay, state, h):
+    share_out(_scan_some, workers, (x, decay, state, h))
 
 
 @linear_scan.kernel
@@ -140,7 +141,7 @@ def _linear_scan(x, decay, state):
     fits = x.ndim == 2 and x.shape == decay.shape and state.shape == x.shape[1:]
     require(fits, "linear_scan", x, decay, state)
     h = np.empty_like(x)
-    _scan(x, decay, state, get_num_threads(), h)
+    _scan(get_num_threads(), x, decay, state, h)
     return h
 
 
@@ -164,18 +165,17 @@ def _token(x, recurrence, input, decay_rate, before, start, first, last, h):
 
 
 @jit_inner
-def _rg_lru_range(x, recurrence, input, decay_rate, state, start, first, last, h):
+def _rg_lru_some(worker, workers, x, recurrence, input, decay_rate, state, start, h):
+    vectors = share(worker, workers, x.shape[1] // LANES)
+    first, last = vectors.start * LANES, vectors.stop * LANES
     for t in range(len(x)):
         before = h[t - 1] if t else state
         _token(x[t], recurrence[t], input[t], decay_rate, before, start and t == 0, first, last, h[t])
 
 
-@jit_parallel
-def _rg_lru_workers(x, recurrence, input, decay_rate, state, start, workers, h):
-    vectors = x.shape[1] // LANES
-    for worker in prange(workers):
-        first, last = worker * vectors // workers * LANES, (worker + 1) * vectors // workers * LANES
-        _rg_lru_range(x, recurrence, input, decay_rate, state, start, np.int64(first), np.int64(last), h)
+@jit
+def _rg_lru_channels(workers, x, recurrence, input, decay_rate, state, start, h):
+    share_out(_rg_lru_some, workers, (x, recurrence, input, decay_rate, state, start, h))
 
 
 @rg_lru.kernel
@@ -189,7 +189,7 @@ def _rg_lru(x: F32, recurrence: F32, input: F32, decay_rate: F32, state: F32, st
         wide = np.pad(x, rows), np.pad(recurrence, rows), np.pad(input, rows)
         return _rg_lru(*wide, np.pad(decay_rate, row), np.pad(state, row), start)[:, : x.shape[1]].copy()
     h = np.empty_like(x)
-    _rg_lru_workers(x, recurrence, input, decay_rate, state, start, get_num_threads(), h)
+    _rg_lru_channels(get_num_threads(), x, recurrence, input, decay_rate, state, start, h)
     return h
 
 
@@ -218,10 +218,15 @@ def _one_block(x, weight, bias, m, padded, y):
                     y[t + r, m * size + j + k] = out[r * lanes + k] + bias[m, j + k]
 
 
-@jit_parallel
-def _blocks(x, weight, bias, padded, y):
-    for m in prange(len(weight)):
-        _one_block(x, weight, bias, np.int64(m), padded, y)
+@jit_inner
+def _some_blocks(worker, workers, x, weight, bias, padded, y):
+    for m in share(worker, workers, len(weight)):
+        _one_block(x, weight, bias, m, padded, y)
+
+
+@jit
+def _blocks(workers, x, weight, bias, padded, y):
+    share_out(_some_blocks, workers, (x, weight, bias, padded, y))
 
 
 @block_diagonal.kernel
@@ -230,5 +235,5 @@ def _block_diagonal(x, weight, bias):
     require(fits and len(weight) * weight.shape[1] == x.shape[1], "block_diagonal", x, weight, bias)
     y = np.empty_like(x)
     lanes = 2 * LANES
-    _blocks(x, weight, bias, -(-weight.shape[2] // lanes) * lanes, y)
+    _blocks(get_num_threads(), x, weight, bias, -(-weight.shape[2] // lanes) * lanes, y)
     return y

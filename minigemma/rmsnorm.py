@@ -9,10 +9,10 @@ large, -1, or below: nothing here assumes a positive gain.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .arrays import F32
-from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
+from .backend import definition, jit, jit_inner, require, workers_for
+from .crew import share, share_out
 from .simd import LANES, fma, load, splat, store, sum_lanes, zeros
 
 
@@ -45,16 +45,15 @@ def norm_row(x, weight, eps, y):
         y[d] = x[d] * scale * (np.float32(1) + weight[d])
 
 
+@jit_inner
+def _some_rows(worker, workers, x, weight, eps, y):
+    for t in share(worker, workers, len(x)):
+        norm_row(x[t], weight, eps, y[t])
+
+
 @jit
-def _few_rows(x, weight, eps, y):
-    for t in range(len(x)):
-        norm_row(x[t], weight, eps, y[t])
-
-
-@jit_parallel
-def _rows(x, weight, eps, y):
-    for t in prange(len(x)):
-        norm_row(x[t], weight, eps, y[t])
+def _rows(workers, x, weight, eps, y):
+    share_out(_some_rows, workers, (x, weight, eps, y))
 
 
 @rms_norm.kernel
@@ -62,5 +61,5 @@ def _rms_norm(x, weight, eps):
     require(weight.shape == x.shape[-1:], "rms_norm", x, weight)
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     y = np.empty_like(rows)
-    (_few_rows if one_core(rows) else _rows)(rows, weight, eps, y)
+    _rows(workers_for(rows), rows, weight, eps, y)
     return y.reshape(x.shape)

@@ -19,10 +19,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numba import prange
 
 from .arrays import F32, I32, read_only
-from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
+from .backend import definition, jit, jit_inner, require, workers_for
+from .crew import share, share_out
 
 
 @lru_cache(maxsize=16)
@@ -62,16 +62,15 @@ def turn(x, cos, sin, y):
             y[n, j] = x[n, j]
 
 
+@jit_inner
+def _turn_some(worker, workers, x, cos, sin, y):
+    for t in share(worker, workers, len(x)):
+        turn(x[t], cos[t], sin[t], y[t])
+
+
 @jit
-def _turn_few(x, cos, sin, y):
-    for t in range(len(x)):
-        turn(x[t], cos[t], sin[t], y[t])
-
-
-@jit_parallel
-def _turn_all(x, cos, sin, y):
-    for t in prange(len(x)):
-        turn(x[t], cos[t], sin[t], y[t])
+def _turn_all(workers, x, cos, sin, y):
+    share_out(_turn_some, workers, (x, cos, sin, y))
 
 
 @rope.kernel
@@ -79,5 +78,5 @@ def _rope(x, positions, base, scale, rotated):
     fits = x.ndim == 3 and positions.shape == x.shape[:1] and 0 <= rotated <= x.shape[2]
     require(fits, "rope", x, positions)
     y = np.empty_like(x)
-    (_turn_few if one_core(x) else _turn_all)(x, *angles(positions, base, scale, rotated), y)
+    _turn_all(workers_for(x), x, *angles(positions, base, scale, rotated), y)
     return y

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from .arrays import F32
-from .backend import definition, jit, jit_inner, jit_parallel, one_core, require
+from .backend import definition, jit, jit_inner, require, workers_for
+from .crew import share, share_out
 from .simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
 
 Ids = NDArray[np.intp]
@@ -60,23 +60,22 @@ def _row(z):
     return top + np.log(total)
 
 
+@jit_inner
+def _some_rows(worker, workers, logits, sums):
+    for t in share(worker, workers, len(logits)):
+        sums[t] = _row(logits[t])
+
+
 @jit
-def _few_rows(logits, sums):
-    for t in range(len(logits)):
-        sums[t] = _row(logits[t])
-
-
-@jit_parallel
-def _rows(logits, sums):
-    for t in prange(len(logits)):
-        sums[t] = _row(logits[t])
+def _rows(workers, logits, sums):
+    share_out(_some_rows, workers, (logits, sums))
 
 
 @log_sum_exp.kernel
 def _log_sum_exp(logits):
     require(logits.ndim == 2 and logits.shape[1] > 0, "log_sum_exp", logits)
     sums = np.empty(len(logits), np.float32)
-    (_few_rows if one_core(logits) else _rows)(np.ascontiguousarray(logits), sums)
+    _rows(workers_for(logits), np.ascontiguousarray(logits), sums)
     return sums
 
 

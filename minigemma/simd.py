@@ -38,6 +38,8 @@ from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
+from .backend import INNER
+
 _F32, _I8, _I16, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 # A path below the processor's own can be forced, so that tests can run it. MINIGEMMA_CPU=vectors takes the matrix unit
@@ -103,8 +105,7 @@ VECTOR, TILE = _VectorType(), _TileType()
 
 def _inline(function: Callable) -> Any:
     """Decorator: an operation made of others."""
-    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return numba.njit(**options)(function)
+    return numba.njit(**(INNER | {"fastmath": False}))(function)
 
 
 def _constant(value, kind=_F32):
@@ -448,7 +449,7 @@ def _binary(symbol, emit):
     def apply(typingctx, x, y):
         return VECTOR(VECTOR, VECTOR), lambda context, builder, signature, args: emit(builder, *args)
 
-    @overload(symbol)
+    @overload(symbol, jit_options=INNER | {"fastmath": False})
     def overloaded(x, y):
         if x is VECTOR and y is VECTOR:
             return lambda x, y: apply(x, y)

@@ -9,10 +9,11 @@ logits. Before the mask: a masked -∞ capped afterwards would come back as -50.
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, prange
+from numba import float32
 
 from .arrays import F32
-from .backend import definition, jit, jit_inner, jit_parallel, one_core
+from .backend import definition, jit, jit_inner, workers_for
+from .crew import share, share_out
 from .simd import LANES, load, splat, store, tanh
 
 
@@ -44,21 +45,20 @@ def _row(x, cap, y):
         y[v] = cap * np.tanh(x[v] / cap)
 
 
+@jit_inner
+def _some_rows(worker, workers, x, cap, y):
+    for t in share(worker, workers, len(x)):
+        _row(x[t], cap, y[t])
+
+
 @jit
-def _few_rows(x, cap, y):
-    for t in range(len(x)):
-        _row(x[t], cap, y[t])
-
-
-@jit_parallel
-def _rows(x, cap, y):
-    for t in prange(len(x)):
-        _row(x[t], cap, y[t])
+def _rows(workers, x, cap, y):
+    share_out(_some_rows, workers, (x, cap, y))
 
 
 @soft_cap.kernel
 def _soft_cap(x, cap):
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     y = np.empty_like(rows)
-    (_few_rows if one_core(rows) else _rows)(rows, cap, y)
+    _rows(workers_for(rows), rows, cap, y)
     return y.reshape(x.shape)

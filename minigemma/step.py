@@ -14,15 +14,15 @@ from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
-from numba import get_num_threads, prange, types
+from numba import get_num_threads, types
 from numba.extending import overload
 
 from .arrays import F32, read_only
 from .attention import EVERYTHING, SPLIT, few_part, join
-from .backend import jit_inner, jit_parallel
+from .backend import INNER, jit, jit_inner
 from .cache import Cache, KeyValueRing
 from .config import TextConfig
-from .crew import PIECES, claim, new_board, together
+from .crew import PIECES, claim, new_board, share_out, together
 from .geglu import gated_gelu_row
 from .linear import (
     BLOCK,
@@ -40,49 +40,47 @@ from .simd import LANES, bf16_bits
 
 NORMS = ("pre_attention_norm", "post_attention_norm", "pre_ffn_norm", "post_ffn_norm")
 ABSENT = read_only(np.empty(0, np.float32))  # a norm that a model does not have
-NONE = np.empty((0, 0), np.float32)
 
 
-def _products(x, whole, scales, weights, size, ys, board, step, worker, workers, ahead, at):
-    """ys[i] = weights[i] x for TOGETHER weights of one format, as a step of the crew; `size`: bytes of 32 weights."""
+def _products(x, weights, size, ys, room, board, step, worker, workers, ahead):
+    """ys[i] = weights[i] x as a step of the crew: weights of one format, `size` bytes for 32. Who waits for the others
+    reads of `ahead`, which comes next. `room` is this thread's own, for x in whole numbers and its scale.
+    """
 
 
 @jit_inner
-def _plain_products(x, whole, scales, weights, size, ys, board, step, worker, workers, ahead, at):
+def _plain_products(x, weights, size, ys, room, board, step, worker, workers, ahead):
     pieces, done = PIECES * workers, 0
     piece = claim(board, step, worker, workers, pieces)
     while piece >= 0:
-        few_tokens_piece(x, x.size, weights, piece, pieces, ys)
+        few_tokens_piece(piece, pieces, x, x.size, weights, ys)
         done += 1
         piece = claim(board, step, worker, workers, pieces)
-    together(board, step, done, workers, pieces, ahead, at)
+    together(board, step, done, workers, pieces, ahead, worker * ahead.size // workers)
 
 
 @jit_inner
-def _block_products(x, whole, scales, weights, size, ys, board, step, worker, workers, ahead, at):
-    pieces, done = PIECES * workers, 0
+def _block_products(x, weights, size, ys, room, board, step, worker, workers, ahead):
+    (whole, scales), pieces, done = room, PIECES * workers, 0
     round_to_16_bits(x, whole, scales)
     piece = claim(board, step, worker, workers, pieces)
     while piece >= 0:
-        few_tokens_blocks_piece(whole, scales, x.size // BLOCK, weights, size, piece, pieces, ys)
+        few_tokens_blocks_piece(piece, pieces, whole, scales, x.size // BLOCK, weights, size, ys)
         done += 1
         piece = claim(board, step, worker, workers, pieces)
-    together(board, step, done, workers, pieces, ahead, at)
+    together(board, step, done, workers, pieces, ahead, worker * ahead.size // workers)
 
 
-@overload(_products)
-def _choose_products(x, whole, scales, weights, size, ys, board, step, worker, workers, ahead, at):
-    chosen = _block_products if weights[0].dtype == types.uint8 else _plain_products
-    return lambda x, whole, scales, weights, size, ys, board, step, worker, workers, ahead, at: chosen(
-        x, whole, scales, weights, size, ys, board, step, worker, workers, ahead, at
-    )
+@overload(_products, jit_options=INNER)
+def _choose_products(x, weights, size, ys, room, board, step, worker, workers, ahead):
+    return (_plain_products if weights[0].dtype in (types.float32, types.uint16) else _block_products).py_func
 
 
 def _keep(x, out):
     """out = x, which is rounded where out is bf16: both of one axis."""
 
 
-@overload(_keep)
+@overload(_keep, jit_options=INNER)
 def _choose_keep(x, out):
     if out.dtype == types.uint16:
 
@@ -99,11 +97,9 @@ def _choose_keep(x, out):
 
 
 @jit_inner
-def _attend(
-    q, k, v, keys, values, slot, places, position, window, scale, cap, board, worker, workers, states, totals, ahead, at
-):
+def _attend(q, k, v, keys, values, slot, places, position, limits, states, totals, board, worker, workers, ahead):
     """Step 1: the keys in parts, one a thread if they are many. The part with `slot` takes in k and v [K · H]."""
-    S, K = keys.shape[:2]
+    (S, K), (window, scale, cap) = keys.shape[:2], limits
     parts = len(states) // K
     size, done = (S + parts - 1) // parts, 0
     part = claim(board, 1, worker, workers, parts)
@@ -114,52 +110,25 @@ def _attend(
         few_part(q, keys, values, position, position, places, window, scale, cap, parts, part, states, totals)
         done += 1
         part = claim(board, 1, worker, workers, parts)
-    together(board, 1, done, workers, parts, ahead, at)
+    together(board, 1, done, workers, parts, ahead, worker * ahead.size // workers)
 
 
 @jit_inner
-def _share(
-    worker,
-    workers,
-    board,
-    x,
-    norms,
-    head_norms,
-    eps,
-    matrices,
-    following,
-    sizes,
-    cos,
-    sin,
-    scale,
-    cap,
-    window,
-    keys,
-    values,
-    slot,
-    places,
-    position,
-    whole,
-    none,
-    qkv,
-    states,
-    totals,
-    y,
-    opened,
-    z,
-    after,
+def _work(
+    worker, workers, board, x, norms, head_norms, eps, matrices, following, sizes, turns, limits, ring, rooms, out
 ):
     """What one thread does of the layer. What has no products every thread does for itself: that is sooner done than
-    handed over. `after` [D] becomes the residual after attention, z [1, D] the other branch.
+    handed over. It leaves in `out` what the threads have made together, and in after[worker] what each has made.
     """
-    pre, post, pre_ffn = norms[:3]
-    wq, wk, wv, wo, gate, up, down = matrices
-    D, K, H, nothing, scales = x.size, keys.shape[1], keys.shape[2], wq[:0], np.empty(1, np.float32)
-    h = np.empty(D, np.float32)
+    (pre, post, pre_ffn, _), (wq, wk, wv, wo, gate, up, down) = norms, matrices
+    (cos, sin), (keys, values, slot, places, position) = turns, ring
+    mine, (qs, ks, vs, states, totals, y, opened, z, after) = (rooms[0][worker], rooms[1][worker]), out
+    D, K, H = x.size, keys.shape[1], keys.shape[2]
+    residual, h = after[worker], np.empty(D, np.float32)
 
     norm_row(x, pre, eps, h)
-    _products(h, whole, scales, (wq, wk, wv), sizes[2], qkv, board, 0, worker, workers, wo, worker * wo.size // workers)
-    q, k = qkv[0].reshape(-1, H).copy(), qkv[1].reshape(-1, H).copy()
+    _products(h, (wq, wk, wv), sizes[2], (qs, ks, vs), mine, board, 0, worker, workers, wo)
+    q, k = qs.reshape(-1, H).copy(), ks.reshape(-1, H).copy()
     if head_norms[0].size:
         for n in range(len(q)):
             norm_row(q[n], head_norms[0], eps, q[n])
@@ -168,152 +137,43 @@ def _share(
     turn(q, cos, sin, q)
     turn(k, cos, sin, k)
 
-    G = len(q) // K
+    grouped, mixed = q.reshape(1, K, len(q) // K, H), np.empty((K, len(q) // K, H), np.float32)
+    v, flat_k = vs.reshape(-1), k.reshape(-1)
     _attend(
-        q.reshape(1, K, G, H),
-        k.reshape(-1),
-        qkv[2].reshape(-1),
-        keys,
-        values,
-        slot,
-        places,
-        position,
-        window,
-        scale,
-        cap,
-        board,
-        worker,
-        workers,
-        states,
-        totals,
-        wo,
-        worker * wo.size // workers,
+        grouped, flat_k, v, keys, values, slot, places, position, limits, states, totals, board, worker, workers, wo
     )
-    mixed = np.empty((K, G, H), np.float32)
     join(states, totals, mixed)
-    at = worker * gate.size // workers
-    _products(
-        mixed.reshape(-1),
-        whole,
-        scales,
-        (wo, nothing, nothing),
-        sizes[3],
-        (y, none, none),
-        board,
-        2,
-        worker,
-        workers,
-        gate,
-        at,
-    )
+    _products(mixed.reshape(-1), (wo,), sizes[3], (y,), mine, board, 2, worker, workers, gate)
     if post.size:
         norm_row(y[0], post, eps, h)
-    else:
-        h[:] = y[0]
     for d in range(D):
-        after[d] = x[d] + h[d]
+        residual[d] = x[d] + (h[d] if post.size else y[0, d])
 
-    norm_row(after, pre_ffn, eps, h)
-    at = worker * down.size // workers
-    _products(
-        h,
-        whole,
-        scales,
-        (gate, up, nothing),
-        sizes[4],
-        (opened[:1], opened[1:], none),
-        board,
-        3,
-        worker,
-        workers,
-        down,
-        at,
-    )
+    norm_row(residual, pre_ffn, eps, h)
+    _products(h, (gate, up), sizes[4], (opened[:1], opened[1:]), mine, board, 3, worker, workers, down)
     gated = np.empty(opened.shape[1], np.float32)
     gated_gelu_row(opened[0], opened[1], gated)
-    at = worker * following.size // workers
-    _products(
-        gated,
-        whole,
-        scales,
-        (down, nothing, nothing),
-        sizes[5],
-        (z, none, none),
-        board,
-        4,
-        worker,
-        workers,
-        following,
-        at,
-    )
+    _products(gated, (down,), sizes[5], (z,), mine, board, 4, worker, workers, following)
 
 
-@jit_parallel
-def _layer(
-    x,
-    norms,
-    head_norms,
-    eps,
-    matrices,
-    following,
-    sizes,
-    cos,
-    sin,
-    scale,
-    cap,
-    window,
-    keys,
-    values,
-    slot,
-    places,
-    position,
-    whole,
-    none,
-    workers,
-):
-    """x [D] becomes the residual after this layer; `slot` of keys and values [S, K, H] takes in the token's own.
+@jit
+def _layer(workers, x, norms, head_norms, eps, matrices, following, sizes, turns, limits, ring, rooms):
+    """x [D] becomes the residual after this layer; the ring takes in the token's key and value.
 
     matrices: one axis each; `following`: the first of the next layer; sizes: N · H, F, then the bytes of 32 weights in
-    W_q, W_o, W_gate and W_down.
+    W_q, W_o, W_gate and W_down; turns: cosine and sine of rope; limits: window, scale and cap of attention; ring: keys
+    and values [S, K, H], the token's slot, all positions, its own; rooms: for each thread, what `_products` needs.
     """
-    D, (S, K, H) = x.size, keys.shape
+    D, (S, K, H) = x.size, ring[0].shape
     G, parts = sizes[0] // H // K, max(1, min(workers, S * K // SPLIT))
-    qkv = np.empty((1, sizes[0]), np.float32), np.empty((1, K * H), np.float32), np.empty((1, K * H), np.float32)
+    qs, ks, vs = np.empty((1, sizes[0]), np.float32), np.empty((1, K * H), np.float32), np.empty((1, K * H), np.float32)
     states, totals = np.empty((K * parts, G, 2), np.float32), np.empty((K * parts, G, H), np.float32)
     y, opened, z = np.empty((1, D), np.float32), np.empty((2, sizes[1]), np.float32), np.empty((1, D), np.float32)
-    after, board = np.empty((workers, D), np.float32), new_board(5, workers)
-    for worker in prange(workers):
-        _share(
-            np.int64(worker),
-            workers,
-            board,
-            x,
-            norms,
-            head_norms,
-            eps,
-            matrices,
-            following,
-            sizes,
-            cos,
-            sin,
-            scale,
-            cap,
-            window,
-            keys,
-            values,
-            slot,
-            places,
-            position,
-            whole[worker],
-            none,
-            qkv,
-            states,
-            totals,
-            y,
-            opened,
-            z,
-            after[worker],
-        )
+    board, after = new_board(5, workers), np.empty((workers, D), np.float32)
+    out = qs, ks, vs, states, totals, y, opened, z, after
+    share_out(
+        _work, workers, (board, x, norms, head_norms, eps, matrices, following, sizes, turns, limits, ring, rooms, out)
+    )
     if norms[3].size:
         norm_row(z[0], norms[3], eps, z[0])
     for d in range(D):
@@ -342,21 +202,17 @@ class OneToken:
             flat(following.attention.q),
             (len(a.q), len(f.gate), *sizes),
         )
-        return before, (
-            np.float32(c.query_scale),
-            np.float32(c.soft_cap or 0),
-            np.float32(c.window or EVERYTHING),
-        )
+        return before, (np.float32(c.window or EVERYTHING), np.float32(c.query_scale), np.float32(c.soft_cap or 0))
 
     def __call__(self, x: F32, cache: Cache) -> F32:
         """x [1, D], the token's embedding, → [1, D], the residual after the last layer; each ring takes it in."""
         position, workers = np.array([cache.position], np.int32), get_num_threads()
-        whole = rounded(workers, self.longest).reshape(workers, -1)
-        turns = {rope: [a[0] for a in angles(position, *rope)] for rope in set(self.ropes)}
+        rooms = rounded(workers, self.longest).reshape(workers, -1), np.empty((workers, 1), np.float32)
+        turns = {rope: tuple(a[0] for a in angles(position, *rope)) for rope in set(self.ropes)}
         rings = cast(tuple[KeyValueRing, ...], cache.layers)
         for layer, rope, ring in zip(self.layers, self.ropes, rings, strict=True):
-            before, after = layer
-            _layer(x[0], *before, *turns[rope], *after, *ring.place(cache.position), position, whole, NONE, workers)
+            before, limits = layer
+            _layer(workers, x[0], *before, turns[rope], limits, (*ring.place(cache.position), position), rooms)
         return x
 
 
