@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import importlib
 import platform
 import pydoc_data.topics
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -96,7 +98,7 @@ def contender(name: str, model: Decoder, step: int = PIECE) -> Contender:
     return Contender(name, weight_bytes(model.weights), begin)
 
 
-def llama_cpp(model: Decoder) -> Contender:
+def llama_cpp(model: Decoder, name: str = "llama.cpp") -> Contender:
     """llama.cpp on the file that `model` came from; ImportError where it is not installed."""
     library = importlib.import_module("llama_cpp")
     settings = {"n_ctx": CHUNK, "n_batch": PIECE, "n_threads": model.threads, "n_threads_batch": model.threads}
@@ -112,7 +114,18 @@ def llama_cpp(model: Decoder) -> Contender:
         return read
 
     size = sum(size for _, _, size in describe(model.path).tensors.values())
-    return Contender(f"llama.cpp (llama-cpp-python {library.__version__})", size, begin)
+    return Contender(f"{name} (llama-cpp-python {library.__version__})", size, begin)
+
+
+def q4_0_file(model: Decoder, folder: Path) -> Path:
+    """The file that `model` came from, its layers made Q4_0 by llama.cpp and its embedding Q8_0."""
+    library, path = importlib.import_module("llama_cpp"), folder / "q4_0.gguf"
+    wanted = library.llama_model_quantize_default_params()
+    wanted.ftype, wanted.token_embedding_type = library.LLAMA_FTYPE_MOSTLY_Q4_0, library.GGML_TYPE_Q8_0
+    wanted.allow_requantize = True
+    if library.llama_model_quantize(str(model.path).encode(), str(path).encode(), ctypes.byref(wanted)):
+        raise SystemExit("llama.cpp could not make the Q4_0 file")
+    return path
 
 
 @jit_inner
@@ -213,9 +226,15 @@ def other_choices(file: str, exact: Decoder) -> Iterator[Contender]:
 
 
 def other_programs(file: str, exact: Decoder) -> Iterator[Contender]:
-    """llama.cpp, where it is installed, and the one number by which it differs from minigemma's reference."""
+    """llama.cpp, where it is installed, on this file and on an int4 file that it makes of it, which minigemma reads
+    too; and the one number by which it differs from minigemma's reference.
+    """
     try:
         yield llama_cpp(exact)
+        with TemporaryDirectory() as folder:
+            narrow = mg.load(q4_0_file(exact, Path(folder)))
+            yield contender("a Q4_0 file made of it: minigemma", narrow)
+            yield llama_cpp(narrow, "a Q4_0 file made of it: llama.cpp")
     except ImportError:
         print("llama-cpp-python is not installed: the page will have no row of it", file=sys.stderr)
     scale = float(np.sqrt(np.float32(exact.config.width)))
@@ -282,13 +301,14 @@ second is decoding, whose products round x to 16 bits: each of the {tokens:,} to
 
 {rest}
 
-## llama.cpp, the same file, the same ids
+## llama.cpp, the same files, the same ids
 
 {programs}
 
 llama.cpp multiplies embeddings by √{width} = {unrounded:.4f}, minigemma by {rounded}, which is √{width} in bf16
-([decoder.py](../minigemma/decoder.py) says why): the last row is the reference with that number changed. The bytes in
-llama.cpp's row are those of the file's tensors.
+([decoder.py](../minigemma/decoder.py) says why): the last row is the reference with that number changed. The Q4_0 file
+is llama.cpp's own quantisation of this one, its embedding in Q8_0; minigemma runs it as it lies. The bytes in
+llama.cpp's rows are those of the file's tensors.
 """
 
 

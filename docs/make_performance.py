@@ -36,6 +36,7 @@ from minigemma.linear import (
     TOGETHER,
     few_tokens,
     few_tokens_blocks,
+    flat,
     linear,
     round_to_16_bits,
     rounded,
@@ -175,15 +176,15 @@ def attention_alone() -> str:
 
 def product(*weights: np.ndarray) -> Callable[[], None]:
     """A call of the kernel for one token, with all that Python has to do for it done before."""
-    flat, ys = [w.reshape(-1) for w in weights], [np.empty((1, len(w)), np.float32) for w in weights]
-    flat += [flat[0][:0]] * (TOGETHER - len(weights))
+    rows, ys = [flat(w) for w in weights], [np.empty((1, len(w)), np.float32) for w in weights]
+    rows += [rows[0][:0]] * (TOGETHER - len(weights))
     outs = tuple(ys + [NO_ROWS] * (TOGETHER - len(weights)))
     D = rows_columns(weights[0])[1]
     if weights[0].dtype == np.uint16:
-        return partial(few_tokens, np.ones(D, np.float32), D, tuple(flat), THREADS, outs)
+        return partial(few_tokens, THREADS, np.ones(D, np.float32), D, tuple(rows), outs)
     x, scale, size = rounded(1, D), np.ones(1, np.float32), weights[0].shape[2]
     round_to_16_bits(RNG.standard_normal(D, np.float32), x, scale)
-    return partial(few_tokens_blocks, x, scale, D // BLOCK, tuple(flat), size, THREADS, outs)
+    return partial(few_tokens_blocks, THREADS, x, scale, D // BLOCK, tuple(rows), size, outs)
 
 
 def one_dtype(dtype: str, bandwidth: float) -> list[str]:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 ROWS = """
-    arrays errors backend simd crew memory
+    arrays errors backend memory
+    simd
+    crew
     config taps cache amx
     sfp8
     rmsnorm rope softcap geglu linear sampling conv1d rglru
