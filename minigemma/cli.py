@@ -94,6 +94,13 @@ class Interrupt:
         cls.asked = False
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, cls.noted)
+            sys.unraisablehook = cls.lost
+
+    @classmethod
+    def lost(cls, what: Any) -> None:
+        """Say nothing of a Ctrl-C that got lost: it comes again."""
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(what)
 
     @classmethod
     def noted(cls, *_: object) -> None:

@@ -55,7 +55,8 @@ _BYTES, _INT = ir.IntType(8).as_pointer(), ir.IntType(64)
 def share_out(typingctx, function, workers, arguments):
     """function(worker, workers, *arguments) for worker = 0 … workers - 1, each on a thread; returns when all are done.
 
-    For one worker no thread is woken. `function` raises nothing, and what it returns is lost.
+    For one worker no thread is woken. What `function` returns is lost. MemoryError if one of them fails: there is
+    nothing else in a kernel that can.
     """
     types_in = (types.int64, types.int64, *(types.unliteral(kind) for kind in arguments))
     called = function.get_call_type(typingctx, types_in, {})
@@ -65,7 +66,8 @@ def share_out(typingctx, function, workers, arguments):
         # `get_num_threads` has Numba start its pool, if it has not; now, and when this kernel is read from the cache.
         get_num_threads()
         context.active_code_library._reload_init.add(get_num_threads)
-        packed = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, args[1:]))
+        failed = cgutils.alloca_once_value(builder, _INT(0))
+        packed = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [*args[1:], failed]))
         one_share = _share_function(context, builder, compiled, packed.type)
         # The pool calls one_share(begin, [count], …, packed) for ranges of workers, where `begin` is the address of an
         # array moved on by the worker's number: of bytes from address 0, so that the address is the number itself.
@@ -79,6 +81,9 @@ def share_out(typingctx, function, workers, arguments):
                 builder.call(run, [*pointers, _INT(0), _INT(1), args[1]])
             with one:
                 builder.call(one_share, [begin, count, size, pointers[-1]])
+        with builder.if_then(cgutils.is_not_null(builder, builder.load(failed)), likely=False):
+            message = "a thread of a kernel could not have the memory that it works in"
+            context.call_conv.return_user_exc(builder, MemoryError, (message,))
         return context.get_dummy_value()
 
     return types.void(function, types.int64, arguments), codegen
@@ -93,13 +98,16 @@ def _share_function(context, builder, compiled, packed_type):
     inside = ir.IRBuilder(function.append_basic_block())
     begin, count, _, data = function.args
     first = inside.ptrtoint(inside.load(begin), _INT)
-    workers, arguments = cgutils.unpack_tuple(inside, inside.load(inside.bitcast(data, packed_type)))
+    workers, arguments, failed = cgutils.unpack_tuple(inside, inside.load(inside.bitcast(data, packed_type)))
     unpacked = [workers, *cgutils.unpack_tuple(inside, arguments)]
     context.active_code_library.add_linking_library(compiled.library)
     target = context.declare_function(builder.module, compiled.fndesc)
     with cgutils.for_range(inside, inside.load(count)) as loop:
         worker, kind = inside.add(first, loop.index), compiled.signature
-        context.call_conv.call_function(inside, target, kind.return_type, kind.args, [worker, *unpacked])
+        passed = [worker, *unpacked]
+        status, _ = context.call_conv.call_function(inside, target, kind.return_type, kind.args, passed)
+        with inside.if_then(status.is_error, likely=False):
+            inside.store(_INT(1), failed)
     inside.ret_void()
     return function
 

@@ -130,9 +130,9 @@ def widen(weight: Weight) -> F32:
     if name in ("int8", "int8-row"):
         q = q.view(np.int8).astype(np.float32)
     else:
-        q = q.reshape(len(q), -1, BLOCK // 2)
+        q = q.reshape(len(q), q.shape[1] * q.shape[2] // (BLOCK // 2), BLOCK // 2)
         q = np.concatenate([q & 15, q >> 4], axis=-1).astype(np.float32) - 8  # [R, D/32, 32]
-    return (scale * q).reshape(len(weight), -1)
+    return (scale * q).reshape(rows_columns(weight))
 
 
 def embed(ids: np.ndarray, weight: Weight, scale: float) -> F32:
@@ -179,8 +179,10 @@ def block_bytes(weight: Weight) -> int:
     return BLOCK_BYTES.get(format_of(weight), 0)
 
 
-def _widen_row(row, size, first, out):
-    """out = row[first : first + out.size], widened; both multiples of 32 where `size` bytes are 32; 0: sfp8."""
+def _widen_row(weight, at, size, first, count, out, to):
+    """out[to : to + count] = columns first … first + count - 1 of the row that begins at weight[at], widened; both
+    multiples of 32 where `size` bytes are 32; 0: sfp8.
+    """
 
 
 @jit_inlined
@@ -255,51 +257,51 @@ def _dot_sfp8(weight, at, x, k, count):
 
 
 @jit_inner
-def _widen_plain(row, size, first, out):
-    whole = out.size // LANES * LANES
+def _widen_plain(weight, at, size, first, count, out, to):
+    whole = count // LANES * LANES
     for k in range(0, whole, LANES):
-        store(out, k, load(row, first + k))
-    for k in range(whole, out.size):
-        out[k] = load_one(row, first + k)
+        store(out, to + k, load(weight, at + first + k))
+    for k in range(whole, count):
+        out[to + k] = load_one(weight, at + first + k)
 
 
 @jit_inner
-def _widen_signed(row, size, first, out):
-    for block in range(out.size // 32):
-        at, k = (first // 32 + block) * size, block * 32
-        scale = splat_half(row, at) if size % 16 else splat(load_float(row, 0))
-        at += 2 if size % 16 else SCALE_BYTES
+def _widen_signed(weight, at, size, first, count, out, to):
+    for block in range(count // 32):
+        here, k = at + (first // 32 + block) * size, to + block * 32
+        scale = splat_half(weight, here) if size % 16 else splat(load_float(weight, at))
+        here += 2 if size % 16 else SCALE_BYTES
         for j in range(0, 32, LANES):
-            store(out, k + j, load(row, at + j) * scale)
+            store(out, k + j, load(weight, here + j) * scale)
 
 
 @jit_inner
-def _widen_nibbles(row, size, first, out):
+def _widen_nibbles(weight, at, size, first, count, out, to):
     if size == 0:
-        _widen_sfp8(row, first, out)
+        _widen_sfp8(weight, at, first, count, out, to)
     eight = splat(np.float32(8))
-    for block in range(out.size // 32 if size else 0):
-        at, k = (first // 32 + block) * size, block * 32
-        scale = splat_half(row, at) if size % 16 else splat(load_float(row, 0))
-        at += 2 if size % 16 else SCALE_BYTES
+    for block in range(count // 32 if size else 0):
+        here, k = at + (first // 32 + block) * size, to + block * 32
+        scale = splat_half(weight, here) if size % 16 else splat(load_float(weight, at))
+        here += 2 if size % 16 else SCALE_BYTES
         for j in range(0, 16, LANES):
-            store(out, k + j, (load_low_nibbles(row, at + j) - eight) * scale)
-            store(out, k + 16 + j, (load_high_nibbles(row, at + j) - eight) * scale)
+            store(out, k + j, (load_low_nibbles(weight, here + j) - eight) * scale)
+            store(out, k + 16 + j, (load_high_nibbles(weight, here + j) - eight) * scale)
 
 
 @jit_inner
-def _widen_sfp8(row, first, out):
-    scale = load_float(row, 0)
-    at, whole = SCALE_BYTES + first, out.size // LANES * LANES
+def _widen_sfp8(weight, at, first, count, out, to):
+    scale = load_float(weight, at)
+    here, whole = at + SCALE_BYTES + first, count // LANES * LANES
     for k in range(0, whole, LANES):
-        store(out, k, load_sfp8(row, at + k) * splat(scale))
-    for k in range(whole, out.size):
-        out[k] = VALUES[row[at + k]] * scale
+        store(out, to + k, load_sfp8(weight, here + k) * splat(scale))
+    for k in range(whole, count):
+        out[to + k] = VALUES[weight[here + k]] * scale
 
 
 @overload(_widen_row, jit_options=INNER)
-def _choose_widen_row(row, size, first, out):
-    return {types.int8: _widen_signed, types.uint8: _widen_nibbles}.get(row.dtype, _widen_plain).py_func
+def _choose_widen_row(weight, at, size, first, count, out, to):
+    return {types.int8: _widen_signed, types.uint8: _widen_nibbles}.get(weight.dtype, _widen_plain).py_func
 
 
 @jit_inner
@@ -436,12 +438,12 @@ def _pack(x):
 
 
 @jit_inner
-def _multiply_panel(panel, packed, first, depth, sums):
-    """sums [blocks, PANEL, 2 · LANES] += panel [PANEL, depth] · packed[:, first : first + depth]."""
+def _multiply_panel(panel, packed, first, depth, rows, sums):
+    """sums [blocks, PANEL, 2 · LANES] += panel [rows, depth] · packed[:, first : first + depth]."""
     lanes = 2 * LANES
     for block in range(len(packed)):
         tokens, out = packed[block], sums[block]
-        for r in range(0, PANEL, ROWS):
+        for r in range(0, rows, ROWS):
             tile = tile_load(out, r * lanes, lanes) if first else tile_zeros()
             for d in range(depth):
                 tile = tile_add_outer(tile, panel, r * DEPTH + d, DEPTH, tokens, (first + d) * lanes)
@@ -449,55 +451,60 @@ def _multiply_panel(panel, packed, first, depth, sums):
 
 
 @jit_inner
-def _some_panels(worker, workers, packed, weight, size, columns, y):
+def _some_panels(worker, workers, packed, weight, size, columns, height, width, y):
     (T, R), lanes = y.shape, 2 * LANES
     panel, sums = np.zeros(PANEL * DEPTH, np.float32), np.empty((len(packed), PANEL * lanes), np.float32)
-    for p in share(worker, workers, (R + PANEL - 1) // PANEL):
-        rows = min(PANEL, R - p * PANEL)
-        for first in range(0, columns, DEPTH):
-            depth = min(DEPTH, columns - first)
+    stride = weight.size // R
+    for p in share(worker, workers, (R + height - 1) // height):
+        top, rows = p * height, min(height, R - p * height)
+        for first in range(0, columns, width):
+            count = min(width, columns - first)
             for r in range(rows):
-                _widen_row(weight[p * PANEL + r], size, first, panel[r * DEPTH : r * DEPTH + depth])
-            _multiply_panel(panel, packed, first, depth, sums)
+                _widen_row(weight, (top + r) * stride, size, first, count, panel, r * DEPTH)
+            _multiply_panel(panel, packed, first, count, rows, sums)
         for t in range(T):
             block, lane = t // lanes, t % lanes
             for r in range(rows):
-                y[t, p * PANEL + r] = sums[block, r * lanes + lane]
+                y[t, top + r] = sums[block, r * lanes + lane]
 
 
 @jit
-def _many_tokens(workers, packed, weight, size, columns, y):
-    """PANEL rows of weights are widened, DEPTH columns at a time, and used for all tokens while in the cache."""
-    share_out(_some_panels, workers, (packed, weight, size, columns, y))
+def _many_tokens(workers, packed, weight, size, columns, height, width, y):
+    """`height` rows of weights are widened, `width` columns at a time, and used for all tokens while in the cache:
+    at most PANEL and DEPTH.
+    """
+    share_out(_some_panels, workers, (packed, weight, size, columns, height, width, y))
 
 
 # ---- many tokens on the matrix unit, for weights that are not float32: x and the weights enter as bf16 (amx.py)
 
 
-def _round_row(row, size, first, count, wide, panel, r):
-    """Row r of the panel: row[first : first + count] as bf16, zeros up to a whole tile; `wide` is room for float32."""
+def _round_row(weight, at, size, first, count, wide, panel, r):
+    """Row r of the panel: `count` columns of the row at weight[at] as bf16, zeros up to a whole tile; `wide` is room
+    for float32.
+    """
 
 
 @jit_inner
-def _copy_row(row, size, first, count, wide, panel, r):
+def _copy_row(weight, at, size, first, count, wide, panel, r):
     for k in range(0, count, amx.DEPTH):
-        at = (k // amx.DEPTH * 32 + r) * amx.DEPTH
+        to = (k // amx.DEPTH * 32 + r) * amx.DEPTH
         for i in range(amx.DEPTH):
-            panel[at + i] = row[first + k + i] if k + i < count else np.uint16(0)
+            panel[to + i] = weight[at + first + k + i] if k + i < count else np.uint16(0)
 
 
 @jit_inner
-def _widen_and_round_row(row, size, first, count, wide, panel, r):
-    _widen_row(row, size, first, wide[:count])
+def _widen_and_round_row(weight, at, size, first, count, wide, panel, r):
+    _widen_row(weight, at, size, first, count, wide, 0)
     for k in range(0, count, amx.DEPTH):
-        at = (k // amx.DEPTH * 32 + r) * amx.DEPTH
+        to = (k // amx.DEPTH * 32 + r) * amx.DEPTH
         for i in range(amx.DEPTH):
-            panel[at + i] = bf16_bits(wide[k + i]) if k + i < count else np.uint16(0)
+            panel[to + i] = bf16_bits(wide[k + i]) if k + i < count else np.uint16(0)
 
 
 @overload(_round_row, jit_options=INNER)
-def _choose_round_row(row, size, first, count, wide, panel, r):
-    return (_copy_row if row.dtype == types.uint16 else _widen_and_round_row).py_func
+def _choose_round_row(weight, at, size, first, count, wide, panel, r):
+    return (_copy_row if weight.dtype == types.uint16 else _widen_and_round_row).py_func
 
 
 @jit_inner
@@ -514,13 +521,14 @@ def _some_panels_on_tiles(worker, workers, packed, tiles, weight, size, columns,
     panel = _on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
     sums = _on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
     wide, registers = np.empty(UNIT_DEPTH, np.float32), tiles.copy()
+    stride = weight.size // R
     amx.begin(registers)
     for p in share(worker, workers, (R + 31) // 32):
         rows = min(32, R - p * 32)
         for first in range(0, columns, UNIT_DEPTH):
             count = min(UNIT_DEPTH, columns - first)
             for r in range(rows):
-                _round_row(weight[p * 32 + r], size, first, count, wide, panel, r)
+                _round_row(weight, (p * 32 + r) * stride, size, first, count, wide, panel, r)
             depth = (count + amx.DEPTH - 1) // amx.DEPTH
             amx.multiply_panel(registers, panel, packed, steps, first // amx.DEPTH, depth, sums)
         for t in range(T):
@@ -561,12 +569,13 @@ def _many(x, weights):
     in_tiles = amx.pack_tokens(x) if any(on_unit) else None
     ys = []
     for weight, unit in zip(weights, on_unit, strict=True):
-        rows, size = flat(weight).reshape(len(weight), -1), block_bytes(weight)
+        rows, size = flat(weight), block_bytes(weight)
         ys.append(np.empty((len(x), len(weight)), np.float32))
         if unit:
             _many_tokens_on_tiles(get_num_threads(), in_tiles, amx.new_tiles(), rows, size, x.shape[1], ys[-1])
         else:
-            _many_tokens(get_num_threads(), packed, rows, size, x.shape[1], ys[-1])
+            panel = (ROWS, DEPTH // 2) if len(packed) == 1 else (PANEL, DEPTH)  # of the first- or second-level cache
+            _many_tokens(get_num_threads(), packed, rows, size, x.shape[1], *panel, ys[-1])
     return ys
 
 

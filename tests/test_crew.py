@@ -51,6 +51,25 @@ def _one_after_the_other(workers, pieces, counts):
         _steps(worker, workers, pieces, board, counts)
 
 
+@jit_inner
+def _greedy(worker, workers, sizes):
+    np.empty(sizes[worker], np.int8)[:1] = 1
+
+
+@jit
+def _allocate(workers, sizes):
+    share_out(_greedy, workers, (sizes,))
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=FEW_THREADS)])
+def test_a_worker_without_memory_is_an_error(workers):
+    sizes = np.ones(workers, np.int64)
+    _allocate(workers, sizes)
+    sizes[-1] = 1 << 60
+    with pytest.raises(MemoryError, match="a thread"):
+        _allocate(workers, sizes)
+
+
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=FEW_THREADS)])
 @pytest.mark.parametrize("rows", [0, 1, 2, 7, 1000])
 def test_each_row_is_one_workers(workers, rows):

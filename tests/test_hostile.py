@@ -682,7 +682,10 @@ def test_ctrl_c_while_it_loads_or_reads_the_prompt(seconds, demo_file):
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, b"\n")
+    # A KeyboardInterrupt inside of exec("text"), as in dataclasses and Numba, makes CPython end by the signal itself
+    # although it was caught; what a shell calls 130 is either.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert err == b"\n"
 
 
 def test_two_threads_with_one_model(model):
