@@ -35,8 +35,15 @@ def widen_bf16(x: U16 | F32) -> F32:
 def round_bf16(x: F32) -> U16:
     """float32 → bf16, to nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+    rounded = bits >> 16
+    rounded &= 1  # in place: as many temporary arrays would take longer than what is done with them
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    nan = np.isnan(x)
+    if nan.any():
+        rounded[nan] = 0x7FC0
+    return rounded.astype(np.uint16)
 
 
 def aligned(size: int, dtype: type) -> NDArray:

@@ -417,10 +417,12 @@ def round_to_16_bits(x, whole, scales):
 def _pack_some(worker, workers, x, packed):
     (T, D), lanes = x.shape, 2 * LANES
     for block in share(worker, workers, len(packed)):
-        for lane in range(lanes):
-            t = block * lanes + lane
-            for d in range(D):
-                packed[block, d * lanes + lane] = x[t, d] if t < T else np.float32(0)
+        for left in range(0, D, 64):
+            # Four tokens at a time: the first-level cache has few places for lines that lie D = 2,048 numbers apart.
+            for four in range(0, lanes, 4):
+                for d in range(left, min(D, left + 64)):
+                    for lane in range(four, four + 4):
+                        packed[block, d * lanes + lane] = x[min(block * lanes + lane, T - 1), d]
 
 
 @jit
@@ -429,11 +431,11 @@ def _pack_all(workers, x, packed):
 
 
 def _pack(x):
-    """x [T, D] → [T/16, D · 16]: tokens become lanes (2 · LANES of them), the last block padded with zeros."""
+    """x [T, D] → [T/16, D · 16]: tokens become lanes (2 · LANES of them); in the last block the last fills up."""
     T, D = x.shape
     lanes = 2 * LANES
     packed = np.empty((-(-T // lanes), D * lanes), np.float32)
-    _pack_all(get_num_threads(), x, packed)
+    _pack_all(min(get_num_threads(), len(packed)), x, packed)
     return packed
 
 
@@ -451,16 +453,18 @@ def _multiply_panel(panel, packed, first, depth, rows, sums):
 
 
 @jit_inner
-def _some_panels(worker, workers, packed, weight, size, columns, height, width, y):
+def _some_panels(worker, workers, packed, weight, size, columns, height, width, panel, sums, y):
     (T, R), lanes = y.shape, 2 * LANES
-    panel, sums = np.zeros(PANEL * DEPTH, np.float32), np.empty((len(packed), PANEL * lanes), np.float32)
-    stride = weight.size // R
+    stride = weight.size // max(1, R)
     for p in share(worker, workers, (R + height - 1) // height):
         top, rows = p * height, min(height, R - p * height)
         for first in range(0, columns, width):
             count = min(width, columns - first)
             for r in range(rows):
                 _widen_row(weight, (top + r) * stride, size, first, count, panel, r * DEPTH)
+                following = (top + height + r) * stride + first * stride // columns
+                for k in range(0, count * stride // columns, 4 * LANES):
+                    prefetch_four(weight, following + k)
             _multiply_panel(panel, packed, first, count, rows, sums)
         for t in range(T):
             block, lane = t // lanes, t % lanes
@@ -468,12 +472,19 @@ def _some_panels(worker, workers, packed, weight, size, columns, height, width, 
                 y[t, top + r] = sums[block, r * lanes + lane]
 
 
+@jit_inner
+def _panels_of_all(worker, workers, packed, weights, size, columns, height, width, ys):
+    panel, sums = np.zeros(PANEL * DEPTH, np.float32), np.empty((len(packed), PANEL * 2 * LANES), np.float32)
+    for i in range(len(weights)):
+        _some_panels(worker, workers, packed, weights[i], size, columns, height, width, panel, sums, ys[i])
+
+
 @jit
-def _many_tokens(workers, packed, weight, size, columns, height, width, y):
-    """`height` rows of weights are widened, `width` columns at a time, and used for all tokens while in the cache:
-    at most PANEL and DEPTH.
+def _many_tokens(workers, packed, weights, size, columns, height, width, ys):
+    """x Wᵀ for each weight. `height` of its rows are widened, `width` columns at a time, and used for all tokens while
+    in the cache, and the same part of the next rows is asked for: at most PANEL and DEPTH.
     """
-    share_out(_some_panels, workers, (packed, weight, size, columns, height, width, y))
+    share_out(_panels_of_all, workers, (packed, weights, size, columns, height, width, ys))
 
 
 # ---- many tokens on the matrix unit, for weights that are not float32: x and the weights enter as bf16 (amx.py)
@@ -515,14 +526,9 @@ def _on_cache_line(array, size):
 
 
 @jit_inner
-def _some_panels_on_tiles(worker, workers, packed, tiles, weight, size, columns, y):
+def _some_panels_on_tiles(worker, workers, packed, registers, weight, size, columns, wide, panel, sums, y):
     T, R = y.shape
-    steps, blocks = (columns + amx.DEPTH - 1) // amx.DEPTH, (T + 31) // 32
-    panel = _on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
-    sums = _on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
-    wide, registers = np.empty(UNIT_DEPTH, np.float32), tiles.copy()
-    stride = weight.size // R
-    amx.begin(registers)
+    steps, stride = (columns + amx.DEPTH - 1) // amx.DEPTH, weight.size // max(1, R)
     for p in share(worker, workers, (R + 31) // 32):
         rows = min(32, R - p * 32)
         for first in range(0, columns, UNIT_DEPTH):
@@ -535,65 +541,63 @@ def _some_panels_on_tiles(worker, workers, packed, tiles, weight, size, columns,
             at = t // 32 * 1024 + t // 16 % 2 * 256 + t % 16
             for r in range(rows):
                 y[t, p * 32 + r] = sums[at + r // 16 * 512 + r % 16 * 16]
+
+
+@jit_inner
+def _panels_of_all_on_tiles(worker, workers, packed, tiles, weights, size, columns, ys):
+    blocks, registers, wide = (len(ys[0]) + 31) // 32, tiles.copy(), np.empty(UNIT_DEPTH, np.float32)
+    panel = _on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
+    sums = _on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
+    amx.begin(registers)
+    for i in range(len(weights)):
+        _some_panels_on_tiles(worker, workers, packed, registers, weights[i], size, columns, wide, panel, sums, ys[i])
     amx.end(registers)
 
 
 @jit
-def _many_tokens_on_tiles(workers, packed, tiles, weight, size, columns, y):
-    """32 rows of weights at a time, DEPTH columns of them, are rounded into tiles and used for all tokens."""
-    share_out(_some_panels_on_tiles, workers, (packed, tiles, weight, size, columns, y))
+def _many_tokens_on_tiles(workers, packed, tiles, weights, size, columns, ys):
+    """x Wᵀ for each weight. 32 of its rows at a time, UNIT_DEPTH columns of them, are rounded into tiles and used for
+    all tokens.
+    """
+    share_out(_panels_of_all_on_tiles, workers, (packed, tiles, weights, size, columns, ys))
 
 
-def _few(x, weights):
-    """x Wᵀ for few tokens and up to TOGETHER weights of one format, in one parallel region."""
-    T, D = x.shape
-    rows, size = [flat(weight) for weight in weights], block_bytes(weights[0])
-    ys = [np.empty((T, len(weight)), np.float32) for weight in weights]
+def _products(x, weights):
+    """x Wᵀ for up to TOGETHER weights of one format."""
+    (T, D), rows, size = x.shape, [flat(weight) for weight in weights], block_bytes(weights[0])
+    ys, workers = [np.empty((T, len(weight)), np.float32) for weight in weights], get_num_threads()
     missing = TOGETHER - len(weights)  # a kernel is compiled for one number of weights
     padded, outs = tuple(rows + [rows[0][:0]] * missing), tuple(ys + [NO_ROWS] * missing)
-    if rows[0].dtype.itemsize > 1:
-        few_tokens(get_num_threads(), x.reshape(-1), D, padded, outs)
+    if T > FEW and rows[0].dtype != np.float32 and amx.choice()[0] != "vectors":
+        _many_tokens_on_tiles(workers, amx.pack_tokens(x), amx.new_tiles(), padded, size, D, outs)
+    elif T > FEW:
+        packed = _pack(x)
+        panel = (ROWS, DEPTH // 2) if len(packed) == 1 else (PANEL, DEPTH)  # of the first- or second-level cache
+        _many_tokens(workers, packed, padded, size, D, *panel, outs)
+    elif rows[0].dtype.itemsize > 1:
+        few_tokens(workers, x.reshape(-1), D, padded, outs)
     elif size == 0:
-        _few_tokens_sfp8(get_num_threads(), x.reshape(-1), D, padded, outs)
+        _few_tokens_sfp8(workers, x.reshape(-1), D, padded, outs)
     else:
         whole, scales = rounded(T, D), np.empty(T, np.float32)
         round_to_16_bits(x.reshape(-1), whole, scales)
-        few_tokens_blocks(get_num_threads(), whole, scales, D // BLOCK, padded, size, outs)
-    return ys
-
-
-def _many(x, weights):
-    """x Wᵀ for many tokens, which are packed once for all weights."""
-    on_unit = [weight.dtype != np.float32 and amx.choice()[0] != "vectors" for weight in weights]
-    packed = None if all(on_unit) else _pack(x)
-    in_tiles = amx.pack_tokens(x) if any(on_unit) else None
-    ys = []
-    for weight, unit in zip(weights, on_unit, strict=True):
-        rows, size = flat(weight), block_bytes(weight)
-        ys.append(np.empty((len(x), len(weight)), np.float32))
-        if unit:
-            _many_tokens_on_tiles(get_num_threads(), in_tiles, amx.new_tiles(), rows, size, x.shape[1], ys[-1])
-        else:
-            panel = (ROWS, DEPTH // 2) if len(packed) == 1 else (PANEL, DEPTH)  # of the first- or second-level cache
-            _many_tokens(get_num_threads(), packed, rows, size, x.shape[1], *panel, ys[-1])
+        few_tokens_blocks(workers, whole, scales, D // BLOCK, padded, size, outs)
     return ys
 
 
 @linear.kernel
 def _linear(x, weight):
     require(x.ndim == 2 and rows_columns(weight)[1] == x.shape[1], "linear", x, weight)
-    return (_few if len(x) <= FEW else _many)(x, [weight])[0]
+    return _products(x, [weight])[0]
 
 
 def linears(x: F32, *weights: Weight) -> list[F32]:
-    """[linear(x, weight) for each weight], at most TOGETHER weights. Few tokens go through them in one parallel region,
-    whose start costs as much as a small product; many are packed once.
+    """[linear(x, weight) for each weight], at most TOGETHER weights. Those of one format go through one parallel region:
+    its start takes as long as a small product.
     """
     if runs_formulas():
         return [linear(x, weight) for weight in weights]
     for weight in weights:
         require(x.ndim == 2 and rows_columns(weight)[1] == x.shape[1], "linears", x, weight)
-    if len(x) > FEW:
-        return _many(x, weights)
     alike = len({(weight.dtype, weight.ndim, weight.shape[2:]) for weight in weights}) == 1
-    return _few(x, weights) if alike else [linear(x, weight) for weight in weights]
+    return _products(x, weights) if alike else [linear(x, weight) for weight in weights]

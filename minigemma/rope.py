@@ -34,8 +34,13 @@ def frequencies(base: float, scale: float, rotated: int) -> F32:
 
 def angles(positions: I32, base: float, scale: float, rotated: int) -> tuple[F32, F32]:
     """Cosine and sine of position / scale · base^(-2j/R): positions [T] → [T, R/2] each."""
-    angle = positions[:, None].astype(np.float32) * frequencies(base, scale, rotated)
-    return np.cos(angle), np.sin(angle)
+    return _angles(np.asarray(positions, np.int32).tobytes(), base, scale, rotated)
+
+
+@lru_cache(maxsize=4)  # of one pass: local and global layers, queries and keys ask for the same
+def _angles(positions: bytes, base: float, scale: float, rotated: int) -> tuple[F32, F32]:
+    angle = np.frombuffer(positions, np.int32)[:, None].astype(np.float32) * frequencies(base, scale, rotated)
+    return read_only(np.cos(angle)), read_only(np.sin(angle))
 
 
 @definition
