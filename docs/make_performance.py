@@ -291,6 +291,7 @@ def start() -> str:
 
     def seconds(cache: str | None) -> float:
         environment = os.environ | ({"NUMBA_CACHE_DIR": cache} if cache else {})
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # modules compiled before, as they are for anybody
         began = time.perf_counter()
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             assert process.stdout and process.stdout.read(1), "no token came"
