@@ -592,8 +592,8 @@ def _linear(x, weight):
 
 
 def linears(x: F32, *weights: Weight) -> list[F32]:
-    """[linear(x, weight) for each weight], at most TOGETHER. Those of one format go through one parallel region: its start
-    takes as long as a small product.
+    """[linear(x, weight) for each weight], at most TOGETHER of them. If they are of one format, they go through one
+    parallel region: its start takes as long as a small product.
     """
     if runs_formulas():
         return [linear(x, weight) for weight in weights]
