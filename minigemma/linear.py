@@ -31,7 +31,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from . import amx
-from .arrays import F32, aligned, widen_bf16
+from .arrays import F32, aligned, read_only, widen_bf16
 from .backend import INLINED, INNER, definition, jit, jit_inlined, jit_inner, require, runs_formulas
 from .crew import share, share_out
 from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
@@ -168,10 +168,10 @@ def plus(y: F32, bias: F32 | None) -> F32:
 
 
 def flat(weight: Weight) -> Weight:
-    """A weight as one axis: int8 where whole numbers take a byte, uint8 where they are nibbles or codes; kernels are
-    compiled for the one or the other.
+    """A weight as one axis, read-only: int8 where whole numbers take a byte, uint8 where they are nibbles or codes;
+    kernels are compiled for the one or the other.
     """
-    return (weight.view(np.int8) if block_bytes(weight) >= 32 else weight).reshape(-1)
+    return read_only((weight.view(np.int8) if block_bytes(weight) >= 32 else weight).reshape(-1))
 
 
 def block_bytes(weight: Weight) -> int:

@@ -11,7 +11,7 @@ import pytest
 import minigemma
 from minigemma.arrays import read_only, round_bf16
 from minigemma.backend import DEFINITIONS, definition, formulas_only
-from minigemma.linear import FEW, format_of, rows_columns, widen
+from minigemma.linear import FEW, format_of, linear, linears, rows_columns, widen
 from minigemma.quantize import quantise_int4_rows, quantise_int8_rows
 from minigemma.sfp8 import quantise_sfp8
 
@@ -272,3 +272,16 @@ def test_formulas_only_runs_no_kernel():
         with formulas_only(False):
             assert number() == "formula"
     assert number() == "kernel"
+
+
+@pytest.mark.parametrize("tokens", [1, FEW + 1, 40])
+@pytest.mark.parametrize("mixed", [False, True], ids=["one format", "two formats"])
+def test_several_weights_at_once(tokens, mixed):
+    """q, k and v in one go, of one format or two, some of them locked and some not, are what each alone is."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((tokens, 64), np.float32)
+    weights = [rng.standard_normal((rows, 64), np.float32) for rows in (48, 20, 7)]
+    weights = [read_only(weights[0]), round_bf16(weights[1]) if mixed else weights[1], weights[2]]
+    for weight, y in zip(weights, linears(x, *weights), strict=True):
+        np.testing.assert_allclose(y, linear.formula(x, weight), rtol=1e-4, atol=1e-4)
+    assert weights[2].flags.writeable
