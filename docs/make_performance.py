@@ -29,7 +29,7 @@ import minigemma as mg
 from minigemma.amx import choice
 from minigemma.attention import attention
 from minigemma.backend import threading_layer, threads
-from minigemma.bench import arithmetic_peak, bench, read_bandwidth
+from minigemma.bench import arithmetic_peak, bench, read_bandwidth, unit_peak
 from minigemma.linear import (
     BLOCK,
     NO_ROWS,
@@ -85,12 +85,13 @@ def machine() -> str:
     """One line about the machine, measured now."""
     with threads(THREADS):
         bandwidth, peak = read_bandwidth() / 1e9, arithmetic_peak() / 1e9
+        unit, why = choice()
+        used = f"not used: {why}" if unit == "vectors" else f"used ({unit_peak() / 1e9:.0f} GFLOP/s in bf16)"
     cpu = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
-    unit, why = choice()
     return (
         f"*{names[0] if names else platform.processor()}, {THREADS} threads ({threading_layer()}), vectors of {LANES} "
-        f"float32 numbers, matrix unit {'not used: ' + why if unit == 'vectors' else 'used'}; just after the "
+        f"float32 numbers, matrix unit {used}; just after the "
         f"measurement it read {bandwidth:.1f} GB/s and multiplied {peak:.0f} GFLOP/s in float32.*"
     )
 

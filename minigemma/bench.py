@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads
 
-from .arrays import F32
+from . import amx
+from .arrays import F32, aligned
 from .backend import jit, jit_inner, threads
 from .cache import Cache
 from .config import RecurrentGemmaConfig
@@ -37,6 +38,8 @@ from .taps import NO_TAPS
 READ_BYTES = 1 << 29  # far more than any cache holds
 AHEAD = 2048  # float32 numbers
 STEPS = 1 << 20  # of the arithmetic loop
+UNIT_DEPTH = 8  # tiles in a row of the matrix unit's loop: 16 KB each of rows and tokens
+UNIT_STEPS = 4096 if amx.UNIT else 4  # of that loop; the imitation of the unit is slow
 STAGES = ("scaling the picture", "vision tower", "pooling and projection", "reading its tokens", "one more token")
 SCAN_TOKENS = 2048
 MARKERS = "osD^v"  # of the programs in a figure
@@ -82,14 +85,16 @@ def bench(
     ids = np.random.default_rng(0).integers(3, min(model.config.vocab, 200_000), longest).tolist()
     prompt, token = measure(runners, ids[:prompt_tokens], new_tokens, repeat, progress)
     others = {str(n): measure(runners, ids[:n], 1, repeat, progress)[0] for n in lengths}
+    dtype = format_of(model.weights.blocks[0].ffn.gate)
+    on_unit = dtype != "f32" and amx.choice()[0] != "vectors"
     progress("measuring the machine")
     with threads(model.threads):
-        bandwidth, peak = read_bandwidth(), arithmetic_peak()
+        bandwidth, peak = read_bandwidth(), unit_peak() if on_unit else arithmetic_peak()
     read = runners["minigemma"].read_bytes
     report: dict[str, Any] = {
         "name": model.name,
         "parameters": parameters(model),
-        "dtype": format_of(model.weights.blocks[0].ffn.gate),
+        "dtype": dtype,
         "threads": model.threads,
         "vectors": f"{LANES} lanes",
         "prompt_tokens": prompt_tokens,
@@ -98,6 +103,7 @@ def bench(
         "resident_bytes": resident_bytes(),
         "read_bytes_per_second": bandwidth,
         "flops_per_second": peak,
+        "multiplies": "bf16 on the matrix unit" if on_unit else "float32",
         "decode_limit_tps": bandwidth / read,
         "flops_per_token": 2 * model.config.non_embedding_parameters,
         "programs": {
@@ -132,7 +138,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"{r['name']}: {r['parameters']:,} parameters, {r['dtype']}, {gigabytes:,.2f} GB, weights {r['weights']}",
         f"machine     reads {r['read_bytes_per_second'] / 1e9:,.1f} GB/s, multiplies "
-        f"{r['flops_per_second'] / 1e9:,.0f} GFLOP/s in float32; {r['threads']} threads, {r['vectors']}",
+        f"{r['flops_per_second'] / 1e9:,.0f} GFLOP/s in {r['multiplies']}; {r['threads']} threads, {r['vectors']}",
         f"prompt      {ours['prefill_tps']:,.1f} tokens/s over {r['prompt_tokens']:,}, "
         f"{100 * ours['prefill_tps'] * r['flops_per_token'] / r['flops_per_second']:.0f} % of the arithmetic",
         f"decode      {ours['decode_tps']:,.2f} tokens/s, {100 * ours['decode_tps'] / r['decode_limit_tps']:.0f} % of "
@@ -197,7 +203,7 @@ def points(report: dict[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
 def roofline(report: dict[str, Any], path: Path) -> None:
     """Draw the report's speeds under what the machine can do at each arithmetic intensity (Williams et al. 2009).
 
-    The level roof is of float32 vectors: products of integers, or of a matrix unit, may lie above it.
+    The level roof is of what multiplies this model's prompts: another program's products of integers may lie above.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -211,7 +217,7 @@ def roofline(report: dict[str, Any], path: Path) -> None:
     axes.plot([left, ridge, right], [bandwidth * left / 1e9, peak / 1e9, peak / 1e9], color="black")
     corner: dict[str, Any] = {"xy": (ridge, peak / 1e9), "textcoords": "offset points"}
     axes.annotate(f"reads {bandwidth / 1e9:,.1f} GB/s", xytext=(-9, -3), ha="right", **corner)
-    axes.annotate(f"multiplies {peak / 1e9:,.0f} GFLOP/s in float32", xytext=(0, 6), **corner)
+    axes.annotate(f"multiplies {peak / 1e9:,.0f} GFLOP/s in {report['multiplies']}", xytext=(0, 6), **corner)
     for (name, ((_, *decode), *prompts)), marker in zip(found.items(), MARKERS, strict=False):
         style: dict[str, Any] = {"markersize": 9, "zorder": 3} if name == "minigemma" else {"markersize": 6}
         drawn = axes.plot([x for _, x, _ in prompts], [y / 1e9 for *_, y in prompts], f"{marker}:", label=name, **style)
@@ -382,6 +388,30 @@ def arithmetic_peak() -> float:
     out = np.zeros((get_num_threads(), ROWS * 2 * LANES), np.float32)
     work = 2 * ROWS * 2 * LANES * STEPS * get_num_threads()
     return work / _median_seconds(lambda: _multiply_all(len(out), a, b, STEPS, out))
+
+
+@jit_inner
+def _multiply_tiles(worker, workers, tiles, rows, tokens, steps, out):
+    registers = tiles.copy()
+    amx.begin(registers)
+    for _ in range(steps):
+        amx.multiply_panel(registers, rows, tokens, UNIT_DEPTH, 0, UNIT_DEPTH, out[worker])
+    amx.end(registers)
+
+
+@jit
+def _multiply_all_tiles(workers, tiles, rows, tokens, steps, out):
+    share_out(_multiply_tiles, workers, (tiles, rows, tokens, steps, out))
+
+
+def unit_peak() -> float:
+    """The same of the matrix unit, 32 x 32 sums of bf16 products at a time; where there is none, of its imitation."""
+    rows, tokens = (aligned(2 * amx.TILE * UNIT_DEPTH, np.uint16) for _ in range(2))
+    rows[:] = tokens[:] = 0
+    workers = get_num_threads()
+    out = aligned(workers * 1024, np.float32).reshape(workers, 1024)
+    work = 2 * 32 * 32 * amx.DEPTH * UNIT_DEPTH * UNIT_STEPS * workers
+    return work / _median_seconds(lambda: _multiply_all_tiles(workers, amx.new_tiles(), rows, tokens, UNIT_STEPS, out))
 
 
 def scan_speed(width: int) -> float:

@@ -63,6 +63,26 @@ def test_products_of_every_format(where, unit):
     assert run(PROGRAM.format(wanted=where), forced).strip() == "right"
 
 
+PEAK = """
+from minigemma.bench import bench, table
+from minigemma.config import RELEASED
+from minigemma.random_weights import random_model
+
+for dtype, multiplies in (("int8", "bf16 on the matrix unit"), ("f32", "float32")):
+    model = random_model(RELEASED["gemma-3-270m"], dtype, layers=1)
+    report = bench(model, 9, 1, repeat=1) | {"weights": "random"}
+    assert report["flops_per_second"] > 1e6 and f"GFLOP/s in {multiplies};" in table(report), table(report)
+print("right")
+"""
+
+
+@pytest.mark.parametrize("where", ["unit", "imitation"])
+def test_bench_measures_the_peak_of_what_multiplies(where, unit):
+    if where == "unit" and unit != "unit":
+        pytest.skip("this processor has no AMX-BF16")
+    assert run(PEAK, {"MINIGEMMA_CPU": "imitation"} if where == "imitation" else {}).strip() == "right"
+
+
 PROMPT = """
 import os
 import numpy as np

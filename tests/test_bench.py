@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minigemma import amx
 from minigemma.bench import arithmetic_peak, bench, points, read_bandwidth, roofline, table, token_at
 from minigemma.cli import main
 from minigemma.config import RELEASED, Gemma2Config, Gemma3Config, RecurrentGemmaConfig, VisionConfig
@@ -127,6 +128,7 @@ def test_report_and_table():
     report["weights"] = "random"
     assert report["programs"]["minigemma"]["decode_tps"] > 0
     assert set(report["milliseconds_per_token_at"]) == {"10", "500"}
+    assert report["multiplies"] == "float32" or amx.choice()[0] != "vectors"
     assert set(report["image"]) >= {"vision tower", "reading its tokens", "one more token"}
     assert "an image: round 1 of 1" in seen
     text = table(report)
@@ -227,6 +229,7 @@ REPORT = {
     "flops_per_token": 2000,
     "read_bytes_per_second": 30e9,
     "flops_per_second": 90e9,
+    "multiplies": "float32",
     "prompt_tokens": 64,
     "programs": {
         "minigemma": {"prefill_tps": 100.0, "decode_tps": 20.0, "weight_bytes": 1500},
