@@ -69,18 +69,11 @@ class KeyValueRing:
         together = [np.concatenate([a[slots], b]) for a, b in ((self.keys, keys), (self.values, values))]
         return together[0], together[1], np.arange(count - len(together[0]), count, dtype=np.int32)
 
-    def place(self, position: int) -> tuple[NDArray, NDArray, int, I32]:
-        """For one token: the keys and values [S, K, H] that it attends to, which slot of them is to be its own, and
-        the positions [S] of all.
-        """
-        self._pending, filled = None, min(position + 1, self.limit)
-        self._grow(filled)
-        return (
-            self.keys[:filled],
-            self.values[:filled],
-            position % self.limit,
-            _slot_positions(position + 1, self.limit),
-        )
+    def place(self, position: int) -> tuple[int, I32]:
+        """For one token: which slot is to be its own, and the positions [S] that the first S slots then hold."""
+        self._pending = None
+        self._grow(min(position + 1, self.limit))
+        return position % self.limit, _slot_positions(position + 1, self.limit)
 
     def skip_to(self, position: int) -> None:
         """Be as full as after `position` tokens, of keys and values that mean nothing."""

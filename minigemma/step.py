@@ -1,21 +1,28 @@
-"""One token through one layer, in one call of compiled code.
+"""One token through all layers, in one call of compiled code.
 
-Between two kernels Python takes a few microseconds. Beside a prompt that is nothing; but a token calls twenty kernels a
-layer, and in 18 layers of the 270M Python would take as long as reading a third of the weights. So the layer stands
-here a second time, as Numba sees it: the same kernels in the same order, called by compiled code. What a layer is, the
-block of gemma.py, gemma2.py and gemma3.py says; a test holds both to the same numbers. Where a value is tapped, or a
-weight is in SFP8 or has a bias, the block itself runs.
+Between two kernels Python takes a few microseconds, and more after each layer, whose weights have driven Python's own
+code out of the caches. Beside a prompt that is nothing; but a token calls twenty kernels a layer, and in 18 layers of
+the 270M Python would take as long as reading a third of the weights. So the layer stands here a second time, as Numba
+sees it: the same kernels in the same order, called by compiled code. What a layer is, the block of gemma.py, gemma2.py
+and gemma3.py says; a test holds both to the same numbers. Where a value is tapped, or a weight is in SFP8 or has a
+bias, the block itself runs.
+
+A kernel of Numba's cannot be given a list of 18 layers' arrays at a cost that does not grow with them. It is given a
+table: of each array the address and the size (`arrays_of`, `array_at`), of arrays that Python holds as long as it runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
+from llvmlite import ir
 from numba import get_num_threads, types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
+from numba.np.arrayobj import populate_array
+from numpy.typing import NDArray
 
 from .arrays import F32, read_only
 from .attention import EVERYTHING, SPLIT, few_part, join
@@ -26,7 +33,8 @@ from .crew import PIECES, claim, new_board, share_out, together
 from .geglu import gated_gelu_row
 from .linear import (
     BLOCK,
-    block_bytes,
+    BLOCK_BYTES,
+    Weight,
     few_tokens_blocks_piece,
     few_tokens_piece,
     flat,
@@ -40,6 +48,8 @@ from .simd import LANES, bf16_bits
 
 NORMS = ("pre_attention_norm", "post_attention_norm", "pre_ffn_norm", "post_ffn_norm")
 ABSENT = read_only(np.empty(0, np.float32))  # a norm that a model does not have
+PLACES = read_only(np.empty(0, np.int32))  # the type of what says where the keys of a ring stand
+WQ, WK, WV, WO, GATE, UP, DOWN = range(len(NORMS) + 2, len(NORMS) + 9)  # in a layer's row, after its gains
 
 
 def _products(x, weights, size, ys, room, board, step, worker, workers, ahead):
@@ -120,14 +130,14 @@ def _work(
     """What one thread does of the layer. What has no products every thread does for itself: that is sooner done than
     handed over. It leaves in `out` what the threads have made together, and in after[worker] what each has made.
     """
-    (pre, post, pre_ffn, _), (wq, wk, wv, wo, gate, up, down) = norms, matrices
+    (pre, post, pre_ffn), (wq, wk, wv, wo, gate, up, down) = norms, matrices
     (cos, sin), (keys, values, slot, places, position) = turns, ring
     mine, (qs, ks, vs, states, totals, y, opened, z, after) = (rooms[0][worker], rooms[1][worker]), out
     D, K, H = x.size, keys.shape[1], keys.shape[2]
     residual, h = after[worker], np.empty(D, np.float32)
 
     norm_row(x, pre, eps, h)
-    _products(h, (wq, wk, wv), sizes[2], (qs, ks, vs), mine, board, 0, worker, workers, wo)
+    _products(h, (wq, wk, wv), sizes[0], (qs, ks, vs), mine, board, 0, worker, workers, wo)
     q, k = qs.reshape(-1, H).copy(), ks.reshape(-1, H).copy()
     if head_norms[0].size:
         for n in range(len(q)):
@@ -143,76 +153,141 @@ def _work(
         grouped, flat_k, v, keys, values, slot, places, position, limits, states, totals, board, worker, workers, wo
     )
     join(states, totals, mixed)
-    _products(mixed.reshape(-1), (wo,), sizes[3], (y,), mine, board, 2, worker, workers, gate)
+    _products(mixed.reshape(-1), (wo,), sizes[1], (y,), mine, board, 2, worker, workers, gate)
     if post.size:
         norm_row(y[0], post, eps, h)
     for d in range(D):
         residual[d] = x[d] + (h[d] if post.size else y[0, d])
 
     norm_row(residual, pre_ffn, eps, h)
-    _products(h, (gate, up), sizes[4], (opened[:1], opened[1:]), mine, board, 3, worker, workers, down)
+    _products(h, (gate, up), sizes[2], (opened[:1], opened[1:]), mine, board, 3, worker, workers, down)
     gated = np.empty(opened.shape[1], np.float32)
     gated_gelu_row(opened[0], opened[1], gated)
-    _products(gated, (down,), sizes[5], (z,), mine, board, 4, worker, workers, following)
+    _products(gated, (down,), sizes[3], (z,), mine, board, 4, worker, workers, following)
+
+
+def arrays_of(rows: Sequence[Sequence[NDArray]]) -> NDArray[np.int64]:
+    """Where each array begins and how many elements it has: [rows, arrays of a row, 2]. The arrays must stay."""
+    return np.array([[(array.ctypes.data, array.size) for array in row] for row in rows], np.int64)
+
+
+@intrinsic
+def _array(typingctx, address, size, like):
+    """`size` elements from an address on, as an array of the type of `like`: one axis, without gaps."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(signature.args[2])(context, builder)
+        element = context.get_data_type(signature.args[2].dtype)
+        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(element))
+        data = builder.inttoptr(args[0], ir.PointerType(element))
+        populate_array(array, data, [args[1]], [itemsize], itemsize, meminfo=None)
+        return array._getvalue()
+
+    return like(types.int64, types.int64, like), codegen
+
+
+@jit_inner
+def array_at(table, row, i, like):
+    """Array i of a row of `arrays_of`, which is of the type of `like`."""
+    return _array(table[row, i, 0], table[row, i, 1], like)
 
 
 @jit
-def _layer(workers, x, norms, head_norms, eps, matrices, following, sizes, turns, limits, ring, rooms):
-    """x [D] becomes the residual after this layer; the ring takes in the token's key and value.
+def _layers(workers, x, layers, now, rooms):
+    """x [D] becomes the residual after these layers; their rings take in the token's key and value.
 
-    matrices: one axis each; `following`: the first of the next layer; sizes: N · H, F, then the bytes of 32 weights in
-    W_q, W_o, W_gate and W_down; turns: cosine and sine of rope; limits: window, scale and cap of attention; ring: keys
-    and values [S, K, H], the token's slot, all positions, its own; rooms: for each thread, what `_products` needs.
+    layers: the table of their gains and matrices; an array of the type of W_q, of W_o, W_gate and W_down; N · H, K · H,
+    H and F; the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope.
+    now: cosine and sine of each rope [ropes, R/2]; the table of the rings' keys, values and positions; which slot of
+    each ring is the token's; an array of the keys' type; its position [1]. rooms: for each thread, what `_products`
+    needs.
     """
-    D, (S, K, H) = x.size, ring[0].shape
-    G, parts = sizes[0] // H // K, max(1, min(workers, S * K // SPLIT))
-    qs, ks, vs = np.empty((1, sizes[0]), np.float32), np.empty((1, K * H), np.float32), np.empty((1, K * H), np.float32)
-    states, totals = np.empty((K * parts, G, 2), np.float32), np.empty((K * parts, G, H), np.float32)
-    y, opened, z = np.empty((1, D), np.float32), np.empty((2, sizes[1]), np.float32), np.empty((1, D), np.float32)
-    board, after = new_board(5, workers), np.empty((workers, D), np.float32)
-    out = qs, ks, vs, states, totals, y, opened, z, after
-    share_out(
-        _work, workers, (board, x, norms, head_norms, eps, matrices, following, sizes, turns, limits, ring, rooms, out)
-    )
-    if norms[3].size:
-        norm_row(z[0], norms[3], eps, z[0])
-    for d in range(D):
-        x[d] = after[0, d] + z[0, d]
+    table, (like_q, like_o, like_gate, like_down), (NH, KH, H, F), sizes, eps, limits, which = layers
+    cos, sin, rings, slots, kept, position = now
+    D, K, G, last = x.size, KH // H, NH // KH, len(table) - 1
+    qs, ks, vs = np.empty((1, NH), np.float32), np.empty((1, KH), np.float32), np.empty((1, KH), np.float32)
+    states, totals = np.empty((K * workers, G, 2), np.float32), np.empty((K * workers, G, H), np.float32)
+    y, opened, z = np.empty((1, D), np.float32), np.empty((2, F), np.float32), np.empty((1, D), np.float32)
+    after = np.empty((workers, D), np.float32)
+    for i in range(len(table)):
+        pre, post = array_at(table, i, 0, ABSENT), array_at(table, i, 1, ABSENT)
+        pre_ffn, post_ffn = array_at(table, i, 2, ABSENT), array_at(table, i, 3, ABSENT)
+        q_norm, k_norm = array_at(table, i, 4, ABSENT), array_at(table, i, 5, ABSENT)
+        wq, wk, wv = array_at(table, i, WQ, like_q), array_at(table, i, WK, like_q), array_at(table, i, WV, like_q)
+        wo, down = array_at(table, i, WO, like_o), array_at(table, i, DOWN, like_down)
+        gate, up = array_at(table, i, GATE, like_gate), array_at(table, i, UP, like_gate)
+        keys, values = array_at(rings, i, 0, kept).reshape(-1, K, H), array_at(rings, i, 1, kept).reshape(-1, K, H)
+        places = array_at(rings, i, 2, PLACES)
+        parts = K * max(1, min(workers, len(places) * K // SPLIT))
+        arguments = (
+            new_board(5, workers),
+            x,
+            (pre, post, pre_ffn),
+            (q_norm, k_norm),
+            eps,
+            (wq, wk, wv, wo, gate, up, down),
+            array_at(table, min(i + 1, last), WQ, like_q),
+            sizes,
+            (cos[which[i]], sin[which[i]]),
+            (limits[i, 0], limits[i, 1], limits[i, 2]),
+            (keys[: len(places)], values[: len(places)], slots[i], places, position),
+            rooms,
+            (qs, ks, vs, states[:parts], totals[:parts], y, opened, z, after),
+        )
+        share_out(_work, workers, arguments)
+        if post_ffn.size:
+            norm_row(z[0], post_ffn, eps, z[0])
+        for d in range(D):
+            x[d] = after[0, d] + z[0, d]
+
+
+def _gains(block: Any) -> list[F32]:
+    found = [getattr(block, name, None) for name in NORMS] + [block.attention.q_norm, block.attention.k_norm]
+    return [ABSENT if gain is None else np.ascontiguousarray(gain) for gain in found]
+
+
+def _matrices(block: Any) -> list[Weight]:
+    a, f = block.attention, block.ffn
+    return [flat(weight) for weight in (a.q, a.k, a.v, a.o, f.gate, f.up, f.down)]
+
+
+def _formats(block: Any) -> tuple[str, ...]:
+    """Those of W_q, W_o, W_gate and W_down, which a run of layers has in common."""
+    a, f = block.attention, block.ffn
+    return tuple(format_of(weight) for weight in (a.q, a.o, f.gate, f.down))
 
 
 class OneToken:
-    """The layers of a model, their arrays as `_layer` takes them."""
+    """The layers of a model, their arrays as `_layers` takes them: as many calls as formats take turns in a file."""
 
     def __init__(self, config: TextConfig, blocks: Sequence[Any]) -> None:
-        self.layers = [self._arguments(config, i, *pair) for i, pair in enumerate(pairwise([*blocks, blocks[-1]]))]
         attentions = [config.attention(i) for i in range(len(blocks))]
-        self.ropes = [(c.rope_base, c.rope_scale, int(config.head_dim * c.rope_fraction)) for c in attentions]
-        self.longest = max(config.width, config.heads * config.head_dim, config.ffn_width)
-
-    @staticmethod
-    def _arguments(config: TextConfig, layer: int, block: Any, following: Any) -> tuple:
-        c, a, f = config.attention(layer), block.attention, block.ffn
-        matrices = a.q, a.k, a.v, a.o, f.gate, f.up, f.down
-        sizes = [block_bytes(weight) for weight in (a.q, a.o, f.gate, f.down)]
-        before = (
-            tuple(getattr(block, name, ABSENT) for name in NORMS),
-            (a.q_norm, a.k_norm) if a.q_norm is not None else (ABSENT, ABSENT),
-            config.eps,
-            tuple(flat(weight) for weight in matrices),
-            flat(following.attention.q),
-            (len(a.q), len(f.gate), *sizes),
-        )
-        return before, (np.float32(c.window or EVERYTHING), np.float32(c.query_scale), np.float32(c.soft_cap or 0))
+        ropes = [(c.rope_base, c.rope_scale, int(config.head_dim * c.rope_fraction)) for c in attentions]
+        limits = np.array([(c.window or EVERYTHING, c.query_scale, c.soft_cap or 0) for c in attentions], np.float32)
+        heads, kv_heads, H = config.heads, config.kv_heads, config.head_dim
+        self.ropes, self.longest = list(dict.fromkeys(ropes)), max(config.width, heads * H, config.ffn_width)
+        which = np.array([self.ropes.index(rope) for rope in ropes])
+        self.arrays = [(*_gains(block), *_matrices(block)) for block in blocks]  # which the tables speak of
+        self.runs = []
+        for formats, numbers in groupby(range(len(blocks)), lambda i: _formats(blocks[i])):
+            run = list(numbers)
+            rows = slice(run[0], run[-1] + 1)
+            some, widths = self.arrays[run[0]], (heads * H, kv_heads * H, H, config.ffn_width)
+            kinds = tuple(some[i][:0] for i in (WQ, WO, GATE, DOWN))
+            table, sizes = arrays_of(self.arrays[rows]), tuple(BLOCK_BYTES.get(name, 0) for name in formats)
+            self.runs.append((rows, (table, kinds, widths, sizes, config.eps, limits[rows], which[rows])))
 
     def __call__(self, x: F32, cache: Cache) -> F32:
         """x [1, D], the token's embedding, → [1, D], the residual after the last layer; each ring takes it in."""
         position, workers = np.array([cache.position], np.int32), get_num_threads()
         rooms = rounded(workers, self.longest).reshape(workers, -1), np.empty((workers, 1), np.float32)
-        turns = {rope: tuple(a[0] for a in angles(position, *rope)) for rope in set(self.ropes)}
+        cos, sin = (np.concatenate(a) for a in zip(*(angles(position, *rope) for rope in self.ropes), strict=True))
         rings = cast(tuple[KeyValueRing, ...], cache.layers)
-        for layer, rope, ring in zip(self.layers, self.ropes, rings, strict=True):
-            before, limits = layer
-            _layer(workers, x[0], *before, turns[rope], limits, (*ring.place(cache.position), position), rooms)
+        places = [ring.place(cache.position) for ring in rings]
+        table = arrays_of([(ring.keys, ring.values, at) for ring, (_, at) in zip(rings, places, strict=True)])
+        slots, kept = np.array([slot for slot, _ in places]), rings[0].keys[:0].reshape(-1)
+        for rows, layers in self.runs:
+            _layers(workers, x[0], layers, (cos, sin, table[rows], slots[rows], kept, position), rooms)
         return x
 
 

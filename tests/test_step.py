@@ -105,6 +105,22 @@ def test_weights_of_several_formats():
     np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
 
 
+def test_layers_that_take_turns_in_their_formats():
+    """Layers of the same formats go through one kernel together; where these change, another run begins."""
+    from dataclasses import replace
+
+    order = ("bf16", "bf16", "f32", "int8", "int4", "int4", "bf16")
+    config = Gemma3Config(**{**SIZES, "layers": len(order)}, window=8, pattern=3, rope_scale=8.0)
+    model = random_model(config, "bf16")
+    blocks = tuple(random_model(config, dtype).weights.blocks[i] for i, dtype in enumerate(order))
+    model.weights = replace(model.weights, blocks=blocks)
+    assert [rows.stop - rows.start for rows, _ in model._one_token.runs] == [2, 1, 1, 2, 1]
+    cache, slow = model.new_cache(20), model.new_cache(20)
+    for i in range(12):
+        got, expected = model.forward([i], cache), model.forward([i], slow, taps=OFF)
+    np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+
+
 def formulas(model, ids):
     model.backend = "numpy"
     try:
