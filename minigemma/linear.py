@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from . import amx
 from .arrays import F32, aligned, read_only, widen_bf16
-from .backend import INLINED, INNER, definition, jit, jit_inlined, jit_inner, require, runs_formulas
+from .backend import INLINED, INNER, definition, jit, jit_inlined, jit_inner, require, runs_formulas, workers_for
 from .crew import share, share_out
 from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
 from .simd import (
@@ -44,6 +44,7 @@ from .simd import (
     fma,
     load,
     load_float,
+    load_half,
     load_high_nibbles,
     load_low_nibbles,
     load_one,
@@ -60,9 +61,14 @@ from .simd import (
     store_whole,
     sum_lanes,
     tile_add_outer,
+    tile_add_pairs,
+    tile_add_scaled,
     tile_load,
     tile_store,
     tile_zeros,
+    unpack_32_nibbles,
+    unpack_32_signed,
+    whole_tile_zeros,
     zeros,
 )
 
@@ -396,12 +402,13 @@ def rounded(tokens: int, columns: int) -> NDArray[np.int16]:
 
 @jit
 def round_to_16_bits(x, whole, scales):
-    """x ≈ whole · scale, a scale for each token: x [T · D] float32, whole [T · D · (1 + OFFSETS / 32)] int16, scales
-    [T]; D in whole 32s. After each token's numbers follow the offsets of their blocks, for weights that are nibbles.
+    """x ≈ whole · scale, a scale for each token: x [T · D] float32, whole [T · D] int16, scales [T]; D in whole 32s.
+    Where `whole` has the room of `rounded`, each token's numbers are followed by the offsets of their blocks, for
+    weights that are nibbles.
     """
-    D = x.size // scales.size
+    D, length = x.size // scales.size, whole.size // scales.size
     for t in range(scales.size):
-        first, at, highest = t * D, t * (D // 32 * (32 + OFFSETS)), zeros()
+        first, at, highest = t * D, t * length, zeros()
         for k in range(first, first + D, LANES):
             highest = maximum(highest, magnitude(load(x, k)))
         largest = max_lanes(highest)
@@ -409,7 +416,7 @@ def round_to_16_bits(x, whole, scales):
         up = splat(np.float32(32767) / largest if largest > 0 else np.float32(0))
         for k in range(0, D, LANES):
             store_whole(whole, at + k, load(x, first + k) * up)
-        for block in range(D // 32):
+        for block in range(D // 32 if length > D else 0):
             store_offsets(whole, at + block * 32, at + D + block * OFFSETS)
 
 
@@ -485,6 +492,119 @@ def _many_tokens(workers, packed, weights, size, columns, height, width, ys):
     in the cache, and the same part of the next rows is asked for: at most PANEL and DEPTH.
     """
     share_out(_panels_of_all, workers, (packed, weights, size, columns, height, width, ys))
+
+
+# ---- many tokens against whole numbers: x, rounded to 16 bits, and a panel of weights, as they are, in pairs of int16
+
+
+@jit_inner
+def _round_some(worker, workers, x, whole, scales):
+    mine, D = share(worker, workers, len(x)), x.shape[1]
+    flat_x, first, last = x.reshape(-1), mine.start, mine.stop
+    if first < last:
+        round_to_16_bits(flat_x[first * D : last * D], whole[first * D : last * D], scales[first:last])
+
+
+@jit
+def _pack_all_pairs(workers, x, whole, scales, words, packed):
+    share_out(_round_some, workers, (x, whole, scales))
+    share_out(_pack_some, min(workers, len(packed)), (words, packed))
+
+
+def _pack_pairs(x):
+    """x [T, D] → int16 in pairs [T/16, D · 16], tokens as lanes, and the scale of each token."""
+    (T, D), lanes = x.shape, 2 * LANES
+    whole, scales, blocks = aligned(T * D, np.int16), np.empty(T, np.float32), -(-T // lanes)
+    packed = aligned(blocks * D // 2 * lanes, np.int32).reshape(blocks, -1)
+    _pack_all_pairs(workers_for(x), x, whole, scales, whole.view(np.int32).reshape(T, -1), packed)
+    return packed.view(np.int16), scales
+
+
+def _unpack_row(weight, at, size, first, count, panel, to, scales, there):
+    """panel[to : to + count] = the whole numbers in columns first … first + count - 1 of the row at weight[at], as
+    int16; scales[there :] = the scale of each 32.
+    """
+
+
+@jit_inner
+def _unpack_signed(weight, at, size, first, count, panel, to, scales, there):
+    for block in range(count // BLOCK):
+        here = at + (first // BLOCK + block) * size
+        scales[there + block] = load_half(weight, here) if size % 16 else load_float(weight, at)
+        here += 2 if size % 16 else SCALE_BYTES
+        unpack_32_signed(weight, here, panel, to + block * BLOCK)
+
+
+@jit_inner
+def _unpack_nibbles(weight, at, size, first, count, panel, to, scales, there):
+    for block in range(count // BLOCK):
+        here = at + (first // BLOCK + block) * size
+        scales[there + block] = load_half(weight, here) if size % 16 else load_float(weight, at)
+        here += 2 if size % 16 else SCALE_BYTES
+        unpack_32_nibbles(weight, here, panel, to + block * BLOCK)
+
+
+@overload(_unpack_row, jit_options=INNER)
+def _choose_unpack_row(weight, at, size, first, count, panel, to, scales, there):
+    return (_unpack_signed if weight.dtype == types.int8 else _unpack_nibbles).py_func
+
+
+@jit_inner
+def _multiply_whole_panel(panel, scales, packed, first, depth, rows, sums):
+    """sums [blocks, PANEL, 2 · LANES] += panel [rows, depth] · packed[:, first : first + depth], a block's whole numbers
+    times its scale.
+    """
+    lanes, blocks = 2 * LANES, DEPTH // BLOCK
+    for i in range(len(packed)):
+        tokens, out = packed[i], sums[i]
+        if first == 0:
+            out[: (rows + ROWS - 1) // ROWS * ROWS * lanes] = 0
+        for r in range(0, rows, ROWS):
+            for block in range(depth // BLOCK):
+                tile, at = whole_tile_zeros(), (first + block * BLOCK) * lanes
+                for k in range(0, BLOCK, 2):
+                    tile = tile_add_pairs(tile, panel, r * DEPTH + block * BLOCK + k, DEPTH, tokens, at + k * lanes)
+                tile_add_scaled(tile, scales, r * blocks + block, blocks, out, r * lanes, lanes)
+
+
+@jit_inner
+def _some_whole_panels(worker, workers, packed, token_scales, weight, size, columns, height, panel, scales, sums, y):
+    (T, R), lanes, blocks = y.shape, 2 * LANES, DEPTH // BLOCK
+    stride = weight.size // max(1, R)
+    for p in share(worker, workers, (R + height - 1) // height):
+        top, rows = p * height, min(height, R - p * height)
+        for first in range(0, columns, DEPTH):
+            count = min(DEPTH, columns - first)
+            length = count // BLOCK * size
+            for r in range(rows):
+                at = (top + r) * stride
+                _unpack_row(weight, at, size, first, count, panel, r * DEPTH, scales, r * blocks)
+                at += height * stride + first // BLOCK * size
+                for k in range(0, length, 64):
+                    prefetch(weight, at + k)
+            _multiply_whole_panel(panel, scales, packed, first, count, rows, sums)
+        for t in range(T):
+            block, lane = t // lanes, t % lanes
+            for r in range(rows):
+                y[t, top + r] = sums[block, r * lanes + lane] * token_scales[t]
+
+
+@jit_inner
+def _whole_panels_of_all(worker, workers, packed, token_scales, weights, size, columns, height, ys):
+    panel, scales = np.zeros(PANEL * DEPTH, np.int16), np.zeros(PANEL * DEPTH // BLOCK, np.float32)
+    sums = np.empty((len(packed), PANEL * 2 * LANES), np.float32)
+    for i in range(len(weights)):
+        _some_whole_panels(
+            worker, workers, packed, token_scales, weights[i], size, columns, height, panel, scales, sums, ys[i]
+        )
+
+
+@jit
+def _many_tokens_whole(workers, packed, token_scales, weights, size, columns, height, ys):
+    """x Wᵀ for each weight of whole numbers. `height` of its rows, DEPTH columns at a time, are widened to int16 and
+    used for all tokens while in the cache.
+    """
+    share_out(_whole_panels_of_all, workers, (packed, token_scales, weights, size, columns, height, ys))
 
 
 # ---- many tokens on the matrix unit, for weights that are not float32: x and the weights enter as bf16 (amx.py)
@@ -570,6 +690,9 @@ def _products(x, weights):
     padded, outs = tuple(rows + [rows[0][:0]] * missing), tuple(ys + [NO_ROWS] * missing)
     if T > FEW and rows[0].dtype != np.float32 and amx.choice()[0] != "vectors":
         _many_tokens_on_tiles(workers, amx.pack_tokens(x), amx.new_tiles(), padded, size, D, outs)
+    elif T > FEW and size:
+        packed, scales = _pack_pairs(x)
+        _many_tokens_whole(workers, packed, scales, padded, size, D, ROWS if len(packed) == 1 else PANEL, outs)
     elif T > FEW:
         packed = _pack(x)
         panel = (ROWS, DEPTH // 2) if len(packed) == 1 else (PANEL, DEPTH)  # of the first- or second-level cache

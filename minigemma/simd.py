@@ -92,15 +92,25 @@ class _TileType(types.Type):
         super().__init__(name=f"f32x{LANES}x{ROWS}x2")
 
 
+class _WholeTileType(types.Type):
+    """ROWS x 2 vectors of LANES int32 numbers."""
+
+    llvm = ir.ArrayType(ir.VectorType(_I32, LANES), ROWS * 2)
+
+    def __init__(self) -> None:
+        super().__init__(name=f"i32x{LANES}x{ROWS}x2")
+
+
 @register_model(_VectorType)
 @register_model(_TileType)
+@register_model(_WholeTileType)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager, kind):
         super().__init__(manager, kind, kind.llvm)
 
 
 READABLE = (types.float32, types.uint16, types.int16, types.int8, types.uint8)
-VECTOR, TILE = _VectorType(), _TileType()
+VECTOR, TILE, WHOLE_TILE = _VectorType(), _TileType(), _WholeTileType()
 
 
 def _inline(function: Callable) -> Any:
@@ -329,17 +339,20 @@ def _products_of_32(builder, weights, numbers):
     """Vectors of 2 · LANES int8 or int16, 32 in all, times the int16 from address `numbers` on, neighbours added: LANES
     sums in int32. Such a product and sum of neighbours is one instruction on most machines.
     """
-    step = 2 * LANES
-    wide = ir.VectorType(_I32, step)
-    nothing = ir.Constant(wide, ir.Undefined)
-    even, odd = (ir.Constant(ir.VectorType(_I32, LANES), list(range(i, step, 2))) for i in range(2))
-    total = _constant(0, _I32)
+    step, total = 2 * LANES, _constant(0, _I32)
     for i, some in enumerate(weights):
         others = _read(builder, builder.gep(numbers, [_I32(i * step)]), _I16, step)
-        products = builder.mul(builder.sext(some, wide), builder.sext(others, wide))
-        pairs = [builder.shuffle_vector(products, nothing, which) for which in (even, odd)]
-        total = builder.add(total, builder.add(*pairs))
+        total = builder.add(total, _products_of_pairs(builder, some, others))
     return total
+
+
+def _products_of_pairs(builder, some, others):
+    """2 · LANES int8 or int16 times as many int16, neighbours added: LANES sums in int32."""
+    wide = ir.VectorType(_I32, 2 * LANES)
+    products = builder.mul(builder.sext(some, wide), builder.sext(others, wide))
+    nothing = ir.Constant(wide, ir.Undefined)
+    even, odd = (ir.Constant(ir.VectorType(_I32, LANES), list(range(i, 2 * LANES, 2))) for i in range(2))
+    return builder.add(*(builder.shuffle_vector(products, nothing, which) for which in (even, odd)))
 
 
 @intrinsic
@@ -391,6 +404,40 @@ def store_offsets(typingctx, x, k, offsets):
         return context.get_dummy_value()
 
     return types.void(x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def unpack_32_signed(typingctx, row, at, out, to):
+    """out[to : to + 32] = the int8 numbers row[at : at + 32], as int16."""
+
+    def codegen(context, builder, signature, args):
+        numbers = _read(builder, _element(context, builder, signature.args[0], *args[:2]), _I8, 32)
+        _write(context, builder, signature.args[2], *args[2:], builder.sext(numbers, ir.VectorType(_I16, 32)))
+        return context.get_dummy_value()
+
+    return types.void(row, types.intp, out, types.intp), codegen
+
+
+@intrinsic
+def unpack_32_nibbles(typingctx, row, at, out, to):
+    """out[to : to + 32] = the nibbles less 8 of row[at : at + 16], as int16: 16 low ones, then 16 high ones."""
+
+    def codegen(context, builder, signature, args):
+        words = ir.VectorType(_I16, 16)
+        both = builder.zext(_read(builder, _element(context, builder, signature.args[0], *args[:2]), _I8, 16), words)
+        fifteen, four, eight = (ir.Constant(words, [n] * 16) for n in (15, 4, 8))
+        for i, half in enumerate((builder.and_(both, fifteen), builder.lshr(both, four))):
+            index = builder.add(args[3], args[3].type(16 * i))
+            _write(context, builder, signature.args[2], args[2], index, builder.sub(half, eight))
+        return context.get_dummy_value()
+
+    return types.void(row, types.intp, out, types.intp), codegen
+
+
+def _write(context, builder, kind, array, index, vector):
+    """array[index :] = vector."""
+    address = _element(context, builder, kind, array, index)
+    builder.store(vector, builder.bitcast(address, vector.type.as_pointer())).align = 1
 
 
 @intrinsic
@@ -658,3 +705,59 @@ def tile_store(typingctx, tile, out, start, stride):
         return context.get_dummy_value()
 
     return types.void(TILE, out, types.intp, types.intp), codegen
+
+
+@intrinsic
+def whole_tile_zeros(typingctx):
+    """ROWS x (2 · LANES) zeros, int32."""
+    return WHOLE_TILE(), lambda context, builder, signature, args: ir.Constant(WHOLE_TILE.llvm, [_constant(0, _I32)] * ROWS * 2)
+
+
+@intrinsic
+def tile_add_pairs(typingctx, tile, a, start, stride, b, index):
+    """tile[r, i] += the products of the pairs a[start + r · stride : … + 2] and b[index + 2 i : … + 2], for r in
+    0 … ROWS - 1 and i in 0 … 2 · LANES - 1. a, b int16.
+    """
+
+    def codegen(context, builder, signature, args):
+        tile, a, start, stride, b, index = args
+        row = _element(context, builder, signature.args[4], b, index)
+        right = [_read(builder, builder.gep(row, [_I32(half * 2 * LANES)]), _I16, 2 * LANES) for half in range(2)]
+        left = _element(context, builder, signature.args[1], a, start)
+        for r in range(ROWS):
+            pair = builder.load(builder.bitcast(left, _I32.as_pointer()))
+            pair.align = 4
+            pairs = builder.bitcast(_splat(builder, pair), ir.VectorType(_I16, 2 * LANES))
+            left = builder.gep(left, [stride])
+            for half in range(2):
+                before = builder.extract_value(tile, r * 2 + half)
+                total = builder.add(before, _products_of_pairs(builder, pairs, right[half]))
+                tile = builder.insert_value(tile, total, r * 2 + half)
+        return tile
+
+    return WHOLE_TILE(WHOLE_TILE, a, types.intp, types.intp, b, types.intp), codegen
+
+
+@intrinsic
+def tile_add_scaled(typingctx, tile, scales, first, step, out, start, stride):
+    """out[start + r · stride : … + 2 · LANES] += tile[r, :] · scales[first + r · step], for r in 0 … ROWS - 1. scales,
+    out float32.
+    """
+
+    def codegen(context, builder, signature, args):
+        tile, scales, first, step, out, start, stride = args
+        multiply_add = _llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4)
+        row = _element(context, builder, signature.args[4], out, start)
+        scale = _element(context, builder, signature.args[1], scales, first)
+        for r in range(ROWS):
+            one = _splat(builder, builder.load(scale))
+            scale = builder.gep(scale, [step])
+            for half in range(2):
+                at = builder.gep(row, [_I32(half * LANES)])
+                number = builder.sitofp(builder.extract_value(tile, r * 2 + half), VECTOR.llvm)
+                value = builder.call(multiply_add, [number, one, _read(builder, at, _F32)])
+                builder.store(value, builder.bitcast(at, VECTOR.llvm.as_pointer())).align = 1
+            row = builder.gep(row, [stride])
+        return context.get_dummy_value()
+
+    return types.void(WHOLE_TILE, scales, types.intp, types.intp, out, types.intp, types.intp), codegen
