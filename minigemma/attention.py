@@ -27,10 +27,13 @@ from .crew import share, share_out
 from .simd import (
     LANES,
     ROWS,
+    as_two,
     exp,
     fma,
+    from_two,
     load,
     load_one,
+    load_two,
     max_lanes,
     maximum,
     prefetch,
@@ -120,6 +123,7 @@ def attention(
 
 FEW = 8  # queries that still count as decoding
 FEW_BLOCK = 64  # keys at a time while decoding
+HEADS = 4  # query heads that share what is loaded of a key: eight sums, of two keys, in registers
 AHEAD = 8  # keys that are read ahead into the second-level cache
 AT_ONCE = 16  # values of them that are added up together: as many lie in the first-level cache, whatever their stride
 SPLIT = 128  # keys, of one key head each, that a thread takes at least while decoding
@@ -128,19 +132,35 @@ COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
 
 
 @jit_inner
-def _two_dots(k, at, q, i, j, H, ahead):
-    """Σ_h k[at + h] · q[i + h], k float32 or bf16, and the same of q[j + h]: two heads share what is loaded of a key,
-    and what lies `ahead` of it is asked for.
+def _four(first, last, size):
+    """Where `size` numbers of each of HEADS heads begin, from `first` on; behind the last one it stands itself."""
+    return first * size, min(first + 1, last) * size, min(first + 2, last) * size, min(first + 3, last) * size
 
-    H is a multiple of 2 · LANES.
+
+@jit_inner
+def _dots(k, at, other, q, heads, H, ahead):
+    """Σ_h k[at + h] · q[i + h] for i in `heads`, then the same of the key at `other`; k float32 or bf16, and q in the
+    order of `load_two`. What lies `ahead` of the keys is asked for. H is a multiple of 2 · LANES.
     """
-    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    (i, j, m, n), (a, b, c, d), (e, f, g, o) = (
+        heads,
+        (zeros(), zeros(), zeros(), zeros()),
+        (zeros(), zeros(), zeros(), zeros()),
+    )
     for h in range(0, H, 2 * LANES):
         prefetch(k, at + ahead + h)
-        x, y = load(k, at + h), load(k, at + h + LANES)
-        a, b = fma(x, load(q, i + h), a), fma(y, load(q, i + h + LANES), b)
-        c, d = fma(x, load(q, j + h), c), fma(y, load(q, j + h + LANES), d)
-    return sum_lanes(a + b), sum_lanes(c + d)
+        prefetch(k, other + ahead + h)
+        (x, y), (u, v) = load_two(k, at + h), load_two(k, other + h)
+        p, r = load(q, i + h), load(q, i + h + LANES)
+        a, e = fma(y, r, fma(x, p, a)), fma(v, r, fma(u, p, e))
+        p, r = load(q, j + h), load(q, j + h + LANES)
+        b, f = fma(y, r, fma(x, p, b)), fma(v, r, fma(u, p, f))
+        p, r = load(q, m + h), load(q, m + h + LANES)
+        c, g = fma(y, r, fma(x, p, c)), fma(v, r, fma(u, p, g))
+        p, r = load(q, n + h), load(q, n + h + LANES)
+        d, o = fma(y, r, fma(x, p, d)), fma(v, r, fma(u, p, o))
+    first = sum_lanes(a), sum_lanes(b), sum_lanes(c), sum_lanes(d)
+    return first, (sum_lanes(e), sum_lanes(f), sum_lanes(g), sum_lanes(o))
 
 
 @jit_inner
@@ -164,99 +184,119 @@ def _softmax_step(scores, first, cap, state, i, total, at, H):
         summed = summed + p
     shrink = np.exp(before - top)
     state[i], state[i + 1] = top, load_one(state, i + 1) * shrink + sum_lanes(summed)
-    for h in range(at, at + H, LANES):
+    for h in range(at, at + H if top > before else at, LANES):
         store(total, h, load(total, h) * splat(shrink))
 
 
 @jit_inner
-def _add_two(scores, p, other, v, step, offset, first, last, total, i, j, H):
-    """total[i : i + H] += Σ_s scores[p + s] · v[s · step + offset : … + H], s = first … last - 1, and the same of
-    scores[other + s] into total[j : j + H].
+def _add_values(scores, ps, v, step, offset, first, last, ahead, total, heads, H):
+    """total[i : i + H] += Σ_s scores[p + s] · v[s · step + offset : … + H], s = first … last - 1, for i in `heads` and
+    p in `ps`; total in the order of `load_two`. What lies `ahead` of a value is asked for.
     """
+    (i, j, m, n), (pi, pj, pm, pn) = heads, ps
     for h in range(0, H, 2 * LANES):
         a, b = load(total, i + h), load(total, i + h + LANES)
         c, d = load(total, j + h), load(total, j + h + LANES)
+        e, f = load(total, m + h), load(total, m + h + LANES)
+        g, o = load(total, n + h), load(total, n + h + LANES)
         for s in range(first, last):
             row = s * step + offset + h
-            x, y = splat(load_one(scores, p + s)), splat(load_one(scores, other + s))
-            prefetch(v, row + 2 * AT_ONCE * step)
-            low, high = load(v, row), load(v, row + LANES)
-            a, b, c, d = fma(x, low, a), fma(x, high, b), fma(y, low, c), fma(y, high, d)
+            prefetch(v, row + ahead)
+            x, y = load_two(v, row)
+            p = splat(load_one(scores, pi + s))
+            a, b = fma(p, x, a), fma(p, y, b)
+            p = splat(load_one(scores, pj + s))
+            c, d = fma(p, x, c), fma(p, y, d)
+            p = splat(load_one(scores, pm + s))
+            e, f = fma(p, x, e), fma(p, y, f)
+            p = splat(load_one(scores, pn + s))
+            g, o = fma(p, x, g), fma(p, y, o)
         store(total, i + h, a)
         store(total, i + h + LANES, b)
         store(total, j + h, c)
         store(total, j + h + LANES, d)
+        store(total, m + h, e)
+        store(total, m + h + LANES, f)
+        store(total, n + h, g)
+        store(total, n + h + LANES, o)
 
 
 @jit_inner
 def _few_block(
-    q, i, k, v, step, offset, query, until, keys, window, scale, cap, first, last, task, states, totals, scores
+    q, k, v, K, G, H, query, until, keys, window, scale, cap, first, last, task, parts, states, totals, scores
 ):
-    """One query position, the G heads of a group: q[i : i + G · H]. Keys first … last - 1, whose row s of k and v
-    begins at s · step + offset. Heads go in pairs; where G is odd, the last one is its own partner.
+    """One query position, all its heads, q [K · G · H]. Keys first … last - 1, whose row s of k and v [K · H] begins at
+    s · K · H. Heads of a group go in fours, keys in pairs; who has no partner is its own. Memory is read in order.
     """
-    G, H = states.shape[1], totals.shape[2]
-    state, total = states.reshape(-1), totals.reshape(-1)
-    for s in range(first, last):
-        at = s * step + offset
-        seen = keys[s] <= until and query - keys[s] < window
-        for g in range(0, G, 2):
-            other = min(g + 1, G - 1)
-            one, two = _two_dots(k, at, q, i + g * H, i + other * H, H, AHEAD * step)
-            scores[g * FEW_BLOCK + s - first] = one * scale if seen else -np.inf
-            scores[other * FEW_BLOCK + s - first] = two * scale if seen else -np.inf
-    for g in range(G):
-        p, row = g * FEW_BLOCK, (task * G + g) * H
-        for s in range(last - first, FEW_BLOCK):
+    step, count, state, total = K * H, last - first, states.reshape(-1), totals.reshape(-1)
+    for s in range(first, last, 2):
+        other = min(s + 1, last - 1)
+        for head in range(K):
+            for g in range(head * G, head * G + G, HEADS):
+                heads, places = _four(g, head * G + G - 1, H), _four(g, head * G + G - 1, FEW_BLOCK)
+                dots = _dots(k, s * step + head * H, other * step + head * H, q, heads, H, AHEAD * step)
+                for key, numbers in ((s, dots[0]), (other, dots[1])):
+                    seen = keys[key] <= until and query - keys[key] < window
+                    for i in range(HEADS):
+                        scores[places[i] + key - first] = numbers[i] * scale if seen else -np.inf
+    for g in range(K * G):
+        p, here = g * FEW_BLOCK, (task + g // G * parts) * G + g % G
+        for s in range(count, FEW_BLOCK):
             scores[p + s] = -np.inf
-        _softmax_step(scores, p, cap, state, 2 * (task * G + g), total, row, H)
-    for s in range(first, last, AT_ONCE):
-        end = min(s + AT_ONCE, last)
-        for g in range(0, G, 2):
-            other = min(g + 1, G - 1)
-            p, o, row, its = g * FEW_BLOCK, other * FEW_BLOCK, (task * G + g) * H, (task * G + other) * H
-            _add_two(scores, p - first, o - first, v, step, offset, s, end, total, row, its, H)
+        _softmax_step(scores, p, cap, state, 2 * here, total, here * H, H)
+    together = max(4, AT_ONCE // K)
+    for s in range(0, count, together):
+        for head in range(K):
+            here = (task + head * parts) * G
+            for g in range(0, G, HEADS):
+                heads, places = _four(here + g, here + G - 1, H), _four(head * G + g, head * G + G - 1, FEW_BLOCK)
+                at, end = first * step + head * H, min(s + together, count)
+                _add_values(scores, places, v, step, at, s, end, 2 * together * step, total, heads, H)
 
 
 @jit_inner
 def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals):
-    """One query position, one part of the keys, block by block and in each block all groups, so that memory is read in
-    order; `task` counts positions and parts.
-    """
+    """One query position, one part of the keys; `task` counts positions and parts."""
     K, G, H = q.shape[1:]
     t, part = task // parts, task % parts
     size = (len(k) + parts - 1) // parts
-    flat_q, flat_k, flat_v = q.reshape(-1), k.reshape(-1), v.reshape(-1)
-    scores = np.empty(G * FEW_BLOCK, np.float32)
-    for head in range(K):
-        here = (t * K + head) * parts + part
-        for g in range(G):
-            states[here, g, 0], states[here, g, 1] = LOWEST, 0
-            for h in range(H):
-                totals[here, g, h] = 0
-    last = min(len(k), part * size + size)
+    flat_q, flat_k, flat_v = q[t].copy().reshape(-1), k.reshape(-1), v.reshape(-1)
+    for h in range(0, K * G * H, 2 * LANES):
+        a, b = as_two(flat_k, load(flat_q, h), load(flat_q, h + LANES))
+        store(flat_q, h, a)
+        store(flat_q, h + LANES, b)
+    scores, here, last = np.empty(K * G * FEW_BLOCK, np.float32), t * K * parts + part, min(len(k), part * size + size)
+    for i in range(here, here + K * parts, parts):
+        states[i, :, 0], states[i, :, 1], totals[i] = LOWEST, 0, 0
     for s in range(part * size, last, FEW_BLOCK):
-        for head in range(K):
-            _few_block(
-                flat_q,
-                (t * K + head) * G * H,
-                flat_k,
-                flat_v,
-                K * H,
-                head * H,
-                query_positions[t],
-                until[t],
-                keys,
-                window,
-                scale,
-                cap,
-                s,
-                min(s + FEW_BLOCK, last),
-                (t * K + head) * parts + part,
-                states,
-                totals,
-                scores,
-            )
+        end, position = min(s + FEW_BLOCK, last), query_positions[t]
+        _few_block(
+            flat_q,
+            flat_k,
+            flat_v,
+            K,
+            G,
+            H,
+            position,
+            until[t],
+            keys,
+            window,
+            scale,
+            cap,
+            s,
+            end,
+            here,
+            parts,
+            states,
+            totals,
+            scores,
+        )
+    total = totals.reshape(-1)
+    for i in range(here, here + K * parts, parts):
+        for h in range(i * G * H, (i + 1) * G * H, 2 * LANES):
+            a, b = from_two(flat_k, load(total, h), load(total, h + LANES))
+            store(total, h, a)
+            store(total, h + LANES, b)
 
 
 @jit

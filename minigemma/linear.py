@@ -551,8 +551,8 @@ def _choose_unpack_row(weight, at, size, first, count, panel, to, scales, there)
 
 @jit_inner
 def _multiply_whole_panel(panel, scales, packed, first, depth, rows, sums):
-    """sums [blocks, PANEL, 2 · LANES] += panel [rows, depth] · packed[:, first : first + depth], a block's whole numbers
-    times its scale.
+    """sums [blocks, PANEL, 2 · LANES] += panel [rows, depth] · packed[:, first : first + depth], a block's sum of whole
+    numbers times its scale.
     """
     lanes, blocks = 2 * LANES, DEPTH // BLOCK
     for i in range(len(packed)):
