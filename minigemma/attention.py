@@ -126,7 +126,7 @@ FEW_BLOCK = 64  # keys at a time while decoding
 HEADS = 4  # query heads that share what is loaded of a key: eight sums, of two keys, in registers
 AHEAD = 8  # keys that are read ahead into the second-level cache
 AT_ONCE = 16  # values of them that are added up together: as many lie in the first-level cache, whatever their stride
-SPLIT = 128  # keys, of one key head each, that a thread takes at least while decoding
+SPLIT = 32  # keys, of one key head each, that a thread takes at least while decoding
 MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
 COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import F32, I32, U16, round_bf16
+from .arrays import F32, I32, U16, read_only, round_bf16
 
 FIRST_SLOTS = 256
 
@@ -23,10 +23,15 @@ FIRST_SLOTS = 256
 @lru_cache(maxsize=16)
 def _slot_positions(count: int, slots: int) -> I32:
     """Which of the positions 0 … count - 1 each slot holds: the last one that is its number modulo `slots`."""
-    slot = np.arange(min(count, slots))
-    positions = (count - 1 - (count - 1 - slot) % slots).astype(np.int32)
-    positions.setflags(write=False)
-    return positions
+    if count <= slots:
+        return _up_to(1 << count.bit_length())[:count]
+    latest = np.arange(count - slots, count, dtype=np.int32)
+    return read_only(np.roll(latest, count % slots))
+
+
+@lru_cache(maxsize=2)
+def _up_to(count: int) -> I32:
+    return read_only(np.arange(count, dtype=np.int32))
 
 
 class KeyValueRing:
@@ -34,10 +39,16 @@ class KeyValueRing:
 
     def __init__(self, limit: int, kv_heads: int, head_dim: int, dtype: type) -> None:
         self.limit = limit
-        slots = min(limit, FIRST_SLOTS)
-        self.keys: NDArray = np.zeros((slots, kv_heads, head_dim), dtype)
-        self.values: NDArray = np.zeros((slots, kv_heads, head_dim), dtype)
+        shape = min(limit, FIRST_SLOTS), kv_heads, head_dim
+        self.keys: NDArray
+        self.values: NDArray
+        self._hold(np.zeros(shape, dtype), np.zeros(shape, dtype))
         self._pending: tuple[NDArray, NDArray] | None = None
+
+    def _hold(self, keys: NDArray, values: NDArray) -> None:
+        self.keys, self.values = keys, values
+        # where both begin and how many numbers they are: asking an array takes longer than many a kernel does
+        self.where = (keys.ctypes.data, keys.size), (values.ctypes.data, values.size)
 
     @property
     def nbytes(self) -> int:
@@ -94,17 +105,16 @@ class KeyValueRing:
     def _grow(self, slots: int) -> None:
         if slots > len(self.keys):
             size = min(self.limit, max(slots, 2 * len(self.keys)))
-            for name in ("keys", "values"):
-                old = getattr(self, name)
-                new = np.zeros((size, *old.shape[1:]), old.dtype)
+            larger = [np.zeros((size, *old.shape[1:]), old.dtype) for old in (self.keys, self.values)]
+            for new, old in zip(larger, (self.keys, self.values), strict=True):
                 new[: len(old)] = old
-                setattr(self, name, new)
+            self._hold(*larger)
 
     def copy(self) -> KeyValueRing:
         """A ring of its own with the same contents."""
         other = object.__new__(KeyValueRing)
         other.limit, other._pending = self.limit, None
-        other.keys, other.values = self.keys.copy(), self.values.copy()
+        other._hold(self.keys.copy(), self.values.copy())
         return other
 
 

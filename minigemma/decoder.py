@@ -231,12 +231,16 @@ class Decoder(ABC):
 
     @cached_property
     def _one_token(self) -> OneToken | None:
-        return one_token(self.config, self.weights.blocks)
+        w = self.weights
+        return one_token(self.config, w.blocks, w.final_norm, w.embedding if w.head is None else w.head)
 
     def _head(self, x: F32, taps: Taps) -> F32:
         w = self.weights
-        x = taps("final_norm", rms_norm(x, w.final_norm, self.config.eps))
-        logits = linear(x, w.embedding if w.head is None else w.head)
+        if len(x) == 1 and self._one_token and not taps.patterns and not runs_formulas():
+            logits = self._one_token.logits(x)
+        else:
+            x = taps("final_norm", rms_norm(x, w.final_norm, self.config.eps))
+            logits = linear(x, w.embedding if w.head is None else w.head)
         if self.config.logit_cap is not None:
             logits = soft_cap(logits, self.config.logit_cap)
         return taps("logits", logits)

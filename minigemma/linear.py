@@ -26,6 +26,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite.binding import get_host_cpu_name
 from numba import get_num_threads, types
 from numba.extending import overload
 from numpy.typing import NDArray
@@ -82,6 +83,7 @@ FEW = 8  # up to so many tokens a row of weights is used as it is read, without 
 PANEL = 8 * ROWS  # rows of weights that are widened together
 DEPTH = 512  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
 UNIT_DEPTH = 2304  # columns of 32 rows of them that are rounded to bf16 together for the matrix unit
+STREAMS = 2 if get_host_cpu_name().startswith("znver") else 1  # places at once that a thread reads weights from
 AHEAD = 8192  # bytes read ahead into the second-level cache: the processor's own prefetcher stops at each 4 KiB page
 
 Weight = NDArray[Any]  # one of the formats above
@@ -310,9 +312,18 @@ def _choose_widen_row(weight, at, size, first, count, out, to):
     return {types.int8: _widen_signed, types.uint8: _widen_nibbles}.get(weight.dtype, _widen_plain).py_func
 
 
+@jit_inlined
+def _row(i, rows):
+    """The i-th of `rows` to be read: where two STREAMS are best, one from the first half, then one from the second."""
+    if STREAMS == 1:
+        return rows.start + i
+    return rows.start + i // 2 + i % 2 * ((len(rows) + 1) // 2)
+
+
 @jit_inner
 def _few_rows(x, D, weight, rows, y):
-    for r in rows:
+    for i in range(len(rows)):
+        r = _row(i, rows)
         for t in range(len(y)):
             y[t, r] = _dot_plain(weight, r * D, x, t * D, D)
 
@@ -337,7 +348,8 @@ def _choose_dot_row(weight, at, x, k, o, blocks):
 
 @jit_inner
 def _few_block_rows(x, scales, blocks, weight, size, rows, y):
-    for r in rows:
+    for i in range(len(rows)):
+        r = _row(i, rows)
         at = r * (blocks * size + (0 if size % 16 else SCALE_BYTES))
         for t in range(len(y)):
             k, scale = t * blocks * (32 + OFFSETS), load_one(scales, t)
@@ -350,7 +362,8 @@ def _few_block_rows(x, scales, blocks, weight, size, rows, y):
 
 @jit_inner
 def _few_sfp8_rows(x, D, weight, rows, y):
-    for r in rows:
+    for i in range(len(rows)):
+        r = _row(i, rows)
         at = r * (SCALE_BYTES + D)
         for t in range(len(y)):
             y[t, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, t * D, D) * load_float(weight, at)
@@ -639,7 +652,7 @@ def _choose_round_row(weight, at, size, first, count, wide, panel, r):
 
 
 @jit_inner
-def _on_cache_line(array, size):
+def on_cache_line(array, size):
     """`size` elements of an array that has room for a cache line more, from where one begins."""
     first = (64 - array.ctypes.data % 64) % 64 // array.itemsize
     return array[first : first + size]
@@ -666,8 +679,8 @@ def _some_panels_on_tiles(worker, workers, packed, registers, weight, size, colu
 @jit_inner
 def _panels_of_all_on_tiles(worker, workers, packed, tiles, weights, size, columns, ys):
     blocks, registers, wide = (len(ys[0]) + 31) // 32, tiles.copy(), np.empty(UNIT_DEPTH, np.float32)
-    panel = _on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
-    sums = _on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
+    panel = on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
+    sums = on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
     amx.begin(registers)
     for i in range(len(weights)):
         _some_panels_on_tiles(worker, workers, packed, registers, weights[i], size, columns, wide, panel, sums, ys[i])

@@ -456,7 +456,7 @@ def unpack_32_signed(typingctx, row, at, out, to):
 
     def codegen(context, builder, signature, args):
         numbers = _read(builder, _element(context, builder, signature.args[0], *args[:2]), _I8, 32)
-        _write(context, builder, signature.args[2], *args[2:], builder.sext(numbers, ir.VectorType(_I16, 32)))
+        _write(context, builder, signature.args[2], args[2], args[3], builder.sext(numbers, ir.VectorType(_I16, 32)))
         return context.get_dummy_value()
 
     return types.void(row, types.intp, out, types.intp), codegen

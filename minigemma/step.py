@@ -34,32 +34,34 @@ from .geglu import gated_gelu_row
 from .linear import (
     BLOCK,
     BLOCK_BYTES,
+    OFFSETS,
     Weight,
     few_tokens_blocks_piece,
     few_tokens_piece,
     flat,
     format_of,
+    on_cache_line,
     round_to_16_bits,
-    rounded,
 )
 from .rmsnorm import norm_row
 from .rope import angles, turn
 from .simd import LANES, bf16_bits
 
+PLAIN = (types.float32, types.uint16)  # weights that are numbers themselves
 NORMS = ("pre_attention_norm", "post_attention_norm", "pre_ffn_norm", "post_ffn_norm")
 ABSENT = read_only(np.empty(0, np.float32))  # a norm that a model does not have
 PLACES = read_only(np.empty(0, np.int32))  # the type of what says where the keys of a ring stand
 WQ, WK, WV, WO, GATE, UP, DOWN = range(len(NORMS) + 2, len(NORMS) + 9)  # in a layer's row, after its gains
 
 
-def _products(x, weights, size, ys, room, board, step, worker, workers, ahead):
+def _products(x, weights, size, ys, board, step, worker, workers, ahead):
     """ys[i] = weights[i] x as a step of the crew: weights of one format, `size` bytes for 32. Who waits for the others
-    reads of `ahead`, which comes next. `room` is this thread's own, for x in whole numbers and its scale.
+    reads of `ahead`, which comes next.
     """
 
 
 @jit_inner
-def _plain_products(x, weights, size, ys, room, board, step, worker, workers, ahead):
+def _plain_products(x, weights, size, ys, board, step, worker, workers, ahead):
     pieces, done = PIECES * workers, 0
     piece = claim(board, step, worker, workers, pieces)
     while piece >= 0:
@@ -70,9 +72,17 @@ def _plain_products(x, weights, size, ys, room, board, step, worker, workers, ah
 
 
 @jit_inner
-def _block_products(x, weights, size, ys, room, board, step, worker, workers, ahead):
-    (whole, scales), pieces, done = room, PIECES * workers, 0
+def _whole(x):
+    """x [D] as whole numbers of 16 bits with their offsets, and its scale [1]."""
+    size = x.size // BLOCK * (BLOCK + OFFSETS)
+    whole, scales = on_cache_line(np.empty(size + 32, np.int16), size), np.empty(1, np.float32)
     round_to_16_bits(x, whole, scales)
+    return whole, scales
+
+
+@jit_inner
+def _block_products(x, weights, size, ys, board, step, worker, workers, ahead):
+    (whole, scales), pieces, done = _whole(x), PIECES * workers, 0
     piece = claim(board, step, worker, workers, pieces)
     while piece >= 0:
         few_tokens_blocks_piece(piece, pieces, whole, scales, x.size // BLOCK, weights, size, ys)
@@ -82,8 +92,41 @@ def _block_products(x, weights, size, ys, room, board, step, worker, workers, ah
 
 
 @overload(_products, jit_options=INNER)
-def _choose_products(x, weights, size, ys, room, board, step, worker, workers, ahead):
-    return (_plain_products if weights[0].dtype in (types.float32, types.uint16) else _block_products).py_func
+def _choose_products(x, weights, size, ys, board, step, worker, workers, ahead):
+    return (_plain_products if weights[0].dtype in PLAIN else _block_products).py_func
+
+
+def _score(x, weights, size, worker, workers, ys):
+    """This worker's share of ys[0] = weights[0] x: the last product, after which nobody waits."""
+
+
+@jit_inner
+def _plain_score(x, weights, size, worker, workers, ys):
+    few_tokens_piece(worker, workers, x, x.size, weights, ys)
+
+
+@jit_inner
+def _block_score(x, weights, size, worker, workers, ys):
+    whole, scales = _whole(x)
+    few_tokens_blocks_piece(worker, workers, whole, scales, x.size // BLOCK, weights, size, ys)
+
+
+@overload(_score, jit_options=INNER)
+def _choose_score(x, weights, size, worker, workers, ys):
+    return (_plain_score if weights[0].dtype in PLAIN else _block_score).py_func
+
+
+@jit_inner
+def _some_logits(worker, workers, x, gain, eps, head, size, y):
+    h = np.empty(x.size, np.float32)
+    norm_row(x, gain, eps, h)
+    _score(h, (head,), size, worker, workers, (y,))
+
+
+@jit
+def _logits(workers, x, gain, eps, head, size, y):
+    """y [1, V] = the head's rows times the norm of x [D]."""
+    share_out(_some_logits, workers, (x, gain, eps, head, size, y))
 
 
 def _keep(x, out):
@@ -124,20 +167,18 @@ def _attend(q, k, v, keys, values, slot, places, position, limits, states, total
 
 
 @jit_inner
-def _work(
-    worker, workers, board, x, norms, head_norms, eps, matrices, following, sizes, turns, limits, ring, rooms, out
-):
+def _work(worker, workers, board, x, norms, head_norms, eps, matrices, following, sizes, turns, limits, ring, out):
     """What one thread does of the layer. What has no products every thread does for itself: that is sooner done than
     handed over. It leaves in `out` what the threads have made together, and in after[worker] what each has made.
     """
     (pre, post, pre_ffn), (wq, wk, wv, wo, gate, up, down) = norms, matrices
     (cos, sin), (keys, values, slot, places, position) = turns, ring
-    mine, (qs, ks, vs, states, totals, y, opened, z, after) = (rooms[0][worker], rooms[1][worker]), out
+    qs, ks, vs, states, totals, y, opened, z, after = out
     D, K, H = x.size, keys.shape[1], keys.shape[2]
     residual, h = after[worker], np.empty(D, np.float32)
 
     norm_row(x, pre, eps, h)
-    _products(h, (wq, wk, wv), sizes[0], (qs, ks, vs), mine, board, 0, worker, workers, wo)
+    _products(h, (wq, wk, wv), sizes[0], (qs, ks, vs), board, 0, worker, workers, wo)
     q, k = qs.reshape(-1, H).copy(), ks.reshape(-1, H).copy()
     if head_norms[0].size:
         for n in range(len(q)):
@@ -153,17 +194,17 @@ def _work(
         grouped, flat_k, v, keys, values, slot, places, position, limits, states, totals, board, worker, workers, wo
     )
     join(states, totals, mixed)
-    _products(mixed.reshape(-1), (wo,), sizes[1], (y,), mine, board, 2, worker, workers, gate)
+    _products(mixed.reshape(-1), (wo,), sizes[1], (y,), board, 2, worker, workers, gate)
     if post.size:
         norm_row(y[0], post, eps, h)
     for d in range(D):
         residual[d] = x[d] + (h[d] if post.size else y[0, d])
 
     norm_row(residual, pre_ffn, eps, h)
-    _products(h, (gate, up), sizes[2], (opened[:1], opened[1:]), mine, board, 3, worker, workers, down)
+    _products(h, (gate, up), sizes[2], (opened[:1], opened[1:]), board, 3, worker, workers, down)
     gated = np.empty(opened.shape[1], np.float32)
     gated_gelu_row(opened[0], opened[1], gated)
-    _products(gated, (down,), sizes[3], (z,), mine, board, 4, worker, workers, following)
+    _products(gated, (down,), sizes[3], (z,), board, 4, worker, workers, following)
 
 
 def arrays_of(rows: Sequence[Sequence[NDArray]]) -> NDArray[np.int64]:
@@ -193,14 +234,13 @@ def array_at(table, row, i, like):
 
 
 @jit
-def _layers(workers, x, layers, now, rooms):
+def _layers(workers, x, layers, now):
     """x [D] becomes the residual after these layers; their rings take in the token's key and value.
 
     layers: the table of their gains and matrices; an array of the type of W_q, of W_o, W_gate and W_down; N · H, K · H,
     H and F; the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope.
     now: cosine and sine of each rope [ropes, R/2]; the table of the rings' keys, values and positions; which slot of
-    each ring is the token's; an array of the keys' type; its position [1]. rooms: for each thread, what `_products`
-    needs.
+    each ring is the token's; an array of the keys' type; its position [1].
     """
     table, (like_q, like_o, like_gate, like_down), (NH, KH, H, F), sizes, eps, limits, which = layers
     cos, sin, rings, slots, kept, position = now
@@ -231,7 +271,6 @@ def _layers(workers, x, layers, now, rooms):
             (cos[which[i]], sin[which[i]]),
             (limits[i, 0], limits[i, 1], limits[i, 2]),
             (keys[: len(places)], values[: len(places)], slots[i], places, position),
-            rooms,
             (qs, ks, vs, states[:parts], totals[:parts], y, opened, z, after),
         )
         share_out(_work, workers, arguments)
@@ -260,12 +299,13 @@ def _formats(block: Any) -> tuple[str, ...]:
 class OneToken:
     """The layers of a model, their arrays as `_layers` takes them: as many calls as formats take turns in a file."""
 
-    def __init__(self, config: TextConfig, blocks: Sequence[Any]) -> None:
+    def __init__(self, config: TextConfig, blocks: Sequence[Any], final_norm: F32, head: Weight) -> None:
         attentions = [config.attention(i) for i in range(len(blocks))]
         ropes = [(c.rope_base, c.rope_scale, int(config.head_dim * c.rope_fraction)) for c in attentions]
         limits = np.array([(c.window or EVERYTHING, c.query_scale, c.soft_cap or 0) for c in attentions], np.float32)
         heads, kv_heads, H = config.heads, config.kv_heads, config.head_dim
-        self.ropes, self.longest = list(dict.fromkeys(ropes)), max(config.width, heads * H, config.ffn_width)
+        self.ropes, self.eps = list(dict.fromkeys(ropes)), config.eps
+        self.head = final_norm, flat(head), BLOCK_BYTES.get(format_of(head), 0), len(head)
         which = np.array([self.ropes.index(rope) for rope in ropes])
         self.arrays = [(*_gains(block), *_matrices(block)) for block in blocks]  # which the tables speak of
         self.runs = []
@@ -280,27 +320,34 @@ class OneToken:
     def __call__(self, x: F32, cache: Cache) -> F32:
         """x [1, D], the token's embedding, → [1, D], the residual after the last layer; each ring takes it in."""
         position, workers = np.array([cache.position], np.int32), get_num_threads()
-        rooms = rounded(workers, self.longest).reshape(workers, -1), np.empty((workers, 1), np.float32)
         cos, sin = (np.concatenate(a) for a in zip(*(angles(position, *rope) for rope in self.ropes), strict=True))
         rings = cast(tuple[KeyValueRing, ...], cache.layers)
-        places = [ring.place(cache.position) for ring in rings]
-        table = arrays_of([(ring.keys, ring.values, at) for ring, (_, at) in zip(rings, places, strict=True)])
-        slots, kept = np.array([slot for slot, _ in places]), rings[0].keys[:0].reshape(-1)
+        slots, places = zip(*(ring.place(cache.position) for ring in rings), strict=True)
+        held = {id(array): (array.ctypes.data, array.size) for array in places}  # one for each length of rings
+        table = np.array([(*ring.where, held[id(array)]) for ring, array in zip(rings, places, strict=True)])
+        numbers, kept = np.array(slots), rings[0].keys[:0].reshape(-1)
         for rows, layers in self.runs:
-            _layers(workers, x[0], layers, (cos, sin, table[rows], slots[rows], kept, position), rooms)
+            _layers(workers, x[0], layers, (cos, sin, table[rows], numbers[rows], kept, position))
         return x
 
+    def logits(self, x: F32) -> F32:
+        """Norm and head, without a cap: x [1, D] → [1, V]."""
+        gain, head, size, rows = self.head
+        y = np.empty((1, rows), np.float32)
+        _logits(get_num_threads(), x[0], gain, self.eps, head, size, y)
+        return y
 
-def one_token(config: TextConfig, blocks: Sequence[Any]) -> OneToken | None:
-    """The layers for one token at a time; None where they are not all of the kind that `_layer` knows."""
+
+def one_token(config: TextConfig, blocks: Sequence[Any], final_norm: F32, head: Weight) -> OneToken | None:
+    """Layers and head for one token at a time; None where they are not all of the kinds that this file knows."""
     for block in blocks:
         a, f = getattr(block, "attention", None), block.ffn
         if a is None or a.o_bias is not None or f.down_bias is not None or config.head_dim % (2 * LANES):
             return None
         matrices = a.q, a.k, a.v, a.o, f.gate, f.up, f.down
         kinds = [(weight.dtype, weight.ndim, weight.shape[2:]) for weight in matrices]
-        if "sfp8" in map(format_of, matrices) or len({kind[:2] for kind in kinds}) > 1:
+        if "sfp8" in map(format_of, (*matrices, head)) or len({kind[:2] for kind in kinds}) > 1:
             return None
         if len(set(kinds[:3])) > 1 or len(set(kinds[4:6])) > 1:
             return None
-    return OneToken(config, blocks)
+    return OneToken(config, blocks, final_norm, head)
