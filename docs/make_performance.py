@@ -30,6 +30,7 @@ from minigemma.amx import choice
 from minigemma.attention import attention
 from minigemma.backend import threading_layer, threads
 from minigemma.bench import arithmetic_peak, bench, read_bandwidth, unit_peak
+from minigemma.int4 import side_by_side
 from minigemma.linear import (
     BLOCK,
     NO_ROWS,
@@ -37,9 +38,9 @@ from minigemma.linear import (
     few_tokens,
     few_tokens_blocks,
     flat,
+    in_whole_numbers,
+    is_side_by_side,
     linear,
-    round_to_16_bits,
-    rounded,
     rows_columns,
 )
 from minigemma.peers import weight_bytes
@@ -103,7 +104,7 @@ def matrices(rows: int, columns: int) -> dict[str, np.ndarray]:
     return {
         "bf16": bf16,
         "int8": np.resize(quantise_int8(blocks), (rows, columns // 32, 34)),
-        "int4": np.resize(quantise_int4(blocks), (rows, columns // 32, 18)),
+        "int4": np.resize(side_by_side(quantise_int4(blocks)), (rows // 16, columns // 32, 288)),
     }
 
 
@@ -177,15 +178,14 @@ def attention_alone() -> str:
 
 def product(*weights: np.ndarray) -> Callable[[], None]:
     """A call of the kernel for one token, with all that Python has to do for it done before."""
-    rows, ys = [flat(w) for w in weights], [np.empty((1, len(w)), np.float32) for w in weights]
+    rows, ys = [flat(w) for w in weights], [np.empty((1, rows_columns(w)[0]), np.float32) for w in weights]
     rows += [rows[0][:0]] * (TOGETHER - len(weights))
     outs = tuple(ys + [NO_ROWS] * (TOGETHER - len(weights)))
     D = rows_columns(weights[0])[1]
     if weights[0].dtype == np.uint16:
         return partial(few_tokens, THREADS, np.ones(D, np.float32), D, tuple(rows), outs)
-    x, scale, size = rounded(1, D), np.ones(1, np.float32), weights[0].shape[2]
-    round_to_16_bits(RNG.standard_normal(D, np.float32), x, scale)
-    return partial(few_tokens_blocks, THREADS, x, scale, D // BLOCK, tuple(rows), size, outs)
+    x = in_whole_numbers(RNG.standard_normal((1, D), np.float32), is_side_by_side(weights[0]))
+    return partial(few_tokens_blocks, THREADS, x, D // BLOCK, tuple(rows), weights[0].shape[2], outs)
 
 
 def one_dtype(dtype: str, bandwidth: float) -> list[str]:

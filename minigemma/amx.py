@@ -276,14 +276,22 @@ def pack_tokens(x: F32) -> U16:
 
 
 @jit_inner
-def multiply_panel(tiles, panel, packed, steps, first, depth, sums):
-    """sums [⌈T/32⌉ · 4 tiles] += panel [depth · 2 tiles] · steps first … first + depth - 1 of `packed`.
+def on_cache_line(array, size):
+    """`size` elements of an array that has room for a cache line more, from where one begins."""
+    first = (64 - array.ctypes.data % 64) % 64 // array.itemsize
+    return array[first : first + size]
+
+
+@jit_inner
+def multiply_panel(tiles, panel, packed, steps, first, depth, more, sums):
+    """sums [⌈T/32⌉ · 4 tiles] = panel [depth · 2 tiles] · steps first … first + depth - 1 of `packed`, or that much
+    `more` than they were.
 
     A block's four tiles of sums: rows 0 … 15 and tokens 0 … 15, then tokens 16 … 31, then the same for rows 16 … 31.
     """
     for block in range(sums.size // 1024):
         c = block * 1024
-        if first:
+        if more:
             _load0(tiles, sums, c, 16)
             _load1(tiles, sums, c + 256, 16)
             _load2(tiles, sums, c + 512, 16)

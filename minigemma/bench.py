@@ -395,7 +395,7 @@ def _multiply_tiles(worker, workers, tiles, rows, tokens, steps, out):
     registers = tiles.copy()
     amx.begin(registers)
     for _ in range(steps):
-        amx.multiply_panel(registers, rows, tokens, UNIT_DEPTH, 0, UNIT_DEPTH, out[worker])
+        amx.multiply_panel(registers, rows, tokens, UNIT_DEPTH, 0, UNIT_DEPTH, False, out[worker])
     amx.end(registers)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,7 +34,8 @@ from .gemma3 import Gemma3, Gemma3Block
 from .gguf_file import GGUF, open_gguf
 from .gqa import AttentionWeights
 from .griffin import RecurrentWeights
-from .linear import BLOCK, BLOCK_BYTES, Weight, format_of, packed_shape, rows_columns
+from .int4 import SIDE, row_by_row, side_by_side
+from .linear import BLOCK, BLOCK_BYTES, Weight, format_of, is_side_by_side, packed_shape, rows_columns
 from .locate import locate
 from .memory import check_memory
 from .prompt import stop_ids
@@ -52,11 +53,10 @@ ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's toke
 READABLE = ("F32", "F16", "BF16", *KINDS)
 NARROW = ("int8", "int4", "sfp8", "int8-row", "int4-row")
 FORMATS = ("f32", "bf16", *NARROW)
-AS_STORED = {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"} | {kind: kind.lower() for kind in OURS}
+AS_STORED = {kind: kind.lower() for kind in OURS} | {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}
 KIND = {form: kind for kind, form in AS_STORED.items()}
 QUANTISERS: dict[str, Callable[[F32], Weight]] = {
     "bf16": round_bf16,
-    "int4": quantise_int4,
     "sfp8": quantise_sfp8,
     "int8-row": quantise_int8_rows,
     "int4-row": quantise_int4_rows,
@@ -288,7 +288,8 @@ def _stored(name: str, dtype: str, array: NDArray) -> Stored:
     """A tensor of a safetensors file; bytes are what `minigemma quantize` writes, and their shape says the format."""
     if dtype in ("U8", "I8"):
         with suppress(ValueError):  # in a shape that is none of ours they keep their type, which is refused
-            return Stored(name, KIND[format_of(array)], rows_columns(array), array)
+            kind = "INT4" if is_side_by_side(array) else KIND[format_of(array)]
+            return Stored(name, kind, rows_columns(array), array)
     return Stored(name, dtype, array.shape, array)
 
 
@@ -408,23 +409,36 @@ def format_for(tensor: Stored, dtype: str | None, ours: str) -> str:
 def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
     """The matrix in its format: where it lies if it is stored in that one, else converted."""
     kind, array, wanted = tensor.kind, tensor.array, format_for(tensor, dtype, ours)
-    if AS_STORED.get(kind) == wanted:
+    if AS_STORED.get(kind) == wanted and not (
+        kind == "Q4_0" and dtype == "int4" and can_lie_side_by_side(tensor.shape)
+    ):
         return read_only(np.ascontiguousarray(array))
-    step = max(1, CONVERTED_TOGETHER // tensor.shape[1])
-    rows = range(0, tensor.shape[0], step)
-    if len(rows) == 1:
-        return read_only(np.ascontiguousarray(converted(kind, array, wanted)))
-    one = converted(kind, array[:1], wanted)
-    out = np.empty((tensor.shape[0], *one.shape[1:]), one.dtype)
-    for r in rows:
-        out[r : r + step] = converted(kind, array[r : r + step], wanted)
-    return read_only(out)
+    first, *others = (converted(kind, rows, wanted, tensor.shape) for rows in some_rows(tensor))
+    return read_only(np.concatenate([first, *others]) if others else np.ascontiguousarray(first))
 
 
-def converted(kind: str, rows: NDArray, wanted: str) -> Weight:
-    """Rows of a matrix, stored as `kind`, in one of the formats of linear.py."""
+def can_lie_side_by_side(shape: tuple[int, ...]) -> bool:
+    """Is an int4 matrix of this shape laid out as int4.py says? As stored it runs from where it lies, row by row."""
+    return shape[0] % SIDE == 0
+
+
+def some_rows(tensor: Stored) -> Iterator[NDArray]:
+    """The array of a matrix in parts of whole sixteens of rows, few enough to be float32 for a moment."""
+    in_element = tensor.shape[0] // len(tensor.array)  # sixteen rows, where they lie side by side
+    step = max(1, CONVERTED_TOGETHER // tensor.shape[1] // SIDE) * SIDE // in_element
+    for r in range(0, len(tensor.array), step):
+        yield tensor.array[r : r + step]
+
+
+def converted(kind: str, rows: NDArray, wanted: str, shape: tuple[int, ...]) -> Weight:
+    """Rows of a matrix of some shape, stored as `kind`, in one of the formats of linear.py."""
+    if kind == "INT4":
+        kind, rows = "Q4_0", row_by_row(rows)
     if wanted == "int8":
         return to_int8(kind, rows)
+    if wanted == "int4":
+        made = rows if kind == "Q4_0" else quantise_int4(dequantise(kind, rows))
+        return side_by_side(made) if can_lie_side_by_side(shape) else made
     wide = dequantise(kind, rows)
     return wide if wanted == "f32" else QUANTISERS[wanted](wide)
 

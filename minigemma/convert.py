@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import NARROW, Stored, converted, format_for, is_matrix, open_files
+from .checkpoint import NARROW, Stored, converted, format_for, is_matrix, open_files, some_rows
 from .errors import ModelFormatError
 from .linear import Weight, packed_shape, widen
 from .locate import locate
@@ -26,7 +26,6 @@ COPIED = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.json", "chat_template.jinja"),
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
 )
-ROWS_TOGETHER = 1 << 24  # weights that are float32 for a moment
 
 
 @dataclass
@@ -125,10 +124,8 @@ def _parts(ours: str, tensor: Stored, dtype: str, report: Report) -> Iterator[np
         return
     role = ".".join(part for part in ours.split(".") if not part.isdigit())
     sums = report.squares.setdefault(role, [0.0, 0.0])
-    step = max(1, ROWS_TOGETHER // tensor.shape[1])
-    for r in range(0, tensor.shape[0], step):
-        rows = tensor.array[r : r + step]
-        made: Weight = converted(tensor.kind, rows, wanted)
+    for rows in some_rows(tensor):
+        made: Weight = converted(tensor.kind, rows, wanted, tensor.shape)
         wide = dequantise(tensor.kind, rows)
         sums[0] += float(np.square(widen(made) - wide, dtype=np.float64).sum())
         sums[1] += float(np.square(wide, dtype=np.float64).sum())

@@ -11,8 +11,9 @@ A weight is one array; its dtype and shape say its format:
     int8-row  int8    [R, 4 + D]       per channel: a float32 scale d for the row, then D signed bytes;  w = d · q
     int4-row  uint8   [R, 1, 4 + D/2]  per channel: the same, then nibbles, 16 bytes as in int4 for each 32 weights
 
-int8 and int4 are GGUF's Q8_0 and Q4_0, so that such tensors run from the mapped file. 8.5 and 4.5 bits a weight. The
-formats with a scale a row take 8 and 4, as Gemma 3's "per channel" int4 does (Gemma 3 §2.3); D is a multiple of 32.
+int8 and int4 row by row are GGUF's Q8_0 and Q4_0, so that such tensors run from the mapped file. 8.5 and 4.5 bits a
+weight. The formats with a scale a row take 8 and 4, as Gemma 3's "per channel" int4 does (Gemma 3 §2.3); D is a
+multiple of 32.
 
 Nothing is unpacked ahead: one token reads every weight once and widens it in a register (that read is the cost of a
 token); many tokens share a panel of rows that is widened to float32 once and stays in the second-level cache. Sums are
@@ -31,7 +32,7 @@ from numba import get_num_threads, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from . import amx
+from . import amx, int4
 from .arrays import F32, aligned, read_only, widen_bf16
 from .backend import INLINED, INNER, definition, jit, jit_inlined, jit_inner, require, runs_formulas, workers_for
 from .crew import share, share_out
@@ -101,14 +102,23 @@ def format_of(weight: Weight) -> str:
         for name in ("int8", "int4"):
             if weight.shape[2] == BLOCK_BYTES[name]:
                 return name
+        if weight.shape[2] == int4.BYTES:
+            return "int4"
         if weight.shape[1] == 1 and weight.shape[2] % BLOCK_BYTES["int4-row"] == SCALE_BYTES:
             return "int4-row"
     raise ValueError(f"{weight.dtype} {list(weight.shape)} is no weight: see the formats at the top of linear.py")
 
 
+def is_side_by_side(weight: Weight) -> bool:
+    """Is this an int4 weight with sixteen rows side by side?"""
+    return weight.ndim == 3 and weight.dtype == np.uint8 and weight.shape[2] == int4.BYTES
+
+
 def rows_columns(weight: Weight) -> tuple[int, int]:
     """(R, D) of a weight, whatever its format."""
     name, size = format_of(weight), weight.shape[-1]
+    if is_side_by_side(weight):
+        return weight.shape[0] * int4.SIDE, weight.shape[1] * BLOCK
     if name in ("int8", "int4"):
         return weight.shape[0], weight.shape[1] * BLOCK
     if name == "int4-row":
@@ -117,7 +127,11 @@ def rows_columns(weight: Weight) -> tuple[int, int]:
 
 
 def packed_shape(name: str, rows: int, columns: int) -> tuple[int, ...]:
-    """The shape of the array of bytes that a weight [R, D] is in one of the formats of bytes."""
+    """The shape of the array of bytes that a weight [R, D] is in one of the formats of bytes; int4 if it can be with
+    sixteen rows side by side.
+    """
+    if name == "int4" and rows % int4.SIDE == 0:
+        return rows // int4.SIDE, columns // BLOCK, int4.BYTES
     if name in ("int8", "int4"):
         return rows, columns // BLOCK, BLOCK_BYTES[name]
     return (rows, 1, SCALE_BYTES + columns // 2) if name == "int4-row" else (rows, SCALE_BYTES + columns)
@@ -132,6 +146,8 @@ def widen(weight: Weight) -> F32:
         return widen_bf16(weight)
     if name == "sfp8":
         return dequantise_sfp8(weight)
+    if is_side_by_side(weight):
+        weight = int4.row_by_row(weight)
     size, kind = (2, np.float16) if name in ("int8", "int4") else (SCALE_BYTES, np.float32)
     scale = np.ascontiguousarray(weight[..., :size]).view(kind).astype(np.float32)  # [R, D/32, 1]; a row's: [R, (1,) 1]
     q = weight[..., size:]
@@ -145,6 +161,9 @@ def widen(weight: Weight) -> F32:
 
 def embed(ids: np.ndarray, weight: Weight, scale: float) -> F32:
     """Rows `ids` of the embedding, times `scale`: ids [T], weight [V, D] → [T, D] float32      [Gemma 1 §2]"""
+    if is_side_by_side(weight):
+        sixteen = widen(weight[ids // int4.SIDE]).reshape(len(ids), int4.SIDE, -1)
+        return sixteen[np.arange(len(ids)), ids % int4.SIDE] * np.float32(scale)
     return widen(weight[ids]) * np.float32(scale)
 
 
@@ -176,14 +195,20 @@ def plus(y: F32, bias: F32 | None) -> F32:
 
 
 def flat(weight: Weight) -> Weight:
-    """A weight as one axis, read-only: int8 where whole numbers take a byte, uint8 where they are nibbles or codes;
-    kernels are compiled for the one or the other.
+    """A weight as one axis, read-only: int8 where whole numbers take a byte, uint8 where they are nibbles or codes,
+    uint32 where sixteen rows lie side by side; kernels are compiled for each.
     """
+    if is_side_by_side(weight):
+        return read_only(weight.reshape(-1).view(np.uint32))
     return read_only((weight.view(np.int8) if block_bytes(weight) >= 32 else weight).reshape(-1))
 
 
 def block_bytes(weight: Weight) -> int:
-    """What kernels call `size`: the bytes of 32 weights; 0 in a format that has no whole numbers."""
+    """What kernels call `size`: the bytes of 32 weights, or of a block of sixteen rows side by side; 0 in a format that
+    has no whole numbers.
+    """
+    if is_side_by_side(weight):
+        return int4.BYTES
     return BLOCK_BYTES.get(format_of(weight), 0)
 
 
@@ -376,11 +401,32 @@ def few_tokens_piece(piece, pieces, x, D, weights, ys):
         _few_rows(x, D, weights[i], share(piece, pieces, ys[i].shape[1]), ys[i])
 
 
+def _block_rows_piece(piece, pieces, x, blocks, weight, size, y):
+    """The piece of one weight."""
+
+
 @jit_inner
-def few_tokens_blocks_piece(piece, pieces, x, scales, blocks, weights, size, ys):
-    """The same for rows of whole numbers, 32 of them in `size` bytes."""
+def _row_by_row_piece(piece, pieces, x, blocks, weight, size, y):
+    _few_block_rows(x[0], x[1], blocks, weight, size, share(piece, pieces, y.shape[1]), y)
+
+
+@jit_inner
+def _side_by_side_piece(piece, pieces, x, blocks, weight, size, y):
+    groups = share(piece, pieces, y.shape[1] // int4.SIDE)
+    for i in range(len(groups)):
+        int4.few_rows(x, blocks, weight, _row(i, groups), y)
+
+
+@overload(_block_rows_piece, jit_options=INNER)
+def _choose_block_rows_piece(piece, pieces, x, blocks, weight, size, y):
+    return (_side_by_side_piece if weight.dtype == types.uint32 else _row_by_row_piece).py_func
+
+
+@jit_inner
+def few_tokens_blocks_piece(piece, pieces, x, blocks, weights, size, ys):
+    """The same for rows of whole numbers, 32 of them in `size` bytes; x in whole numbers too, with their scales."""
     for i in range(len(weights)):
-        _few_block_rows(x, scales, blocks, weights[i], size, share(piece, pieces, ys[i].shape[1]), ys[i])
+        _block_rows_piece(piece, pieces, x, blocks, weights[i], size, ys[i])
 
 
 @jit_inner
@@ -397,9 +443,9 @@ def few_tokens(workers, x, D, weights, ys):
 
 
 @jit
-def few_tokens_blocks(workers, x, scales, blocks, weights, size, ys):
+def few_tokens_blocks(workers, x, blocks, weights, size, ys):
     """The same for rows of whole numbers."""
-    share_out(few_tokens_blocks_piece, workers, (x, scales, blocks, weights, size, ys))
+    share_out(few_tokens_blocks_piece, workers, (x, blocks, weights, size, ys))
 
 
 @jit
@@ -652,13 +698,6 @@ def _choose_round_row(weight, at, size, first, count, wide, panel, r):
 
 
 @jit_inner
-def on_cache_line(array, size):
-    """`size` elements of an array that has room for a cache line more, from where one begins."""
-    first = (64 - array.ctypes.data % 64) % 64 // array.itemsize
-    return array[first : first + size]
-
-
-@jit_inner
 def _some_panels_on_tiles(worker, workers, packed, registers, weight, size, columns, wide, panel, sums, y):
     T, R = y.shape
     steps, stride = (columns + amx.DEPTH - 1) // amx.DEPTH, weight.size // max(1, R)
@@ -669,7 +708,7 @@ def _some_panels_on_tiles(worker, workers, packed, registers, weight, size, colu
             for r in range(rows):
                 _round_row(weight, (p * 32 + r) * stride, size, first, count, wide, panel, r)
             depth = (count + amx.DEPTH - 1) // amx.DEPTH
-            amx.multiply_panel(registers, panel, packed, steps, first // amx.DEPTH, depth, sums)
+            amx.multiply_panel(registers, panel, packed, steps, first // amx.DEPTH, depth, first > 0, sums)
         for t in range(T):
             at = t // 32 * 1024 + t // 16 % 2 * 256 + t % 16
             for r in range(rows):
@@ -679,8 +718,8 @@ def _some_panels_on_tiles(worker, workers, packed, registers, weight, size, colu
 @jit_inner
 def _panels_of_all_on_tiles(worker, workers, packed, tiles, weights, size, columns, ys):
     blocks, registers, wide = (len(ys[0]) + 31) // 32, tiles.copy(), np.empty(UNIT_DEPTH, np.float32)
-    panel = on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
-    sums = on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
+    panel = amx.on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
+    sums = amx.on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
     amx.begin(registers)
     for i in range(len(weights)):
         _some_panels_on_tiles(worker, workers, packed, registers, weights[i], size, columns, wide, panel, sums, ys[i])
@@ -695,13 +734,27 @@ def _many_tokens_on_tiles(workers, packed, tiles, weights, size, columns, ys):
     share_out(_panels_of_all_on_tiles, workers, (packed, tiles, weights, size, columns, ys))
 
 
+def in_whole_numbers(x, side_by_side):
+    """x [T, D] for few tokens, as weights of whole numbers want it."""
+    if side_by_side:
+        return int4.in_8_bits(x)
+    whole, scales = rounded(*x.shape), np.empty(len(x), np.float32)
+    round_to_16_bits(x.reshape(-1), whole, scales)
+    return whole, scales
+
+
 def _products(x, weights):
     """x Wᵀ for up to TOGETHER weights of one format."""
     (T, D), rows, size = x.shape, [flat(weight) for weight in weights], block_bytes(weights[0])
-    ys, workers = [np.empty((T, len(weight)), np.float32) for weight in weights], get_num_threads()
+    ys, workers = [np.empty((T, rows_columns(w)[0]), np.float32) for w in weights], get_num_threads()
     missing = TOGETHER - len(weights)  # a kernel is compiled for one number of weights
     padded, outs = tuple(rows + [rows[0][:0]] * missing), tuple(ys + [NO_ROWS] * missing)
-    if T > FEW and rows[0].dtype != np.float32 and amx.choice()[0] != "vectors":
+    on_unit, side_by_side = amx.choice()[0] != "vectors", rows[0].dtype == np.uint32
+    if T > FEW and side_by_side and on_unit:
+        int4.many_tokens_on_tiles(workers, int4.tokens_in_tiles(x), amx.new_tiles(), padded, D, outs)
+    elif T > FEW and side_by_side:
+        int4.many_tokens_side_by_side(workers, int4.in_8_bits(x), padded, D, outs)
+    elif T > FEW and rows[0].dtype != np.float32 and on_unit:
         _many_tokens_on_tiles(workers, amx.pack_tokens(x), amx.new_tiles(), padded, size, D, outs)
     elif T > FEW and size:
         packed, scales = _pack_pairs(x)
@@ -710,14 +763,12 @@ def _products(x, weights):
         packed = _pack(x)
         panel = (ROWS, DEPTH // 2) if len(packed) == 1 else (PANEL, DEPTH)  # of the first- or second-level cache
         _many_tokens(workers, packed, padded, size, D, *panel, outs)
-    elif rows[0].dtype.itemsize > 1:
+    elif size == 0 and rows[0].dtype.itemsize > 1:
         few_tokens(workers, x.reshape(-1), D, padded, outs)
     elif size == 0:
         _few_tokens_sfp8(workers, x.reshape(-1), D, padded, outs)
     else:
-        whole, scales = rounded(T, D), np.empty(T, np.float32)
-        round_to_16_bits(x.reshape(-1), whole, scales)
-        few_tokens_blocks(workers, whole, scales, D // BLOCK, padded, size, outs)
+        few_tokens_blocks(workers, in_whole_numbers(x, side_by_side), D // BLOCK, padded, size, outs)
     return ys
 
 

@@ -32,7 +32,7 @@ from .simd import LANES, fma, load, load_half, load_one, maximum, minimum, round
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 BYTES = (18, 20, 22, 24, 34, 144, 176, 210)  # of a block of each
 WEIGHTS = {kind: 256 if kind.endswith("K") else 32 for kind in KINDS}
-OURS = ("SFP8", "INT8-ROW", "INT4-ROW")  # what a safetensors file that `minigemma quantize` wrote may hold beside them
+OURS = ("SFP8", "INT4", "INT8-ROW", "INT4-ROW")  # what a file that `minigemma quantize` wrote may hold beside them
 STEPS = np.arange(127, 95, -2, dtype=np.float32)  # of an int8's 127, how many the largest weight of a block may take
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
 SCALES = np.arange(9, 5, -0.25, dtype=np.float32)  # steps that the largest weight of a block may be, of int4's 8

@@ -17,6 +17,7 @@ from .arrays import read_only
 from .checkpoint import FORMATS, MODELS, assembled
 from .config import RELEASED, TextConfig, VisionConfig
 from .decoder import Decoder
+from .int4 import SIDE
 from .linear import BLOCK, BLOCK_BYTES, Weight, packed_shape
 from .sfp8 import SCALE_BYTES
 from .tensor_names import all_names
@@ -80,7 +81,10 @@ def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: s
     if dtype in BLOCK_BYTES and columns % BLOCK == 0:
         shape, scale = packed_shape(dtype, rows, columns), np.float32 if dtype.endswith("row") else np.float16
         blocks = _bytes(random, math.prod(shape)).reshape(shape)
-        blocks[..., : scale().nbytes] = np.array([size / SPREAD[dtype[:4]]], scale).view(np.uint8)
+        side_by_side = SIDE if dtype == "int4" and rows % SIDE == 0 else 1
+        blocks[..., : scale().nbytes * side_by_side] = np.full(side_by_side, size / SPREAD[dtype[:4]], scale).view(
+            np.uint8
+        )
         return blocks.view(np.int8) if dtype == "int8-row" else blocks
     if dtype == "sfp8":
         codes = _bytes(random, rows * (SCALE_BYTES + columns)).reshape(rows, -1)

@@ -34,7 +34,7 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
+from llvmlite.binding import get_host_cpu_features, initialize_native_asmparser
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
@@ -55,6 +55,7 @@ if any(_features[name] and name.startswith(_taken) for name in _features):
 # 16 where AVX-512 is; else 8, which is AVX2, or two NEON vectors.
 LANES = 16 if _features.get("avx512f") else 8
 _HALVES = bool(_features.get("f16c"))
+VNNI = LANES == 16 and bool(_features.get("avx512vnni"))
 ROWS = 12 if LANES == 16 else 6  # accumulators: 24 of 32 registers, or 12 of 16
 
 
@@ -109,8 +110,11 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, kind, kind.llvm)
 
 
-READABLE = (types.float32, types.uint16, types.int16, types.int8, types.uint8)
+READABLE = (types.float32, types.int32, types.uint32, types.uint16, types.int16, types.int8, types.uint8)
 VECTOR, TILE, WHOLE_TILE = _VectorType(), _TileType(), _WholeTileType()
+FOURS = ir.VectorType(_I32, LANES) if VNNI else ir.VectorType(_I16, 2 * LANES)  # sums of products of bytes
+if VNNI:
+    initialize_native_asmparser()
 
 
 def _inline(function: Callable) -> Any:
@@ -128,9 +132,9 @@ def _llvm(builder, name, result, *arguments):
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def _splat(builder, scalar):
-    one = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, _I32(0))
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+def _splat(builder, scalar, lanes=LANES):
+    one = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined), scalar, _I32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
 
 def _element(context, builder, array_type, array, index):
@@ -276,16 +280,23 @@ def splat_half(typingctx, array, index):
     return VECTOR(array, types.intp), codegen
 
 
-def _half(builder, address):
-    kind = ir.HalfType() if _HALVES else _I16
+def _half(builder, address, lanes=0):
+    """One float16 at an address, or `lanes` of them, as float32."""
+
+    def each(kind, value=None):
+        kind = ir.VectorType(kind, lanes) if lanes else kind
+        return kind if value is None else ir.Constant(kind, [kind.element(value)] * lanes if lanes else value)
+
+    kind = each(ir.HalfType() if _HALVES else _I16)
     half = builder.load(builder.bitcast(address, kind.as_pointer()))
     half.align = 1
     if _HALVES:
-        return builder.fpext(half, _F32)
-    bits = builder.zext(half, _I32)
-    magnitude = builder.bitcast(builder.shl(builder.and_(bits, _I32(0x7FFF)), _I32(13)), _F32)
-    magnitude = builder.bitcast(builder.fmul(magnitude, _F32(2.0**112)), _I32)
-    return builder.bitcast(builder.or_(magnitude, builder.shl(builder.and_(bits, _I32(0x8000)), _I32(16))), _F32)
+        return builder.fpext(half, each(_F32))
+    bits = builder.zext(half, each(_I32))
+    magnitude = builder.shl(builder.and_(bits, each(_I32, 0x7FFF)), each(_I32, 13))
+    magnitude = builder.fmul(builder.bitcast(magnitude, each(_F32)), each(_F32, 2.0**112))
+    sign = builder.shl(builder.and_(bits, each(_I32, 0x8000)), each(_I32, 16))
+    return builder.bitcast(builder.or_(builder.bitcast(magnitude, each(_I32)), sign), each(_F32))
 
 
 @intrinsic
@@ -391,12 +402,48 @@ def _products_of_32(builder, weights, numbers):
 
 
 def _products_of_pairs(builder, some, others):
-    """2 · LANES int8 or int16 times as many int16, neighbours added: LANES sums in int32."""
-    wide = ir.VectorType(_I32, 2 * LANES)
+    """int8 or int16 times as many int16, neighbours added: half as many sums in int32."""
+    count = some.type.count
+    wide = ir.VectorType(_I32, count)
     products = builder.mul(builder.sext(some, wide), builder.sext(others, wide))
     nothing = ir.Constant(wide, ir.Undefined)
-    even, odd = (ir.Constant(ir.VectorType(_I32, LANES), list(range(i, 2 * LANES, 2))) for i in range(2))
+    even, odd = (ir.Constant(ir.VectorType(_I32, count // 2), list(range(i, count, 2))) for i in range(2))
     return builder.add(*(builder.shuffle_vector(products, nothing, which) for which in (even, odd)))
+
+
+def _add_products_of_fours(builder, total, unsigned, signed):
+    """total (of type FOURS) + the products of uint8 and int8, 4 · LANES of each, neighbours added.
+
+    One instruction with VNNI, which adds up all four of a lane. Without it neighbours are added in 16 bits, where they
+    have to fit. The instruction for that brings what does not fit to the nearest that does, and LLVM takes it for a sum
+    that is written so, if it does not know that it always fits; but it does not where AVX-512 could do a part of it.
+    """
+    if VNNI:
+        form = ir.FunctionType(total.type, [total.type, unsigned.type, signed.type])
+        return builder.asm(form, "vpdpbusd $3, $2, $0", "=v,0,v,v", [total, unsigned, signed], False)
+    if LANES == 16:
+        name = "llvm.x86.avx512.pmaddubs.w.512"
+        function = _llvm(builder, name, total.type, unsigned.type, signed.type)
+        return builder.add(total, builder.call(function, [unsigned, signed]))
+    wide, nothing, products = ir.VectorType(_I32, 2 * LANES), ir.Constant(unsigned.type, ir.Undefined), []
+    unsigned = _opaque(builder, unsigned)
+    for odd in range(2):
+        which = ir.Constant(wide, list(range(odd, 4 * LANES, 2)))
+        a, b = (builder.shuffle_vector(numbers, nothing, which) for numbers in (unsigned, signed))
+        products.append(builder.mul(builder.zext(a, wide), builder.sext(b, wide)))
+    some = builder.add(*products)
+    for sign, limit in ((">", -(1 << 15)), ("<", (1 << 15) - 1)):
+        bound = ir.Constant(wide, [limit] * 2 * LANES)
+        some = builder.select(builder.icmp_signed(sign, some, bound), some, bound)
+    return builder.add(total, builder.trunc(some, total.type))
+
+
+def _sums_of_fours(builder, total):
+    """The LANES sums in int32 that a `total` of such products is."""
+    if VNNI:
+        return total
+    ones = ir.Constant(total.type, [1] * 2 * LANES)
+    return _products_of_pairs(builder, total, _opaque(builder, ones))
 
 
 @intrinsic
@@ -498,14 +545,15 @@ def store(typingctx, array, index, value):
 
 @intrinsic
 def store_whole(typingctx, array, index, value):
-    """array[index : index + LANES] = value, rounded to the nearest int16, ties to even; |value| ≤ 32,767."""
+    """array[index : index + LANES] = value, rounded to the nearest whole number, ties to even, of an array of int16 or
+    int8: |value| ≤ 32,767 or 127.
+    """
 
     def codegen(context, builder, signature, args):
         nearest = builder.call(_llvm(builder, f"llvm.rint.v{LANES}f32", VECTOR.llvm, VECTOR.llvm), [args[2]])
-        words = ir.VectorType(_I16, LANES)
-        address = _element(context, builder, signature.args[0], args[0], args[1])
+        words = ir.VectorType(ir.IntType(signature.args[0].dtype.bitwidth), LANES)
         whole = builder.trunc(builder.fptosi(nearest, ir.VectorType(_I32, LANES)), words)
-        builder.store(whole, builder.bitcast(address, words.as_pointer())).align = 1
+        _write(context, builder, signature.args[0], args[0], args[1], whole)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, VECTOR), codegen

@@ -24,6 +24,7 @@ from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
+from .amx import on_cache_line
 from .arrays import F32, read_only
 from .attention import EVERYTHING, SPLIT, few_part, join
 from .backend import INNER, jit, jit_inner
@@ -31,17 +32,18 @@ from .cache import Cache, KeyValueRing
 from .config import TextConfig
 from .crew import PIECES, claim, new_board, share_out, together
 from .geglu import gated_gelu_row
+from .int4 import round_to_8_bits
 from .linear import (
     BLOCK,
-    BLOCK_BYTES,
     OFFSETS,
     Weight,
+    block_bytes,
     few_tokens_blocks_piece,
     few_tokens_piece,
     flat,
     format_of,
-    on_cache_line,
     round_to_16_bits,
+    rows_columns,
 )
 from .rmsnorm import norm_row
 from .rope import angles, turn
@@ -71,9 +73,12 @@ def _plain_products(x, weights, size, ys, board, step, worker, workers, ahead):
     together(board, step, done, workers, pieces, ahead, worker * ahead.size // workers)
 
 
+def _whole(x, weight):
+    """x [D] in whole numbers as rows of this weight want it, and their scales."""
+
+
 @jit_inner
-def _whole(x):
-    """x [D] as whole numbers of 16 bits with their offsets, and its scale [1]."""
+def _whole_for_rows(x, weight):
     size = x.size // BLOCK * (BLOCK + OFFSETS)
     whole, scales = on_cache_line(np.empty(size + 32, np.int16), size), np.empty(1, np.float32)
     round_to_16_bits(x, whole, scales)
@@ -81,11 +86,24 @@ def _whole(x):
 
 
 @jit_inner
+def _whole_for_rows_side_by_side(x, weight):
+    whole, blocks = np.empty(x.size, np.int8), x.size // BLOCK
+    scales, starts = np.empty(blocks, np.float32), np.empty(blocks, np.int32)
+    round_to_8_bits(x, whole, scales, starts, 0, blocks)
+    return whole, scales, starts
+
+
+@overload(_whole, jit_options=INNER)
+def _choose_whole(x, weight):
+    return (_whole_for_rows_side_by_side if weight.dtype == types.uint32 else _whole_for_rows).py_func
+
+
+@jit_inner
 def _block_products(x, weights, size, ys, board, step, worker, workers, ahead):
-    (whole, scales), pieces, done = _whole(x), PIECES * workers, 0
+    whole, pieces, done = _whole(x, weights[0]), PIECES * workers, 0
     piece = claim(board, step, worker, workers, pieces)
     while piece >= 0:
-        few_tokens_blocks_piece(piece, pieces, whole, scales, x.size // BLOCK, weights, size, ys)
+        few_tokens_blocks_piece(piece, pieces, whole, x.size // BLOCK, weights, size, ys)
         done += 1
         piece = claim(board, step, worker, workers, pieces)
     together(board, step, done, workers, pieces, ahead, worker * ahead.size // workers)
@@ -107,8 +125,7 @@ def _plain_score(x, weights, size, worker, workers, ys):
 
 @jit_inner
 def _block_score(x, weights, size, worker, workers, ys):
-    whole, scales = _whole(x)
-    few_tokens_blocks_piece(worker, workers, whole, scales, x.size // BLOCK, weights, size, ys)
+    few_tokens_blocks_piece(worker, workers, _whole(x, weights[0]), x.size // BLOCK, weights, size, ys)
 
 
 @overload(_score, jit_options=INNER)
@@ -290,10 +307,10 @@ def _matrices(block: Any) -> list[Weight]:
     return [flat(weight) for weight in (a.q, a.k, a.v, a.o, f.gate, f.up, f.down)]
 
 
-def _formats(block: Any) -> tuple[str, ...]:
-    """Those of W_q, W_o, W_gate and W_down, which a run of layers has in common."""
+def _formats(block: Any) -> tuple[tuple[str, int], ...]:
+    """Those of W_q, W_o, W_gate and W_down, which a run of layers has in common: name, and bytes of a block."""
     a, f = block.attention, block.ffn
-    return tuple(format_of(weight) for weight in (a.q, a.o, f.gate, f.down))
+    return tuple((format_of(weight), block_bytes(weight)) for weight in (a.q, a.o, f.gate, f.down))
 
 
 class OneToken:
@@ -305,7 +322,7 @@ class OneToken:
         limits = np.array([(c.window or EVERYTHING, c.query_scale, c.soft_cap or 0) for c in attentions], np.float32)
         heads, kv_heads, H = config.heads, config.kv_heads, config.head_dim
         self.ropes, self.eps = list(dict.fromkeys(ropes)), config.eps
-        self.head = final_norm, flat(head), BLOCK_BYTES.get(format_of(head), 0), len(head)
+        self.head = final_norm, flat(head), block_bytes(head), rows_columns(head)[0]
         which = np.array([self.ropes.index(rope) for rope in ropes])
         self.arrays = [(*_gains(block), *_matrices(block)) for block in blocks]  # which the tables speak of
         self.runs = []
@@ -314,7 +331,7 @@ class OneToken:
             rows = slice(run[0], run[-1] + 1)
             some, widths = self.arrays[run[0]], (heads * H, kv_heads * H, H, config.ffn_width)
             kinds = tuple(some[i][:0] for i in (WQ, WO, GATE, DOWN))
-            table, sizes = arrays_of(self.arrays[rows]), tuple(BLOCK_BYTES.get(name, 0) for name in formats)
+            table, sizes = arrays_of(self.arrays[rows]), tuple(size for _, size in formats)
             self.runs.append((rows, (table, kinds, widths, sizes, config.eps, limits[rows], which[rows])))
 
     def __call__(self, x: F32, cache: Cache) -> F32:

@@ -14,6 +14,7 @@ PROGRAM = """
 import numpy as np
 from minigemma import amx
 from minigemma.arrays import round_bf16, widen_bf16
+from minigemma.int4 import side_by_side
 from minigemma.linear import linear, widen
 from minigemma.quantize import quantise_int4, quantise_int4_rows, quantise_int8, quantise_int8_rows
 from minigemma.sfp8 import quantise_sfp8
@@ -25,6 +26,7 @@ for R, D in ((32, 32), (40, 96), (7, 64), (96, 2336), (50, 588)):
     weights = {{"bf16": round_bf16(dense), "sfp8": quantise_sfp8(dense)}}
     if D % 32 == 0:
         weights |= {{"int8": quantise_int8(dense), "int4": quantise_int4(dense)}}
+        weights |= {{"side by side": side_by_side(quantise_int4(dense))}} if R % 16 == 0 else {{}}
         weights |= {{"int8-row": quantise_int8_rows(dense), "int4-row": quantise_int4_rows(dense)}}
     for T in (9, 16, 32, 33, 70):
         x = rng.standard_normal((T, D), np.float32)
@@ -125,7 +127,7 @@ from minigemma.backend import FASTMATH
 
 def product(tiles, panel, packed, steps, first, depth, sums):
     amx.begin(tiles)
-    amx.multiply_panel(tiles, panel, packed, steps, first, depth, sums)
+    amx.multiply_panel(tiles, panel, packed, steps, first, depth, first > 0, sums)
     amx.end(tiles)
 
 

@@ -11,7 +11,8 @@ import pytest
 import minigemma
 from minigemma.arrays import read_only, round_bf16
 from minigemma.backend import DEFINITIONS, definition, formulas_only
-from minigemma.linear import FEW, format_of, linear, linears, rows_columns, widen
+from minigemma.int4 import side_by_side
+from minigemma.linear import FEW, format_of, is_side_by_side, linear, linears, rows_columns, widen
 from minigemma.quantize import quantise_int4_rows, quantise_int8_rows
 from minigemma.sfp8 import quantise_sfp8
 
@@ -118,6 +119,7 @@ CASES = {
             (67, read_only(quantise_sfp8(normal(29, 67)))),
             (1120, read_only(quantise_sfp8(normal(64, 1120) * 1e-3))),
             *((D, read_only(make(normal(R, D)))) for make in ROWS for R, D in ((1, 32), (7, 96), (101, 1056))),
+            *((D, read_only(side_by_side(blocks(R, D, 18)))) for R, D in ((16, 32), (80, 96), (112, 1056), (32, 2336))),
         )
     ],
     "attention": [
@@ -164,11 +166,14 @@ def test_kernel_computes_its_definition(name):
 
 
 def rounding(x, weight):
-    """How far a product can be off when x is rounded to 16 bits, a scale for each token: six standard deviations of a
-    sum of roundings, each even over a step.
+    """How far a product can be off when x is rounded to 16 bits, a scale for each token, or to 8 bits, a scale for each
+    block: six standard deviations of a sum of roundings, each even over a step.
     """
     if format_of(weight) in ("f32", "bf16", "sfp8"):
         return 0
+    if is_side_by_side(weight):
+        step = np.repeat(np.abs(x.reshape(len(x), x.shape[1] // 32, 32)).max(-1), 32, axis=-1) / 127
+        return 6 / 12**0.5 * np.sqrt(step**2 @ (widen(weight) ** 2).T)
     step = np.abs(x).max(-1, keepdims=True) / 32767
     return 6 * step / 12**0.5 * np.linalg.norm(widen(weight), axis=-1)
 

@@ -10,7 +10,7 @@ ROWS = """
     simd
     crew
     config taps cache amx
-    sfp8
+    sfp8 int4
     rmsnorm rope softcap geglu linear sampling conv1d rglru
     attention layernorm
     gqa feedforward griffin siglip
