@@ -92,6 +92,16 @@ def test_gguf_types_run_in_the_nearest_format(kind, tmp_path):
     assert in_place == (matrix.base is not None and not matrix.flags.owndata and _in_mapping(matrix))
 
 
+def test_int4_on_request_lays_rows_of_a_file_side_by_side(tmp_path):
+    """The same weights, in the order that is fastest; as stored they run from the file."""
+    config, weights = CONFIGS["gemma3"], random_weights(CONFIGS["gemma3"])
+    path = write_gguf(tmp_path / "model.gguf", config, weights, "Q4_0")
+    stored, asked = mg.load(path), mg.load(path, dtype="int4")
+    one, other = stored.weights.blocks[3].ffn.down, asked.weights.blocks[3].ffn.down
+    assert (one.shape[2], other.shape[2]) == (18, 288) and np.array_equal(widen(one), widen(other))
+    assert np.abs(asked.forward(ids) - stored.forward(ids)).max() < 0.02 * np.abs(stored.forward(ids)).max()
+
+
 def _in_mapping(array):
     import mmap
 

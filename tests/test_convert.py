@@ -14,7 +14,7 @@ from minigemma.arrays import round_bf16
 from minigemma.checkpoint import NARROW, describe
 from minigemma.cli import main
 from minigemma.convert import quantize
-from minigemma.linear import format_of
+from minigemma.linear import format_of, widen
 from minigemma.safetensors_file import write_safetensors
 
 
@@ -71,7 +71,7 @@ def test_it_can_be_read_by_the_safetensors_library(folder, tmp_path):
 
     quantize(folder, tmp_path / "small", "int4")
     tensors = load_file(tmp_path / "small" / "model.safetensors")
-    assert tensors["model.layers.0.mlp.up_proj.weight"].shape[-1] == 18
+    assert tensors["model.layers.0.mlp.up_proj.weight"].shape[-1] == 288  # sixteen rows side by side
 
 
 def test_a_quantised_folder_can_be_loaded_in_another_dtype(folder, tmp_path):
@@ -80,6 +80,17 @@ def test_a_quantised_folder_can_be_loaded_in_another_dtype(folder, tmp_path):
     assert format_of(wide.weights.embedding) == "f32"
     found, expected = wide.forward(ids), mg.load(tmp_path / "small").forward(ids)
     assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_int4_files_keep_their_weights_in_other_formats(folder, tmp_path):
+    """Sixteen rows side by side are the same whole numbers: int8 and float32 lose none of them, int4 is the file."""
+    quantize(folder, tmp_path / "small", "int4")
+    there = mg.load(tmp_path / "small").weights.blocks[1].ffn.down
+    for dtype in ("int8", "f32"):
+        same = mg.load(tmp_path / "small", dtype=dtype).weights.blocks[1].ffn.down
+        assert format_of(same) == dtype and np.array_equal(widen(same), widen(there))
+    again = mg.load(tmp_path / "small", dtype="int4").weights.blocks[1].ffn.down
+    assert np.array_equal(again, there) and isinstance(again.base, mmap.mmap)
 
 
 def test_what_cannot_be_done_leaves_nothing_behind(folder, tmp_path, monkeypatch):

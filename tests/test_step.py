@@ -91,7 +91,7 @@ def test_weights_of_several_formats():
     few.weights = replace(few.weights, blocks=blocks)
     assert few._one_token is None  # q and v differ
     expected = formulas(few, [3, 4, 5])
-    np.testing.assert_allclose(few.forward([3, 4, 5]), expected, atol=2e-3 * abs(expected).max())
+    np.testing.assert_allclose(few.forward([3, 4, 5]), expected, atol=2e-2 * abs(expected).max())  # x is of 8 bits
     blocks = tuple(
         replace(a, ffn=replace(a.ffn, down=b.ffn.down))
         for a, b in zip(random_model(CONFIGS["gemma3"], "int4").weights.blocks, many.weights.blocks, strict=True)
