@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads
 
-from . import amx
+from . import amx, int4
 from .arrays import F32, aligned
 from .backend import jit, jit_inner, threads
 from .cache import Cache
@@ -28,11 +28,24 @@ from .config import RecurrentGemmaConfig
 from .crew import share, share_out
 from .decoder import Decoder
 from .errors import no_vision
-from .linear import format_of
+from .linear import BLOCK, STREAMS, Weight, block_bytes, format_of, is_side_by_side
 from .peers import PEERS, Peer, parameters, weight_bytes
 from .rglru import linear_scan
 from .siglip import soft_tokens, vision_tower
-from .simd import LANES, ROWS, load, prefetch, sum_lanes, tile_add_outer, tile_store, tile_zeros, zeros
+from .simd import (
+    LANES,
+    ROWS,
+    load,
+    prefetch_four,
+    sum_lanes,
+    tile_add_outer,
+    tile_add_pairs,
+    tile_add_scaled,
+    tile_store,
+    tile_zeros,
+    whole_tile_zeros,
+    zeros,
+)
 from .taps import NO_TAPS
 
 READ_BYTES = 1 << 29  # far more than any cache holds
@@ -83,13 +96,11 @@ def bench(
             missing[name] = str(error)
     longest = max(prompt_tokens, *lengths, 0)
     ids = np.random.default_rng(0).integers(3, min(model.config.vocab, 200_000), longest).tolist()
-    prompt, token = measure(runners, ids[:prompt_tokens], new_tokens, repeat, progress)
+    matrix = model.weights.blocks[0].ffn.gate
+    dtype, machine = format_of(matrix), Machine(model.threads, matrix)
+    prompt, token = measure(runners, ids[:prompt_tokens], new_tokens, repeat, progress, machine)
     others = {str(n): measure(runners, ids[:n], 1, repeat, progress)[0] for n in lengths}
-    dtype = format_of(model.weights.blocks[0].ffn.gate)
-    on_unit = dtype != "f32" and amx.choice()[0] != "vectors"
-    progress("measuring the machine")
-    with threads(model.threads):
-        bandwidth, peak = read_bandwidth(), unit_peak() if on_unit else arithmetic_peak()
+    bandwidth, peak = machine.bandwidth, machine.peak
     read = runners["minigemma"].read_bytes
     report: dict[str, Any] = {
         "name": model.name,
@@ -100,10 +111,10 @@ def bench(
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "weight_bytes": read,
-        "resident_bytes": resident_bytes(),
+        "resident_bytes": resident_bytes() - READ_BYTES,
         "read_bytes_per_second": bandwidth,
         "flops_per_second": peak,
-        "multiplies": "bf16 on the matrix unit" if on_unit else "float32",
+        "multiplies": machine.numbers,
         "decode_limit_tps": bandwidth / read,
         "flops_per_token": 2 * model.config.non_embedding_parameters,
         "programs": {
@@ -271,10 +282,44 @@ class Ours(Peer):
         return time.perf_counter() - began
 
 
+class Machine:
+    """What this machine can do: measured in the same rounds as the programs, as other programs run on it too."""
+
+    def __init__(self, count: int, matrix: Weight) -> None:
+        self.threads = count
+        self.numbers, self._peak = peak_for(matrix)
+        self._room = np.ones(READ_BYTES // 4, np.float32)
+        self._bandwidths: list[float] = []
+        self._peaks: list[float] = []
+
+    def look(self) -> None:
+        """Measure once more."""
+        with threads(self.threads):
+            self._bandwidths.append(read_bandwidth(self._room))
+            self._peaks.append(self._peak())
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes read a second."""
+        return median(self._bandwidths)
+
+    @property
+    def peak(self) -> float:
+        """Multiplications and additions a second."""
+        return median(self._peaks)
+
+
 def measure(
-    runners: dict[str, Peer], ids: Sequence[int], new_tokens: int, repeat: int, progress: Progress
+    runners: dict[str, Peer],
+    ids: Sequence[int],
+    new_tokens: int,
+    repeat: int,
+    progress: Progress,
+    machine: Machine | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of the prompt and of a token, the median of `repeat` rounds in which each program has its turn."""
+    """Seconds of the prompt and of a token, the median of `repeat` rounds in which each program has its turn, and the
+    machine.
+    """
     prompt: dict[str, list[float]] = {name: [] for name in runners}
     token: dict[str, list[float]] = {name: [] for name in runners}
     for number in range(repeat + 1):  # the first round warms up: compiles, maps pages, starts threads
@@ -283,6 +328,8 @@ def measure(
             prompt[name].append(runner.prefill(ids))
             runner.decode(1)  # what the other program left in the caches is gone
             token[name].append(runner.decode(new_tokens if number else 1))
+            if machine and name == "minigemma":
+                machine.look()
     return ({name: median(t[1:]) for name, t in prompt.items()}, {name: median(t[1:]) for name, t in token.items()})
 
 
@@ -348,12 +395,13 @@ def token_at(
 @jit_inner
 def _read(worker, workers, numbers, sums):
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
-    for vectors in share(worker, workers, numbers.size // (4 * LANES)):
-        i = vectors * 4 * LANES
-        prefetch(numbers, i + AHEAD)
-        prefetch(numbers, i + AHEAD + 16)
-        a, b = a + load(numbers, i), b + load(numbers, i + LANES)
-        c, d = c + load(numbers, i + 2 * LANES), d + load(numbers, i + 3 * LANES)
+    step, part = 4 * LANES, numbers.size // STREAMS
+    for place in share(worker, workers, part // step):
+        for i in range(place * step, numbers.size, part):
+            if STREAMS == 1:
+                prefetch_four(numbers, i + AHEAD)
+            a, b = a + load(numbers, i), b + load(numbers, i + LANES)
+            c, d = c + load(numbers, i + 2 * LANES), d + load(numbers, i + 3 * LANES)
     sums[worker] = sum_lanes((a + b) + (c + d))  # as what nobody asks for would not be read
 
 
@@ -362,11 +410,11 @@ def _read_all(workers, numbers, sums):
     share_out(_read, workers, (numbers, sums))
 
 
-def read_bandwidth() -> float:
-    """Bytes a second that the threads together read from memory, once in order: the median of nine tries."""
-    numbers = np.ones(READ_BYTES // 4, np.float32)
+def read_bandwidth(numbers: F32 | None = None) -> float:
+    """Bytes a second that the threads together read from memory, of these numbers or of some: the median of a few."""
+    numbers = np.ones(READ_BYTES // 4, np.float32) if numbers is None else numbers
     sums = np.empty(get_num_threads(), np.float32)
-    return READ_BYTES / _median_seconds(lambda: _read_all(len(sums), numbers, sums))
+    return numbers.nbytes / _median_seconds(lambda: _read_all(len(sums), numbers, sums))
 
 
 @jit_inner
@@ -385,7 +433,7 @@ def _multiply_all(workers, a, b, steps, out):
 def arithmetic_peak() -> float:
     """Multiplications and additions a second of float32 vectors that never leave the first-level cache."""
     a, b = np.zeros(64 * (ROWS + 1), np.float32), np.zeros(64 * 2 * LANES, np.float32)
-    out = np.zeros((get_num_threads(), ROWS * 2 * LANES), np.float32)
+    out = _sums()
     work = 2 * ROWS * 2 * LANES * STEPS * get_num_threads()
     return work / _median_seconds(lambda: _multiply_all(len(out), a, b, STEPS, out))
 
@@ -414,6 +462,67 @@ def unit_peak() -> float:
     return work / _median_seconds(lambda: _multiply_all_tiles(workers, amx.new_tiles(), rows, tokens, UNIT_STEPS, out))
 
 
+@jit_inner
+def _multiply_pairs(worker, workers, a, b, scales, steps, out):
+    for step in range(steps // 16):
+        tile = whole_tile_zeros()
+        for pair in range(16):
+            tile = tile_add_pairs(tile, a, 2 * pair, BLOCK, b, pair * 4 * LANES)
+        tile_add_scaled(tile, scales, step % 2, 1, out[worker], 0, 2 * LANES)
+
+
+@jit
+def _multiply_all_pairs(workers, a, b, scales, steps, out):
+    share_out(_multiply_pairs, workers, (a, b, scales, steps, out))
+
+
+def pairs_peak() -> float:
+    """The same of whole numbers of 16 bits, with a scale for 32."""
+    a, b, out = np.ones(BLOCK * ROWS, np.int16), aligned(BLOCK * 2 * LANES, np.int16), _sums()
+    b[:], scales = 0, np.ones(2 * ROWS, np.float32)
+    work = 2 * ROWS * 4 * LANES * STEPS * len(out)
+    return work / _median_seconds(lambda: _multiply_all_pairs(len(out), a, b, scales, STEPS, out))
+
+
+@jit_inner
+def _multiply_fours(worker, workers, x, panel, scales, steps, out):
+    for step in range(steps // int4.QUADS):
+        tile = int4.tile_of_zeros()
+        for four in range(int4.QUADS):
+            tile = int4.tile_add_fours(tile, x[0], 4 * four, BLOCK, panel, four * 8 * LANES)
+        int4.tile_add_scaled(tile, x[1], x[2], step % 2, 1, scales, 0, out[worker], 0)
+
+
+@jit
+def _multiply_all_fours(workers, x, panel, scales, steps, out):
+    share_out(_multiply_fours, workers, (x, panel, scales, steps, out))
+
+
+def fours_peak() -> float:
+    """The same of whole numbers of 8 bits."""
+    x, panel, out = (
+        int4.in_8_bits(np.ones((2 * ROWS, BLOCK), np.float32)),
+        aligned(BLOCK * 2 * LANES, np.uint8),
+        _sums(),
+    )
+    panel[:], scales = 0, np.ones(2 * LANES, np.float32)
+    work = 2 * ROWS * 8 * LANES * STEPS * len(out)
+    return work / _median_seconds(lambda: _multiply_all_fours(len(out), x, panel, scales, STEPS, out))
+
+
+def _sums() -> F32:
+    return np.zeros((get_num_threads(), ROWS * 2 * LANES), np.float32)
+
+
+def peak_for(matrix: Weight) -> tuple[str, Callable[[], float]]:
+    """What multiplies a prompt by this weight, and what measures how fast that can be."""
+    if format_of(matrix) != "f32" and amx.choice()[0] != "vectors":
+        return "bf16 on the matrix unit", unit_peak
+    if is_side_by_side(matrix):
+        return "8-bit whole numbers", fours_peak
+    return ("16-bit whole numbers", pairs_peak) if block_bytes(matrix) else ("float32", arithmetic_peak)
+
+
 def scan_speed(width: int) -> float:
     """Bytes a second of the scan h = a h + x alone, which reads two arrays [T, E] and writes one."""
     x, decay = np.ones((SCAN_TOKENS, width), np.float32), np.full((SCAN_TOKENS, width), 0.5, np.float32)
@@ -423,7 +532,7 @@ def scan_speed(width: int) -> float:
 def _median_seconds(run: Callable[[], Any]) -> float:
     run()
     times = []
-    for _ in range(9):
+    for _ in range(5):
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)

@@ -587,10 +587,10 @@ def is_blocks(weight: np.ndarray, size: int) -> bool:
     return weight.dtype == np.uint8 and weight.ndim == 3 and weight.shape[2] == size
 
 
-# Bytes of a block, of int4 with sixteen rows side by side; then the largest difference from the weights as they were, of
-# the largest logit, and its root mean square, of that of the logits. 0.027 and 0.020 were measured, 0.62 (at one token)
-# and 0.28 for int4: it has 8 % of error in each of these random weights, which no model was trained to bear. Then how
-# far the logits may be from those of the weights that are left: x is rounded to 16 bits beside int8, to 8 beside int4.
+# Bytes of a block, of int4 with sixteen rows side by side; then the largest difference from the weights as they were,
+# of the largest logit, and its root mean square, of that of the logits. 0.027 and 0.020 were measured, 0.62 (at one
+# token) and 0.28 for int4: it has 8 % of error in each of these random weights, which no model was trained to bear.
+# Then how far the logits may be from those of the weights that are left: x has 16 bits beside int8, 8 beside int4.
 QUANTISED = {"int8": (34, 0.04, 0.03, 0.01), "int4": (288, 0.75, 0.33, 0.1)}
 
 
