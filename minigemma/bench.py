@@ -28,13 +28,14 @@ from .config import RecurrentGemmaConfig
 from .crew import share, share_out
 from .decoder import Decoder
 from .errors import no_vision
-from .linear import BLOCK, STREAMS, Weight, block_bytes, format_of, is_side_by_side
+from .linear import BLOCK, Weight, block_bytes, format_of, is_side_by_side
 from .peers import PEERS, Peer, parameters, weight_bytes
 from .rglru import linear_scan
 from .siglip import soft_tokens, vision_tower
 from .simd import (
     LANES,
     ROWS,
+    STREAMS,
     load,
     prefetch_four,
     sum_lanes,
@@ -406,7 +407,8 @@ def _read(worker, workers, numbers, sums):
 
 
 @jit
-def _read_all(workers, numbers, sums):
+def read_all(workers, numbers, sums):
+    """Read all of these float32 numbers from memory."""
     share_out(_read, workers, (numbers, sums))
 
 
@@ -414,7 +416,7 @@ def read_bandwidth(numbers: F32 | None = None) -> float:
     """Bytes a second that the threads together read from memory, of these numbers or of some: the median of a few."""
     numbers = np.ones(READ_BYTES // 4, np.float32) if numbers is None else numbers
     sums = np.empty(get_num_threads(), np.float32)
-    return numbers.nbytes / _median_seconds(lambda: _read_all(len(sums), numbers, sums))
+    return numbers.nbytes / _median_seconds(lambda: read_all(len(sums), numbers, sums))
 
 
 @jit_inner

@@ -27,7 +27,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite.binding import get_host_cpu_name
 from numba import get_num_threads, types
 from numba.extending import overload
 from numpy.typing import NDArray
@@ -40,6 +39,7 @@ from .sfp8 import SCALE_BYTES, VALUES, dequantise_sfp8
 from .simd import (
     LANES,
     ROWS,
+    STREAMS,
     bf16_bits,
     dot_32_nibbles,
     dot_32_signed,
@@ -84,7 +84,6 @@ FEW = 8  # up to so many tokens a row of weights is used as it is read, without 
 PANEL = 8 * ROWS  # rows of weights that are widened together
 DEPTH = 512  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
 UNIT_DEPTH = 2304  # columns of 32 rows of them that are rounded to bf16 together for the matrix unit
-STREAMS = 2 if get_host_cpu_name().startswith("znver") else 1  # places at once that a thread reads weights from
 AHEAD = 8192  # bytes read ahead into the second-level cache: the processor's own prefetcher stops at each 4 KiB page
 
 Weight = NDArray[Any]  # one of the formats above
