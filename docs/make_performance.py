@@ -30,19 +30,10 @@ from minigemma.amx import choice
 from minigemma.attention import attention
 from minigemma.backend import threading_layer, threads
 from minigemma.bench import READ_BYTES, arithmetic_peak, bench, read_all, read_bandwidth, unit_peak
+from minigemma.few_tokens import few_tokens, few_tokens_blocks, in_whole_numbers
+from minigemma.formats import BLOCK, flat, is_side_by_side, rows_columns
 from minigemma.int4 import side_by_side
-from minigemma.linear import (
-    BLOCK,
-    NO_ROWS,
-    TOGETHER,
-    few_tokens,
-    few_tokens_blocks,
-    flat,
-    in_whole_numbers,
-    is_side_by_side,
-    linear,
-    rows_columns,
-)
+from minigemma.linear import NO_ROWS, TOGETHER, linear
 from minigemma.peers import weight_bytes
 from minigemma.quantize import quantise_int4, quantise_int8
 from minigemma.random_weights import random_model

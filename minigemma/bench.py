@@ -28,7 +28,7 @@ from .config import RecurrentGemmaConfig
 from .crew import share, share_out
 from .decoder import Decoder
 from .errors import no_vision
-from .linear import BLOCK, Weight, block_bytes, format_of, is_side_by_side
+from .formats import BLOCK, Weight, block_bytes, format_of, is_side_by_side
 from .peers import PEERS, Peer, parameters, weight_bytes
 from .rglru import linear_scan
 from .siglip import soft_tokens, vision_tower

@@ -28,6 +28,7 @@ from .config_file import config_from_gguf, config_from_json, vision_from_gguf
 from .decoder import Decoder, DecoderWeights
 from .errors import ModelFormatError
 from .feedforward import FeedForwardWeights
+from .formats import BLOCK, BLOCK_BYTES, Weight, format_of, is_side_by_side, packed_shape, rows_columns
 from .gemma import Gemma, GemmaBlock
 from .gemma2 import Gemma2, Gemma2Block
 from .gemma3 import Gemma3, Gemma3Block
@@ -35,7 +36,6 @@ from .gguf_file import GGUF, open_gguf
 from .gqa import AttentionWeights
 from .griffin import RecurrentWeights
 from .int4 import SIDE, row_by_row, side_by_side
-from .linear import BLOCK, BLOCK_BYTES, Weight, format_of, is_side_by_side, packed_shape, rows_columns
 from .locate import locate
 from .memory import check_memory
 from .prompt import stop_ids
@@ -130,7 +130,7 @@ def load(
     """The model in a folder or file, by a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
     dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4", "sfp8", "int8-row", "int4-row", which
-             linear.py describes; the embedding of an int4 model is int8
+             formats.py describes; the embedding of an int4 model is int8
     backend  "numba": kernels; "numpy": the definitions alone, which a debugger can step through
     threads  how many cores a kernel uses; None: all that this process may use
     vision   False: leave the vision tower of a model that has one in its file
@@ -431,7 +431,7 @@ def some_rows(tensor: Stored) -> Iterator[NDArray]:
 
 
 def converted(kind: str, rows: NDArray, wanted: str, shape: tuple[int, ...]) -> Weight:
-    """Rows of a matrix of some shape, stored as `kind`, in one of the formats of linear.py."""
+    """Rows of a matrix of some shape, stored as `kind`, in one of the formats of formats.py."""
     if kind == "INT4":
         kind, rows = "Q4_0", row_by_row(rows)
     if wanted == "int8":

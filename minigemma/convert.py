@@ -2,7 +2,7 @@
 
 The folder is as Hugging Face's: config.json and the tokenizer are copied, and the tensors keep their names, in one
 model.safetensors. A matrix [R, D] becomes the bytes that `linear` runs it from, whose dtype and shape say the format
-(linear.py says which byte is what). What is no matrix, and matrices whose rows are no whole blocks, stay as they are;
+(formats.py says which byte is what). What is no matrix, and matrices whose rows are no whole blocks, stay as they are;
 the embedding of an int4 model is int8, as the quality of a text hangs on it most.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from .checkpoint import NARROW, Stored, converted, format_for, is_matrix, open_files, some_rows
 from .errors import ModelFormatError
-from .linear import Weight, packed_shape, widen
+from .formats import Weight, packed_shape, widen
 from .locate import locate
 from .quantize import dequantise
 from .safetensors_file import write_safetensors

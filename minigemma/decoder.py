@@ -27,8 +27,9 @@ from .backend import default_threads, formulas_only, runs_formulas, threads
 from .cache import Cache, KeyValueRing, LayerState
 from .config import TextConfig, VisionConfig
 from .errors import no_vision
+from .formats import Weight
 from .gqa import Places
-from .linear import Weight, embed, linear
+from .linear import embed, linear
 from .rmsnorm import rms_norm
 from .siglip import VisionWeights, soft_tokens, vision_tower
 from .softcap import soft_cap

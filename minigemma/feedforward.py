@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .arrays import F32
+from .formats import Weight
 from .geglu import gated_gelu
-from .linear import Weight, affine, linears, plus
+from .linear import affine, linears, plus
 from .taps import Scope
 
 

@@ -14,7 +14,8 @@ from .arrays import F32, I32
 from .attention import attention, attention_probs, attention_scores
 from .cache import KeyValueRing
 from .config import AttentionConfig
-from .linear import Weight, affine, linears
+from .formats import Weight
+from .linear import affine, linears
 from .rmsnorm import rms_norm
 from .rope import rope
 from .taps import Scope

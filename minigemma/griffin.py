@@ -16,8 +16,9 @@ import numpy as np
 from .arrays import F32, U16
 from .cache import RecurrentState
 from .conv1d import causal_conv1d
+from .formats import Weight
 from .geglu import gated_gelu
-from .linear import Weight, affine, linears, plus
+from .linear import affine, linears, plus
 from .rglru import block_diagonal, decay_and_input, rg_lru
 from .taps import Scope
 

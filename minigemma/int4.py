@@ -16,7 +16,7 @@ one instruction multiplies four unsigned bytes with four signed ones and adds up
 So x is rounded to 8 bits, with a scale for each block of 32 of each token: little beside what four bits did to the
 weights (docs/accuracy.md). Sums of whole numbers are exact. Each begins at -8 Σ x, which stands for the 8 in q - 8.
 
-The weights are those of the format int4 [R, D/32, 18], in another order: see linear.py. Matrices whose number of rows
+The weights are those of the format int4 [R, D/32, 18], in another order: see formats.py. Matrices whose number of rows
 is no multiple of sixteen stay row after row, as do the tensors of a GGUF file that runs as it is stored.
 """
 

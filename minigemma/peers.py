@@ -23,7 +23,7 @@ import numpy as np
 from .arrays import F32, round_bf16
 from .config import Gemma2Config, Gemma3Config, RecurrentGemmaConfig, TextConfig
 from .decoder import Decoder
-from .linear import widen
+from .formats import widen
 from .tensor_names import VISION, VISION_LAYER, layer_tensors, model_tensors
 
 

@@ -26,7 +26,7 @@ from .arrays import F32, U8, widen_bf16
 from .backend import definition, jit, jit_inner, require
 from .crew import share, share_out
 from .errors import ModelFormatError
-from .linear import widen
+from .formats import widen
 from .simd import LANES, fma, load, load_half, load_one, maximum, minimum, round_lanes, splat, store, store_half, zeros
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")

@@ -17,8 +17,8 @@ from .arrays import read_only
 from .checkpoint import FORMATS, MODELS, assembled
 from .config import RELEASED, TextConfig, VisionConfig
 from .decoder import Decoder
+from .formats import BLOCK, BLOCK_BYTES, Weight, packed_shape
 from .int4 import SIDE
-from .linear import BLOCK, BLOCK_BYTES, Weight, packed_shape
 from .sfp8 import SCALE_BYTES
 from .tensor_names import all_names
 
@@ -74,7 +74,7 @@ def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtyp
 
 
 def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: str) -> Weight:
-    """[R, D] of weights around D^-1/2 in one of the formats of linear.py; rows that are no whole blocks are bf16."""
+    """[R, D] of weights around D^-1/2 in one of the formats of formats.py; rows that are no whole blocks are bf16."""
     size = float(columns) ** -0.5
     if dtype == "f32":
         return random.standard_normal((rows, columns), np.float32) * np.float32(size)

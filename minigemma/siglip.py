@@ -21,9 +21,10 @@ import numpy as np
 from .arrays import F32
 from .attention import attention, attention_probs, attention_scores
 from .config import VisionConfig
+from .formats import Weight
 from .geglu import gelu
 from .layernorm import layer_norm
-from .linear import Weight, affine, linear
+from .linear import affine, linear
 from .rmsnorm import rms_norm
 from .taps import Scope
 

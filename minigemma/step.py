@@ -31,20 +31,10 @@ from .backend import INNER, jit, jit_inner
 from .cache import Cache, KeyValueRing
 from .config import TextConfig
 from .crew import PIECES, claim, new_board, share_out, together
+from .few_tokens import OFFSETS, few_tokens_blocks_piece, few_tokens_piece, round_to_16_bits
+from .formats import BLOCK, Weight, block_bytes, flat, format_of, rows_columns
 from .geglu import gated_gelu_row
 from .int4 import round_to_8_bits
-from .linear import (
-    BLOCK,
-    OFFSETS,
-    Weight,
-    block_bytes,
-    few_tokens_blocks_piece,
-    few_tokens_piece,
-    flat,
-    format_of,
-    round_to_16_bits,
-    rows_columns,
-)
 from .rmsnorm import norm_row
 from .rope import angles, turn
 from .simd import LANES, bf16_bits

@@ -15,7 +15,8 @@ import numpy as np
 from minigemma import amx
 from minigemma.arrays import round_bf16, widen_bf16
 from minigemma.int4 import side_by_side
-from minigemma.linear import linear, widen
+from minigemma.formats import widen
+from minigemma.linear import linear
 from minigemma.quantize import quantise_int4, quantise_int4_rows, quantise_int8, quantise_int8_rows
 from minigemma.sfp8 import quantise_sfp8
 

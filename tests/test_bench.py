@@ -10,7 +10,7 @@ from minigemma import amx
 from minigemma.bench import arithmetic_peak, bench, points, read_bandwidth, roofline, table, token_at
 from minigemma.cli import main
 from minigemma.config import RELEASED, Gemma2Config, Gemma3Config, RecurrentGemmaConfig, VisionConfig
-from minigemma.linear import format_of
+from minigemma.formats import format_of
 from minigemma.peers import DeepMind, LlamaCpp, OpenVINO, Transformers, weight_bytes
 from minigemma.random_weights import random_model
 

@@ -9,7 +9,7 @@ from synthetic import config_json, shapes
 import minigemma as mg
 from minigemma.checkpoint import FORMATS, describe
 from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig
-from minigemma.linear import format_of, widen
+from minigemma.formats import format_of, widen
 from minigemma.tensor_names import LAYER_TENSORS, layer_tensors, model_tensors
 
 SIZES = {"width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 64, "ffn_width": 512, "vocab": 96}

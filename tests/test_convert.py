@@ -14,7 +14,7 @@ from minigemma.arrays import round_bf16
 from minigemma.checkpoint import NARROW, describe
 from minigemma.cli import main
 from minigemma.convert import quantize
-from minigemma.linear import format_of, widen
+from minigemma.formats import format_of, widen
 from minigemma.safetensors_file import write_safetensors
 
 

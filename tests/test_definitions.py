@@ -11,8 +11,9 @@ import pytest
 import minigemma
 from minigemma.arrays import read_only, round_bf16
 from minigemma.backend import DEFINITIONS, definition, formulas_only
+from minigemma.formats import format_of, is_side_by_side, rows_columns, widen
 from minigemma.int4 import side_by_side
-from minigemma.linear import FEW, format_of, is_side_by_side, linear, linears, rows_columns, widen
+from minigemma.linear import FEW, linear, linears
 from minigemma.quantize import quantise_int4_rows, quantise_int8_rows
 from minigemma.sfp8 import quantise_sfp8
 

@@ -8,8 +8,9 @@ import pytest
 from minigemma.arrays import round_bf16, widen_bf16
 from minigemma.attention import attention, visible
 from minigemma.backend import formulas_only
+from minigemma.formats import format_of, packed_shape, rows_columns, widen
 from minigemma.geglu import gated_gelu
-from minigemma.linear import embed, format_of, linear, packed_shape, rows_columns, widen
+from minigemma.linear import embed, linear
 from minigemma.rmsnorm import rms_norm
 from minigemma.rope import rope
 from minigemma.softcap import soft_cap

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from minigemma.arrays import read_only
+from minigemma.formats import format_of, packed_shape, rows_columns, widen
 from minigemma.int4 import row_by_row, side_by_side
-from minigemma.linear import embed, format_of, linear, packed_shape, rows_columns, widen
+from minigemma.linear import embed, linear
 
 rng = np.random.default_rng(0)
 

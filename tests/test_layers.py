@@ -11,6 +11,9 @@ ROWS = """
     crew
     config taps cache amx
     sfp8 int4
+    formats
+    few_tokens
+    many_tokens
     rmsnorm rope softcap geglu linear sampling conv1d rglru
     attention layernorm
     gqa feedforward griffin siglip

@@ -10,8 +10,8 @@ import pytest
 
 from minigemma.backend import formulas_only
 from minigemma.errors import ModelFormatError
+from minigemma.formats import widen
 from minigemma.gguf_file import open_gguf
-from minigemma.linear import widen
 from minigemma.quantize import (
     KINDS,
     dequantise,

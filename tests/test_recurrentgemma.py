@@ -35,7 +35,7 @@ from minigemma.cache import KeyValueRing  # noqa: E402
 from minigemma.cli import main  # noqa: E402
 from minigemma.config import RELEASED  # noqa: E402
 from minigemma.errors import ModelFormatError  # noqa: E402
-from minigemma.linear import widen  # noqa: E402
+from minigemma.formats import widen  # noqa: E402
 from minigemma.peers import deepmind_modules, deepmind_names  # noqa: E402
 from minigemma.recurrentgemma import RecurrentGemma  # noqa: E402
 from minigemma.tensor_names import layer_tensors  # noqa: E402
