@@ -31,11 +31,20 @@ from .backend import INNER, jit, jit_inner
 from .cache import Cache, KeyValueRing
 from .config import TextConfig
 from .crew import PIECES, claim, new_board, share_out, together
-from .few_tokens import OFFSETS, few_tokens_blocks_piece, few_tokens_piece, round_to_16_bits
+from .few_tokens import (
+    OFFSETS,
+    few_tokens,
+    few_tokens_blocks,
+    few_tokens_blocks_piece,
+    few_tokens_piece,
+    in_whole_numbers,
+    round_to_16_bits,
+)
 from .formats import BLOCK, Weight, block_bytes, flat, format_of, rows_columns
 from .geglu import gated_gelu_row
-from .int4 import round_to_8_bits
-from .rmsnorm import norm_row
+from .int4 import BYTES, round_to_8_bits
+from .linear import NO_ROWS
+from .rmsnorm import norm_row, rms_norm
 from .rope import angles, turn
 from .simd import LANES, bf16_bits
 
@@ -104,38 +113,6 @@ def _choose_products(x, weights, size, ys, board, step, worker, workers, ahead):
     return (_plain_products if weights[0].dtype in PLAIN else _block_products).py_func
 
 
-def _score(x, weights, size, worker, workers, ys):
-    """This worker's share of ys[0] = weights[0] x: the last product, after which nobody waits."""
-
-
-@jit_inner
-def _plain_score(x, weights, size, worker, workers, ys):
-    few_tokens_piece(worker, workers, x, x.size, weights, ys)
-
-
-@jit_inner
-def _block_score(x, weights, size, worker, workers, ys):
-    few_tokens_blocks_piece(worker, workers, _whole(x, weights[0]), x.size // BLOCK, weights, size, ys)
-
-
-@overload(_score, jit_options=INNER)
-def _choose_score(x, weights, size, worker, workers, ys):
-    return (_plain_score if weights[0].dtype in PLAIN else _block_score).py_func
-
-
-@jit_inner
-def _some_logits(worker, workers, x, gain, eps, head, size, y):
-    h = np.empty(x.size, np.float32)
-    norm_row(x, gain, eps, h)
-    _score(h, (head,), size, worker, workers, (y,))
-
-
-@jit
-def _logits(workers, x, gain, eps, head, size, y):
-    """y [1, V] = the head's rows times the norm of x [D]."""
-    share_out(_some_logits, workers, (x, gain, eps, head, size, y))
-
-
 def _keep(x, out):
     """out = x, which is rounded where out is bf16: both of one axis."""
 
@@ -201,17 +178,18 @@ def _work(worker, workers, board, x, norms, head_norms, eps, matrices, following
         grouped, flat_k, v, keys, values, slot, places, position, limits, states, totals, board, worker, workers, wo
     )
     join(states, totals, mixed)
-    _products(mixed.reshape(-1), (wo,), sizes[1], (y,), board, 2, worker, workers, gate)
+    nothing = qs[:0]  # `_products` takes three weights each time, so that it is compiled once
+    _products(mixed.reshape(-1), (wo, wo[:0], wo[:0]), sizes[1], (y, nothing, nothing), board, 2, worker, workers, gate)
     if post.size:
         norm_row(y[0], post, eps, h)
     for d in range(D):
         residual[d] = x[d] + (h[d] if post.size else y[0, d])
 
     norm_row(residual, pre_ffn, eps, h)
-    _products(h, (gate, up), sizes[2], (opened[:1], opened[1:]), board, 3, worker, workers, down)
+    _products(h, (gate, up, up[:0]), sizes[2], (opened[:1], opened[1:], nothing), board, 3, worker, workers, down)
     gated = np.empty(opened.shape[1], np.float32)
     gated_gelu_row(opened[0], opened[1], gated)
-    _products(gated, (down,), sizes[3], (z,), board, 4, worker, workers, following)
+    _products(gated, (down, down[:0], down[:0]), sizes[3], (z, nothing, nothing), board, 4, worker, workers, following)
 
 
 def arrays_of(rows: Sequence[Sequence[NDArray]]) -> NDArray[np.int64]:
@@ -312,7 +290,8 @@ class OneToken:
         limits = np.array([(c.window or EVERYTHING, c.query_scale, c.soft_cap or 0) for c in attentions], np.float32)
         heads, kv_heads, H = config.heads, config.kv_heads, config.head_dim
         self.ropes, self.eps = list(dict.fromkeys(ropes)), config.eps
-        self.head = final_norm, flat(head), block_bytes(head), rows_columns(head)[0]
+        own = flat(head)
+        self.head = final_norm, (own, own[:0], own[:0]), block_bytes(head), rows_columns(head)[0]
         which = np.array([self.ropes.index(rope) for rope in ropes])
         self.arrays = [(*_gains(block), *_matrices(block)) for block in blocks]  # which the tables speak of
         self.runs = []
@@ -338,11 +317,15 @@ class OneToken:
         return x
 
     def logits(self, x: F32) -> F32:
-        """Norm and head, without a cap: x [1, D] → [1, V]."""
-        gain, head, size, rows = self.head
-        y = np.empty((1, rows), np.float32)
-        _logits(get_num_threads(), x[0], gain, self.eps, head, size, y)
-        return y
+        """Norm and head, without a cap: x [1, D] → [1, V]. linear, without what it would find out anew each time."""
+        gain, heads, size, rows = self.head
+        x, ys = rms_norm(x, gain, self.eps), (np.empty((1, rows), np.float32), NO_ROWS, NO_ROWS)
+        if size == 0:
+            few_tokens(get_num_threads(), x[0], x.size, heads, ys)
+        else:
+            whole = in_whole_numbers(x, size == BYTES)
+            few_tokens_blocks(get_num_threads(), whole, x.size // BLOCK, heads, size, ys)
+        return ys[0]
 
 
 def one_token(config: TextConfig, blocks: Sequence[Any], final_norm: F32, head: Weight) -> OneToken | None:
