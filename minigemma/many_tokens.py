@@ -47,7 +47,7 @@ from .simd import (
 )
 
 PANEL = 8 * ROWS  # rows of weights that are widened together
-DEPTH = 512  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
+DEPTH = 640  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
 UNIT_DEPTH = 2304  # columns of 32 rows of them that are rounded to bf16 together for the matrix unit
 
 
