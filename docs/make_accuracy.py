@@ -232,8 +232,10 @@ def other_programs(file: str, exact: Decoder) -> Iterator[Contender]:
     try:
         yield llama_cpp(exact)
         with TemporaryDirectory() as folder:
-            narrow = mg.load(q4_0_file(exact, Path(folder)))
+            path = q4_0_file(exact, Path(folder))
+            narrow = mg.load(path)
             yield contender("a Q4_0 file made of it: minigemma", narrow)
+            yield contender('the same, dtype="int4"', mg.load(path, dtype="int4"))
             yield llama_cpp(narrow, "a Q4_0 file made of it: llama.cpp")
     except ImportError:
         print("llama-cpp-python is not installed: the page will have no row of it", file=sys.stderr)
@@ -285,8 +287,8 @@ What the file lost when it was quantised ({types}) is lost in every row, the ref
 
 ## Weights
 
-What `load(dtype=…)` makes of this file, keys and values in bf16, {piece} tokens in a call. The products of many tokens
-are made in {unit}.
+What `load(dtype=…)` makes of this file, keys and values in bf16, {piece} tokens in a call. Their products are made with
+{unit}.
 
 {weights}
 
@@ -307,8 +309,9 @@ second is decoding, whose products round x to 16 bits: each of the {tokens:,} to
 
 llama.cpp multiplies embeddings by √{width} = {unrounded:.4f}, minigemma by {rounded}, which is √{width} in bf16
 ([decoder.py](../minigemma/decoder.py) says why): the last row is the reference with that number changed. The Q4_0 file
-is llama.cpp's own quantisation of this one, its embedding in Q8_0; minigemma runs it as it lies. The bytes in
-llama.cpp's rows are those of the file's tensors.
+is llama.cpp's own quantisation of this one, its embedding in Q8_0; minigemma runs it as it lies, x in 16 bits, or,
+asked for int4, with sixteen rows side by side and x in 8 bits. The bytes in llama.cpp's rows are those of the file's
+tensors.
 """
 
 
@@ -333,7 +336,10 @@ def page(chunks: int) -> str:
         counted=chunks * (CHUNK - 1 - WARM),
         warm=WARM,
         piece=PIECE,
-        unit="bf16, on the matrix unit" if on_unit else "float32 (on processors with AMX: in bf16)",
+        unit="x in bf16, on the matrix unit"
+        if on_unit
+        else "x in float32 beside bf16 and sfp8, in 16 bits beside "
+        "whole numbers, in 8 bits with a scale for 32\nbeside int4 (on processors with AMX: in bf16)",
         weights=table(parts[0]),
         afresh=AFRESH,
         narrow=exact.config.cache_bytes(CHUNK) / 1e6,
