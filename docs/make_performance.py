@@ -315,8 +315,12 @@ SECTIONS = {f.__name__.split("_")[0]: f for f in (products, attention_alone, tok
 
 
 def main(names: list[str]) -> None:
-    """Measure the sections and put them into the page."""
-    for name in names or SECTIONS:
+    """Measure the sections and put them into the page, each in a process of its own: memory is measured too."""
+    if len(names) != 1:
+        for name in names or SECTIONS:
+            subprocess.run([sys.executable, __file__, name], check=True)
+        return
+    for name in names:
         measured = SECTIONS[name]()
         print(f"## {name}\n{measured}\n", flush=True)
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.S)
