@@ -450,10 +450,8 @@ def _some_on_tiles(worker, workers, packed, registers, weight, columns, panel, s
                 for step in range(depth):
                     round_block(weight, at + step * WORDS, panel, (step * 2 + side) * amx.TILE)
             for block in range((T + 31) // 32):
-                tokens, own = (
-                    packed[(block * blocks + first) * 2 * amx.TILE :],
-                    sums[block * 1024 : block * 1024 + 1024],
-                )
+                tokens = packed[(block * blocks + first) * 2 * amx.TILE :]
+                own = sums[block * 1024 : block * 1024 + 1024]
                 amx.multiply_panel(registers, tokens, panel, 0, 0, depth, first > 0, own)
         for t in range(T):
             at = t // 32 * 1024 + t // 16 % 2 * 512 + t % 16 * 16

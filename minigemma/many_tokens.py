@@ -41,8 +41,7 @@ from .simd import (
     tile_load,
     tile_store,
     tile_zeros,
-    unpack_32_nibbles,
-    unpack_32_signed,
+    unpack_32,
     whole_tile_zeros,
 )
 
@@ -205,33 +204,16 @@ def _pack_pairs(x):
     return packed.view(np.int16), scales
 
 
+@jit_inner
 def _unpack_row(weight, at, size, first, count, panel, to, scales, there):
     """panel[to : to + count] = the whole numbers in columns first … first + count - 1 of the row at weight[at], as
     int16; scales[there :] = the scale of each 32.
     """
-
-
-@jit_inner
-def _unpack_signed(weight, at, size, first, count, panel, to, scales, there):
     for block in range(count // BLOCK):
         here = at + (first // BLOCK + block) * size
         scales[there + block] = load_half(weight, here) if size % 16 else load_float(weight, at)
         here += 2 if size % 16 else SCALE_BYTES
-        unpack_32_signed(weight, here, panel, to + block * BLOCK)
-
-
-@jit_inner
-def _unpack_nibbles(weight, at, size, first, count, panel, to, scales, there):
-    for block in range(count // BLOCK):
-        here = at + (first // BLOCK + block) * size
-        scales[there + block] = load_half(weight, here) if size % 16 else load_float(weight, at)
-        here += 2 if size % 16 else SCALE_BYTES
-        unpack_32_nibbles(weight, here, panel, to + block * BLOCK)
-
-
-@overload(_unpack_row, jit_options=INNER)
-def _choose_unpack_row(weight, at, size, first, count, panel, to, scales, there):
-    return (_unpack_signed if weight.dtype == types.int8 else _unpack_nibbles).py_func
+        unpack_32(weight, here, panel, to + block * BLOCK)
 
 
 @jit_inner

@@ -502,28 +502,22 @@ def store_offsets(typingctx, x, k, offsets):
 
 
 @intrinsic
-def unpack_32_signed(typingctx, row, at, out, to):
-    """out[to : to + 32] = the int8 numbers row[at : at + 32], as int16."""
+def unpack_32(typingctx, row, at, out, to):
+    """out[to : to + 32] = 32 whole numbers from row[at] on, as int16: int8 as they are; of uint8 the nibbles less 8 of
+    16 bytes, low ones, then high ones.
+    """
 
     def codegen(context, builder, signature, args):
-        numbers = _read(builder, _element(context, builder, signature.args[0], *args[:2]), _I8, 32)
-        _write(context, builder, signature.args[2], args[2], args[3], builder.sext(numbers, ir.VectorType(_I16, 32)))
-        return context.get_dummy_value()
-
-    return types.void(row, types.intp, out, types.intp), codegen
-
-
-@intrinsic
-def unpack_32_nibbles(typingctx, row, at, out, to):
-    """out[to : to + 32] = the nibbles less 8 of row[at : at + 16], as int16: 16 low ones, then 16 high ones."""
-
-    def codegen(context, builder, signature, args):
-        words = ir.VectorType(_I16, 16)
-        both = builder.zext(_read(builder, _element(context, builder, signature.args[0], *args[:2]), _I8, 16), words)
-        fifteen, four, eight = (ir.Constant(words, [n] * 16) for n in (15, 4, 8))
-        for i, half in enumerate((builder.and_(both, fifteen), builder.lshr(both, four))):
+        words, address = ir.VectorType(_I16, 16), _element(context, builder, signature.args[0], *args[:2])
+        if signature.args[0].dtype == types.int8:
+            halves = [builder.sext(_read(builder, builder.gep(address, [_I32(i)]), _I8, 16), words) for i in (0, 16)]
+        else:
+            both = builder.zext(_read(builder, address, _I8, 16), words)
+            fifteen, four, eight = (ir.Constant(words, [n] * 16) for n in (15, 4, 8))
+            halves = [builder.sub(half, eight) for half in (builder.and_(both, fifteen), builder.lshr(both, four))]
+        for i, half in enumerate(halves):
             index = builder.add(args[3], args[3].type(16 * i))
-            _write(context, builder, signature.args[2], args[2], index, builder.sub(half, eight))
+            _write(context, builder, signature.args[2], args[2], index, half)
         return context.get_dummy_value()
 
     return types.void(row, types.intp, out, types.intp), codegen
