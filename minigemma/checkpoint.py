@@ -35,7 +35,7 @@ from .gemma3 import Gemma3, Gemma3Block
 from .gguf_file import GGUF, open_gguf
 from .gqa import AttentionWeights
 from .griffin import RecurrentWeights
-from .int4 import SIDE, row_by_row, side_by_side
+from .int4 import SIDE, can_lie_side_by_side, row_by_row, side_by_side
 from .locate import locate
 from .memory import check_memory
 from .prompt import stop_ids
@@ -410,16 +410,11 @@ def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
     """The matrix in its format: where it lies if it is stored in that one, else converted."""
     kind, array, wanted = tensor.kind, tensor.array, format_for(tensor, dtype, ours)
     if AS_STORED.get(kind) == wanted and not (
-        kind == "Q4_0" and dtype == "int4" and can_lie_side_by_side(tensor.shape)
+        kind == "Q4_0" and dtype == "int4" and can_lie_side_by_side(tensor.shape[0])
     ):
         return read_only(np.ascontiguousarray(array))
     first, *others = (converted(kind, rows, wanted, tensor.shape) for rows in some_rows(tensor))
     return read_only(np.concatenate([first, *others]) if others else np.ascontiguousarray(first))
-
-
-def can_lie_side_by_side(shape: tuple[int, ...]) -> bool:
-    """Is an int4 matrix of this shape laid out as int4.py says? As stored it runs from where it lies, row by row."""
-    return shape[0] % SIDE == 0
 
 
 def some_rows(tensor: Stored) -> Iterator[NDArray]:
@@ -438,7 +433,7 @@ def converted(kind: str, rows: NDArray, wanted: str, shape: tuple[int, ...]) -> 
         return to_int8(kind, rows)
     if wanted == "int4":
         made = rows if kind == "Q4_0" else quantise_int4(dequantise(kind, rows))
-        return side_by_side(made) if can_lie_side_by_side(shape) else made
+        return side_by_side(made) if can_lie_side_by_side(shape[0]) else made
     wide = dequantise(kind, rows)
     return wide if wanted == "f32" else QUANTISERS[wanted](wide)
 

@@ -73,7 +73,7 @@ def packed_shape(name: str, rows: int, columns: int) -> tuple[int, ...]:
     """The shape of the array of bytes that a weight [R, D] is in one of the formats of bytes; int4 if it can be with
     sixteen rows side by side.
     """
-    if name == "int4" and rows % int4.SIDE == 0:
+    if name == "int4" and int4.can_lie_side_by_side(rows):
         return rows // int4.SIDE, columns // BLOCK, int4.BYTES
     if name in ("int8", "int4"):
         return rows, columns // BLOCK, BLOCK_BYTES[name]

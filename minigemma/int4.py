@@ -59,6 +59,11 @@ UNIT_DEPTH = 2304  # columns of 32 rows that are, for the matrix unit
 AHEAD = 2048  # words read ahead into the second-level cache
 
 
+def can_lie_side_by_side(rows: int) -> bool:
+    """May an int4 weight of so many rows be laid out so?"""
+    return rows % SIDE == 0
+
+
 def side_by_side(weight: U8) -> U8:
     """int4 [R, D/32, 18], R in whole sixteens → the same weights as [R/16, D/32, 288]."""
     R, blocks, _ = weight.shape

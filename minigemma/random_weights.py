@@ -18,7 +18,7 @@ from .checkpoint import FORMATS, MODELS, assembled
 from .config import RELEASED, TextConfig, VisionConfig
 from .decoder import Decoder
 from .formats import BLOCK, BLOCK_BYTES, Weight, packed_shape
-from .int4 import SIDE
+from .int4 import SIDE, can_lie_side_by_side
 from .sfp8 import SCALE_BYTES
 from .tensor_names import all_names
 
@@ -81,7 +81,7 @@ def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: s
     if dtype in BLOCK_BYTES and columns % BLOCK == 0:
         shape, scale = packed_shape(dtype, rows, columns), np.float32 if dtype.endswith("row") else np.float16
         blocks = _bytes(random, math.prod(shape)).reshape(shape)
-        side_by_side = SIDE if dtype == "int4" and rows % SIDE == 0 else 1
+        side_by_side = SIDE if dtype == "int4" and can_lie_side_by_side(rows) else 1
         blocks[..., : scale().nbytes * side_by_side] = np.full(side_by_side, size / SPREAD[dtype[:4]], scale).view(
             np.uint8
         )
