@@ -10,6 +10,7 @@ layer's ring is as long as the context and so never wraps. Both begin small and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -32,6 +33,26 @@ def _slot_positions(count: int, slots: int) -> I32:
 @lru_cache(maxsize=2)
 def _up_to(count: int) -> I32:
     return read_only(np.arange(count, dtype=np.int32))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of one pass stand in their sequence."""
+
+    positions: I32  # [T], rising by 1
+    until: I32  # [T]: the last position that each may see, its own or that of its image's last token
+    outputs: (
+        int  # of how many of them, the last ones, the layer's output is asked for: of all, if another layer follows
+    )
+
+    @property
+    def first(self) -> int:
+        """Position of the first of them."""
+        return int(self.positions[0])
+
+    def asked(self, x: NDArray) -> NDArray:
+        """The rows of x [T, …] that belong to tokens whose outputs are asked for."""
+        return x[len(x) - self.outputs :]
 
 
 class KeyValueRing:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -24,11 +24,10 @@ import numpy as np
 
 from .arrays import F32, round_bf16, widen_bf16
 from .backend import default_threads, formulas_only, runs_formulas, threads
-from .cache import Cache, KeyValueRing, LayerState
+from .cache import Cache, KeyValueRing, LayerState, Places
 from .config import TextConfig, VisionConfig
 from .errors import no_vision
 from .formats import Weight
-from .gqa import Places
 from .linear import embed, linear
 from .rmsnorm import rms_norm
 from .siglip import VisionWeights, soft_tokens, vision_tower
@@ -158,14 +157,14 @@ class Decoder(ABC):
         with formulas_only(self.backend == "numpy"), threads(self.threads):
             outputs = []
             for first, last in pieces(len(tokens), runs, len(tokens) if taps.patterns else PIECE):
-                x = self._layers(tokens, first, last, spans, cache, taps)
+                x = self._layers(tokens, first, last, spans, cache, taps, last_only)
                 if not last_only:
                     outputs.append(self._head(x, taps))
             return self._head(x[-1:], taps) if last_only else np.concatenate(outputs) if outputs[1:] else outputs[0]
 
     @abstractmethod
     def block(self, x: F32, layer: int, state: Any, places: Places, taps: Scope) -> F32:
-        """One layer: x [T, D], tokens that stand at `places`, → [T, D] float32."""
+        """One layer: x [T, D], tokens that stand at `places`, → as many rows of [T, D] as they ask for."""
 
     def image_features(self, images: Any, taps: Taps | None = None) -> F32:
         """What the text model sees of images: float32 [n, 3, side, side] in [-1, 1] → float32 [n, tokens, D].
@@ -209,7 +208,9 @@ class Decoder(ABC):
                 )
         return runs
 
-    def _layers(self, ids: np.ndarray, first: int, last: int, spans: list[ImageSpan], cache: Cache, taps: Taps) -> F32:
+    def _layers(
+        self, ids: np.ndarray, first: int, last: int, spans: list[ImageSpan], cache: Cache, taps: Taps, last_only: bool
+    ) -> F32:
         here = ids[first:last]
         if self.vision:  # not every embedding has a row for the image token
             here = np.where(here == self.vision.image_token, 0, here)
@@ -220,12 +221,14 @@ class Decoder(ABC):
             if first <= span.first < last:
                 inside = slice(span.first - first, span.last - first)
                 x[inside], until[inside] = span.features, positions[inside][-1]
-        x, places = taps("embedding", x), Places(positions, until)
+        x, places = taps("embedding", x), Places(positions, until, len(here))
         if len(here) == 1 and self._one_token and not taps.patterns and not runs_formulas():
             x = self._one_token(x, cache)
             cache.advance(1)
             return x
         for layer, state in enumerate(cache.layers):
+            if layer == len(cache.layers) - 1 and last_only and not taps.patterns:
+                places = replace(places, outputs=1)  # what the others are for, keys and values, the layer still makes
             x = self.block(x, layer, state, places, taps.within(f"blocks.{layer}"))
         cache.advance(last - first)
         return x

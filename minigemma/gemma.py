@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .arrays import F32
-from .cache import KeyValueRing
+from .cache import KeyValueRing, Places
 from .decoder import Decoder
 from .feedforward import FeedForwardWeights, feed_forward
-from .gqa import AttentionWeights, Places, grouped_query_attention
+from .gqa import AttentionWeights, grouped_query_attention
 from .rmsnorm import rms_norm
 from .taps import Scope
 
@@ -38,6 +38,6 @@ class Gemma(Decoder):
         c = self.config
         h = rms_norm(x, w.pre_attention_norm, c.eps)
         h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, places, taps)
-        x = taps("residual.middle", x + h)
+        x = taps("residual.middle", places.asked(x) + h)
         h = feed_forward(rms_norm(x, w.pre_ffn_norm, c.eps), w.ffn, taps)
         return taps("residual.out", x + h)

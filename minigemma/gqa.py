@@ -10,28 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arrays import F32, I32
+from .arrays import F32
 from .attention import attention, attention_probs, attention_scores
-from .cache import KeyValueRing
+from .cache import KeyValueRing, Places
 from .config import AttentionConfig
 from .formats import Weight
-from .linear import affine, linears
+from .linear import affine, linear, linears
 from .rmsnorm import rms_norm
 from .rope import rope
 from .taps import Scope
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the tokens of one pass stand in their sequence."""
-
-    positions: I32  # [T], rising by 1
-    until: I32  # [T]: the last position that each may see, its own or that of its image's last token
-
-    @property
-    def first(self) -> int:
-        """Position of the first of them."""
-        return int(self.positions[0])
 
 
 @dataclass(frozen=True)
@@ -57,23 +44,28 @@ def grouped_query_attention(
     places: Places,
     taps: Scope,
 ) -> F32:
-    """The attention of one layer: x [T, D], tokens that stand at `places`, → [T, D] float32.
+    """The attention of one layer: x [T, D], tokens that stand at `places`, → [T, D] float32, or fewer rows where only
+    the last ones are asked for.
 
     `ring` is extended by their keys and values, and by nothing else changed.
     """
-    T, positions = len(x), places.positions
-    q, k, v = (y.reshape(T, -1, head_dim) for y in linears(x, w.q, w.k, w.v))
+    positions, asking = places.positions, places.asked(places.positions)
+    if len(asking) == len(x):
+        q, k, v = linears(x, w.q, w.k, w.v)
+    else:
+        q, (k, v) = linear(places.asked(x), w.q), linears(x, w.k, w.v)
+    q, k, v = (y.reshape(len(y), -1, head_dim) for y in (q, k, v))
     if w.q_norm is not None and w.k_norm is not None:
         q, k = rms_norm(q, w.q_norm, eps), rms_norm(k, w.k_norm, eps)
     rotated = int(head_dim * config.rope_fraction)
     q, k = taps("attention.q_before_rope", q), taps("attention.k_before_rope", k)
-    q = taps("attention.q", rope(q, positions, config.rope_base, config.rope_scale, rotated))
+    q = taps("attention.q", rope(q, asking, config.rope_base, config.rope_scale, rotated))
     k = taps("attention.k", rope(k, positions, config.rope_base, config.rope_scale, rotated))
     v = taps("attention.v", v)
     keys, values, key_positions = ring.extend(k, v, places.first)
-    seen = positions, places.until, key_positions, config.window
+    seen = asking, places.asked(places.until), key_positions, config.window
     if taps.wants("attention.scores") or taps.wants("attention.probs"):
         scores = taps("attention.scores", attention_scores(q, keys, config.query_scale, config.soft_cap))
         taps("attention.probs", attention_probs(scores, *seen))
     mixed = attention(q, keys, values, *seen, config.query_scale, config.soft_cap)
-    return taps("attention.out", affine(mixed.reshape(T, -1), w.o, w.o_bias))
+    return taps("attention.out", affine(mixed.reshape(len(mixed), -1), w.o, w.o_bias))

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import F32, U16
-from .cache import RecurrentState
+from .cache import Places, RecurrentState
 from .conv1d import causal_conv1d
 from .formats import Weight
 from .geglu import gated_gelu
-from .linear import affine, linears, plus
+from .linear import affine, linear, linears, plus
 from .rglru import block_diagonal, decay_and_input, rg_lru
 from .taps import Scope
 
@@ -42,16 +42,20 @@ class RecurrentWeights:
     decay: F32  # [E], softplus(Λ)
 
 
-def recurrent_block(x: F32, w: RecurrentWeights, state: RecurrentState, position: int, taps: Scope) -> F32:
-    """x [T, D], the tokens from `position` on, → [T, D] float32. `state` is told what it will be, no more."""
-    y, z = linears(x, w.y, w.x)
+def recurrent_block(x: F32, w: RecurrentWeights, state: RecurrentState, places: Places, taps: Scope) -> F32:
+    """x [T, D], tokens that stand at `places`, → [T, D] float32, or fewer rows where only the last ones are asked for.
+
+    `state` is told what it will be, no more.
+    """
+    start, asking = places.first == 0, places.asked(x)
+    y, z = linears(x, w.y, w.x) if len(asking) == len(x) else (linear(asking, w.y), linear(x, w.x))
     through, z = plus(y, w.y_bias), taps("recurrent.x", plus(z, w.x_bias))
     tail, before = state.read()
     conv = taps("recurrent.conv", causal_conv1d(z, w.conv, w.conv_bias, tail))
     recurrence = taps("recurrent.recurrence_gate", block_diagonal(conv, w.recurrence_gate, w.recurrence_bias))
     entering = taps("recurrent.input_gate", block_diagonal(conv, w.input_gate, w.input_bias))
     if taps.wants("recurrent.decay"):
-        taps("recurrent.decay", decay_and_input(conv, recurrence, entering, w.decay, position == 0)[0])
-    h = taps("recurrent.state", rg_lru(conv, recurrence, entering, w.decay, before, position == 0))
+        taps("recurrent.decay", decay_and_input(conv, recurrence, entering, w.decay, start)[0])
+    h = taps("recurrent.state", rg_lru(conv, recurrence, entering, w.decay, before, start))
     state.propose(np.concatenate([tail, z])[-len(tail) :], h[-1])
-    return taps("recurrent.out", affine(gated_gelu(through, h), w.out, w.out_bias))
+    return taps("recurrent.out", affine(gated_gelu(through, places.asked(h)), w.out, w.out_bias))

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .arrays import F32
-from .cache import LayerState, RecurrentState
+from .cache import LayerState, Places, RecurrentState
 from .config import RecurrentGemmaConfig
 from .decoder import Decoder
 from .feedforward import FeedForwardWeights, feed_forward
-from .gqa import AttentionWeights, Places, grouped_query_attention
+from .gqa import AttentionWeights, grouped_query_attention
 from .griffin import RecurrentWeights, recurrent_block
 from .rmsnorm import rms_norm
 from .taps import Scope
@@ -57,7 +57,7 @@ class RecurrentGemma(Decoder):
         if w.attention:
             h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, places, taps)
         elif w.recurrent:
-            h = recurrent_block(h, w.recurrent, state, places.first, taps)
-        x = taps("residual.middle", x + h)
+            h = recurrent_block(h, w.recurrent, state, places, taps)
+        x = taps("residual.middle", places.asked(x) + h)
         h = feed_forward(rms_norm(x, w.channel_pre_norm, c.eps), w.ffn, taps)
         return taps("residual.out", x + h)

@@ -112,6 +112,7 @@ CASES = {
             (33, normal(5, 33)),
             (96, normal(131, 96)),
             (67, round_bf16(normal(29, 67))),
+            (1, round_bf16(normal(20, 1))),
             (1120, round_bf16(normal(64, 1120))),
             (64, blocks(3, 64, 34)),
             (1056, blocks(101, 1056, 34)),

@@ -46,6 +46,19 @@ def test_a_prompt_in_any_pieces(family, ids, cuts):
     near(model(family).forward([7], parts), model(family).forward([7], whole))
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("layers", [1, 3])  # of RecurrentGemma a recurrent block is last, or attention
+@MANY
+@given(ids=ids, more=ids)
+def test_the_last_token_alone(family, layers, ids, more):
+    """Where only the last logits are asked for, the last layer makes no others, and yet remembers all tokens."""
+    whole, last = model(family, layers).new_cache(160), model(family, layers).new_cache(160)
+    for some in (ids, more):
+        expected = model(family, layers).forward(some, whole)
+        near(model(family, layers).forward(some, last, last_only=True), expected[-1:])
+    near(model(family, layers).forward([7, 8], last), model(family, layers).forward([7, 8], whole))
+
+
 @MANY
 @given(ids=ids, cuts=cuts)
 def test_a_ring_against_a_cache_that_forgets_nothing(ids, cuts):
