@@ -28,7 +28,7 @@ from .config import RecurrentGemmaConfig
 from .crew import share, share_out
 from .decoder import Decoder
 from .errors import no_vision
-from .formats import BLOCK, Weight, block_bytes, format_of, is_side_by_side
+from .formats import BLOCK, Weight, block_bytes, format_of, is_side_by_side, rows_columns
 from .peers import PEERS, Peer, parameters, weight_bytes
 from .rglru import linear_scan
 from .siglip import soft_tokens, vision_tower
@@ -117,7 +117,7 @@ def bench(
         "flops_per_second": peak,
         "multiplies": machine.numbers,
         "decode_limit_tps": bandwidth / read,
-        "flops_per_token": 2 * model.config.non_embedding_parameters,
+        "flops_per_token": prompt_flops(model),
         "programs": {
             name: {
                 "prefill_tps": prompt_tokens / prompt[name],
@@ -180,6 +180,15 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def prompt_flops(model: Decoder) -> int:
+    """Operations for a token of a prompt that is not the last: the last layer only takes in what it will remember."""
+    last = model.weights.blocks[-1]
+    a, r, f = last.attention, getattr(last, "recurrent", None), last.ffn
+    idle = [f.gate, f.up, f.down, *((a.q, a.o) if a else ()), *((r.y, r.out) if r else ())]
+    sizes = [rows * columns for rows, columns in map(rows_columns, idle)]
+    return 2 * (model.config.non_embedding_parameters - sum(sizes))
+
+
 def plottable(path: Path) -> None:
     """Refuse a `path` that `roofline` could not write, before anything is measured."""
     if find_spec("matplotlib") is None:
@@ -195,8 +204,8 @@ def plottable(path: Path) -> None:
 def points(report: dict[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
     """(what, flop for each byte of weights, flop a second) of decoding and of each prompt, by program.
 
-    A prompt of T tokens reads the weights once and multiplies them T times, but for the head's: the last token's only.
-    What attention computes and reads is left out.
+    A prompt of T tokens reads the weights once and multiplies them T times, but for the head and most of the last
+    layer: the last token's only. What attention computes and reads is left out.
     """
     inner = report["flops_per_token"]
     head = 2 * report["parameters"] - inner

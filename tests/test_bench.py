@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minigemma import amx
-from minigemma.bench import arithmetic_peak, bench, points, read_bandwidth, roofline, table, token_at
+from minigemma.bench import arithmetic_peak, bench, points, prompt_flops, read_bandwidth, roofline, table, token_at
 from minigemma.cli import main
 from minigemma.config import RELEASED, Gemma2Config, Gemma3Config, RecurrentGemmaConfig, VisionConfig
 from minigemma.formats import format_of
@@ -239,8 +239,19 @@ REPORT = {
 }
 
 
+@pytest.mark.parametrize("config", [RECURRENT, LOCAL_GLOBAL], ids=["recurrent", "gemma 2"])
+def test_a_prompt_does_without_most_of_the_last_layer(config):
+    ffn, q_and_o = 3 * 64 * 96, 2 * 64 * 2 * 32
+    assert prompt_flops(random_model(config)) == 2 * (config.non_embedding_parameters - ffn - q_and_o)
+    if config is RECURRENT:  # of two layers the last is a recurrent block: W_y and W_out, 64 x 64
+        shorter = random_model(config, layers=2)
+        assert prompt_flops(shorter) == 2 * (shorter.config.non_embedding_parameters - ffn - 2 * 64 * 64)
+
+
 def test_points_of_the_roofline():
-    """A token multiplies all of 1,500 weights, a prompt the head's 500 once: two flop each."""
+    """A token multiplies all of 1,500 weights, a prompt 500, the head's and some of the last layer's, once: two flop
+    each.
+    """
     ours, other = points(REPORT).values()
     assert ours[0] == ("decode", 3000 / 1500, 3000 * 20.0)
     assert ours[1] == ("prompt of 4", (4 * 2000 + 1000) / 1500, (4 * 2000 + 1000) * 80.0 / 4)
