@@ -37,7 +37,8 @@ from .gqa import AttentionWeights
 from .griffin import RecurrentWeights
 from .int4 import SIDE, can_lie_side_by_side, row_by_row, side_by_side
 from .locate import locate
-from .memory import check_memory
+from .memory import check_memory, fits_memory
+from .preview import preview_bytes
 from .prompt import stop_ids
 from .quantize import KINDS, OURS, dequantise, quantise_int4, quantise_int4_rows, quantise_int8_rows, to_int8
 from .recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
@@ -149,9 +150,10 @@ def load(
     if threads is not None and not 1 <= threads <= most_threads():
         raise ValueError(f"threads is {threads}; this machine offers 1 … {most_threads()}")
     files = open_files(locate(name), vision, mmproj)
+    held = sum(_held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
+    cache = files.config.cache_bytes(min(context or 0, files.config.context))
     if not force:
-        held = sum(_held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
-        check_memory(str(name), held, files.config.cache_bytes(min(context or 0, files.config.context)))
+        check_memory(str(name), held, cache)
     with ThreadPoolExecutor(1) as side:  # the tokenizer is Python's work, the weights are not: they go side by side
         making = side.submit(files.make_tokenizer)
         weights = _weights(files, dtype, progress)
@@ -176,6 +178,7 @@ def load(
         round_scale=stored != "F32" or files.config.family == "recurrentgemma",
         backend=backend,
         threads=threads,
+        previews=fits_memory(held + preview_bytes(files.config.vocab, files.config.width), cache),
         eos=stop_ids(tokenizer, files.eos, files.instruction_tuned) if tokenizer else files.eos,
         instruction_tuned=files.instruction_tuned,
         path=files.path,

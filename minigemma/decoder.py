@@ -29,6 +29,7 @@ from .config import TextConfig, VisionConfig
 from .errors import no_vision
 from .formats import Weight
 from .linear import embed, linear
+from .preview import Preview, preview_of
 from .rmsnorm import rms_norm
 from .siglip import VisionWeights, soft_tokens, vision_tower
 from .softcap import soft_cap
@@ -47,6 +48,11 @@ class DecoderWeights:
     final_norm: F32  # [D]
     head: Weight | None = None  # [V, D], where a file holds one that is not the embedding
     vision: VisionWeights | None = None
+
+    @property
+    def scores(self) -> Weight:
+        """What the logits are made with, [V, D]: the head, or the embedding where there is none."""
+        return self.embedding if self.head is None else self.head
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Decoder(ABC):
         round_scale: bool = True,
         backend: str = "numba",
         threads: int | None = None,
+        previews: bool = True,
         eos: tuple[int, ...] = (1,),
         instruction_tuned: bool = False,
         path: Path | None = None,
@@ -79,6 +86,7 @@ class Decoder(ABC):
         self.name = config.name
         self.exact = exact  # keys and values in float32, not bf16
         self.backend, self.threads = backend, threads or default_threads()
+        self.previews = previews  # there is room for `preview`
         self.eos, self.instruction_tuned = eos, instruction_tuned
         self.path = path  # of the file or folder that it came from
         scale = np.sqrt(np.float32(config.width))
@@ -128,13 +136,16 @@ class Decoder(ABC):
         images: Any = None,
         last_only: bool = False,
         taps: Taps | None = None,
+        likely_only: bool = False,
     ) -> F32:
         """Logits of the token that follows each of `ids`: float32 [T, V], or [1, V] of the last one with `last_only`.
 
         Without a cache, ids are the whole sequence; with one they follow what it holds, in pieces of any length, and it
         holds them afterwards. `images` are float32 [n, 3, side, side] in [-1, 1], one for each run of image tokens in
         ids, or what `image_features` made of them, [n, tokens, D]; an image's tokens come in one call. `taps` is filled
-        with the values that it names; then all of ids go through in one piece.
+        with the values that it names; then all of ids go through in one piece. With `likely_only` logits of tokens that
+        are not likely to come next may be approximate (preview.py), which saves a third of a small model's time; it is
+        for one id, and for whoever samples from them.
 
         Raises ValueError for ids outside the vocabulary, no ids, more of them than the cache has room for, and images
         that do not fit them.
@@ -160,7 +171,13 @@ class Decoder(ABC):
                 x = self._layers(tokens, first, last, spans, cache, taps, last_only)
                 if not last_only:
                     outputs.append(self._head(x, taps))
-            return self._head(x[-1:], taps) if last_only else np.concatenate(outputs) if outputs[1:] else outputs[0]
+            return (
+                self._head(x[-1:], taps, likely_only and len(tokens) == 1)
+                if last_only
+                else np.concatenate(outputs)
+                if outputs[1:]
+                else outputs[0]
+            )
 
     @abstractmethod
     def block(self, x: F32, layer: int, state: Any, places: Places, taps: Scope) -> F32:
@@ -236,15 +253,24 @@ class Decoder(ABC):
     @cached_property
     def _one_token(self) -> OneToken | None:
         w = self.weights
-        return one_token(self.config, w.blocks, w.final_norm, w.embedding if w.head is None else w.head)
+        return one_token(self.config, w.blocks, w.final_norm, w.scores)
 
-    def _head(self, x: F32, taps: Taps) -> F32:
+    @cached_property
+    def preview(self) -> Preview | None:
+        """What likely next tokens are found by, made when it is first asked for. None in the exact mode, where there is
+        no room for it, and for a head that is small or has few bits already.
+        """
+        return preview_of(self.weights.scores) if self.previews and not self.exact else None
+
+    def _head(self, x: F32, taps: Taps, likely_only: bool = False) -> F32:
         w = self.weights
-        if len(x) == 1 and self._one_token and not taps.patterns and not runs_formulas():
+        if likely_only and not taps.patterns and not runs_formulas() and self.preview:
+            logits = self.preview.logits(rms_norm(x, w.final_norm, self.config.eps))
+        elif len(x) == 1 and self._one_token and not taps.patterns and not runs_formulas():
             logits = self._one_token.logits(x)
         else:
             x = taps("final_norm", rms_norm(x, w.final_norm, self.config.eps))
-            logits = linear(x, w.embedding if w.head is None else w.head)
+            logits = linear(x, w.scores)
         if self.config.logit_cap is not None:
             logits = soft_cap(logits, self.config.logit_cap)
         return taps("logits", logits)

@@ -49,15 +49,15 @@ AHEAD = 8192  # bytes read ahead into the second-level cache: the processor's ow
 
 
 @jit_inlined
-def _dot_plain(weight, at, x, k, count):
-    """`count` float32 or bf16 from weight[at] on, times x[k : k + count]. Four sums at once hide the four cycles that
-    each multiply-add takes.
+def dot_numbers(weight, at, x, k, count, ahead):
+    """`count` float32 or bf16 from weight[at] on, times x[k : k + count]; what lies `ahead` of them is asked for. Four
+    sums at once hide the four cycles that each multiply-add takes.
     """
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     step = 4 * LANES
     whole = count // step * step
     for j in range(0, whole, step):
-        prefetch_four(weight, at + j + AHEAD // weight.itemsize)
+        prefetch_four(weight, at + j + ahead)
         a = fma(load(weight, at + j), load(x, k + j), a)
         b = fma(load(weight, at + j + LANES), load(x, k + j + LANES), b)
         c = fma(load(weight, at + j + 2 * LANES), load(x, k + j + 2 * LANES), c)
@@ -70,7 +70,7 @@ def _dot_plain(weight, at, x, k, count):
 
 def _dot_whole(size):
     """A function: `blocks` times 32 whole numbers of `size` bytes from weight[at] on, times int16 x[k :], whose offsets
-    begin at x[o].
+    begin at x[o]. What lies `ahead` of them is asked for.
     """
     scaled = size % 16  # the bytes of a block's scale, 2; or 0, where the row has one for all
 
@@ -83,11 +83,11 @@ def _dot_whole(size):
         return fma(products, splat_half(weight, at), total) if scaled else products + total
 
     @jit_inlined
-    def dot(weight, at, x, k, o, blocks):
+    def dot(weight, at, x, k, o, blocks, ahead):
         a, b, c, d = zeros(), zeros(), zeros(), zeros()
         for _ in range(blocks // 4):
             for line in range(0, 4 * size, 64):
-                prefetch(weight, at + AHEAD + line)
+                prefetch(weight, at + ahead + line)
             a = block(weight, at, x, k, o, a)
             b = block(weight, at + size, x, k + 32, o + OFFSETS, b)
             c = block(weight, at + 2 * size, x, k + 64, o + 2 * OFFSETS, c)
@@ -132,24 +132,24 @@ def _few_rows(x, D, weight, rows, y):
     for i in range(len(rows)):
         r = _row(i, rows)
         for t in range(len(y)):
-            y[t, r] = _dot_plain(weight, r * D, x, t * D, D)
+            y[t, r] = dot_numbers(weight, r * D, x, t * D, D, AHEAD // weight.itemsize)
 
 
-def _dot_blocks(weight, at, x, k, o, blocks):
+def dot_blocks(weight, at, x, k, o, blocks, ahead):
     """The dot product of `blocks` that have each their scale."""
 
 
-def _dot_row(weight, at, x, k, o, blocks):
+def _dot_row(weight, at, x, k, o, blocks, ahead):
     """The dot product of `blocks` that share a scale."""
 
 
-@overload(_dot_blocks, jit_options=INLINED)
-def _choose_dot_blocks(weight, at, x, k, o, blocks):
+@overload(dot_blocks, jit_options=INLINED)
+def _choose_dot_blocks(weight, at, x, k, o, blocks, ahead):
     return (_dot_int8 if weight.dtype == types.int8 else _dot_int4).py_func
 
 
 @overload(_dot_row, jit_options=INLINED)
-def _choose_dot_row(weight, at, x, k, o, blocks):
+def _choose_dot_row(weight, at, x, k, o, blocks, ahead):
     return (_dot_int8_row if weight.dtype == types.int8 else _dot_int4_row).py_func
 
 
@@ -162,9 +162,9 @@ def _few_block_rows(x, scales, blocks, weight, size, rows, y):
             k, scale = t * blocks * (32 + OFFSETS), load_one(scales, t)
             o = k + blocks * 32
             if size % 16:
-                y[t, r] = _dot_blocks(weight, at, x, k, o, blocks) * scale
+                y[t, r] = dot_blocks(weight, at, x, k, o, blocks, AHEAD) * scale
             else:
-                y[t, r] = _dot_row(weight, at + SCALE_BYTES, x, k, o, blocks) * scale * load_float(weight, at)
+                y[t, r] = _dot_row(weight, at + SCALE_BYTES, x, k, o, blocks, AHEAD) * scale * load_float(weight, at)
 
 
 @jit_inner

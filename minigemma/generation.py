@@ -21,6 +21,8 @@ from .sampling import Sampler, logprob_of
 if TYPE_CHECKING:
     from .images import PanAndScan
 
+PAYS = 64  # new tokens from which on it saves time to preview the likely ones (preview.py)
+
 Prompt = str | Sequence[int]
 Progress = Callable[[int, int], None]  # called with tokens done, tokens in all
 
@@ -193,6 +195,8 @@ def _pieces(
     prompt_tps = len(prompt) / max(first - began, 1e-9)
     decoder = model.tokenizer.stream() if model.tokenizer else None
     banned = [token for token in model.banned if token < len(logits)]  # a small embedding has no rows for the marks
+    # what is hotter than the model's own distribution asks for unlikely tokens; and a preview must first be made
+    likely = sampler.temperature <= 1 and max_new_tokens >= PAYS
     pending = ""  # decided text is yielded; this may be the beginning of a stop string
     for count in range(1, max_new_tokens + 1):
         allowed = logits.copy()
@@ -208,7 +212,7 @@ def _pieces(
         yield Piece(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
         if reason:
             return
-        logits = model.forward([token], cache, last_only=True)[0]
+        logits = model.forward([token], cache, last_only=True, likely_only=likely)[0]
 
 
 def prefill(

@@ -54,7 +54,7 @@ STRETCH = 64  # columns of them that go into the sums one after another
 UNIT_DEPTH = 2304  # columns of 32 rows of them that are rounded to bf16 together for the matrix unit
 
 
-def _widen_row(weight, at, size, first, count, out, to):
+def widen_row(weight, at, size, first, count, out, to):
     """out[to : to + count] = columns first … first + count - 1 of the row that begins at weight[at], widened; both
     multiples of 32 where `size` bytes are 32; 0: sfp8.
     """
@@ -103,7 +103,7 @@ def _widen_sfp8(weight, at, first, count, out, to):
         out[to + k] = VALUES[weight[here + k]] * scale
 
 
-@overload(_widen_row, jit_options=INNER)
+@overload(widen_row, jit_options=INNER)
 def _choose_widen_row(weight, at, size, first, count, out, to):
     return {types.int8: _widen_signed, types.uint8: _widen_nibbles}.get(weight.dtype, _widen_plain).py_func
 
@@ -156,7 +156,7 @@ def _some_panels(worker, workers, packed, weight, size, columns, height, width, 
         for first in range(0, columns, width):
             count = min(width, columns - first)
             for r in range(rows):
-                _widen_row(weight, (top + r) * stride, size, first, count, panel, r * DEPTH)
+                widen_row(weight, (top + r) * stride, size, first, count, panel, r * DEPTH)
                 following = (top + height + r) * stride + first * stride // columns
                 for k in range(0, count * stride // columns, 4 * LANES):
                     prefetch_four(weight, following + k)
@@ -340,7 +340,7 @@ def _copy_row(weight, at, size, first, count, wide, panel, r):
 
 @jit_inner
 def _widen_and_round_row(weight, at, size, first, count, wide, panel, r):
-    _widen_row(weight, at, size, first, count, wide, 0)
+    widen_row(weight, at, size, first, count, wide, 0)
     for k in range(0, count, amx.DEPTH):
         to = (k // amx.DEPTH * 32 + r) * amx.DEPTH
         for i in range(amx.DEPTH):

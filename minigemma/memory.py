@@ -17,10 +17,15 @@ def memory_limit() -> int:
     return min((limit for limit in limits if limit > 0), default=0)
 
 
+def fits_memory(weights: int, cache: int = 0) -> bool:
+    """Is there room for weights and cache, in bytes, and scratch?"""
+    return not memory_limit() or weights + cache + SCRATCH <= memory_limit()
+
+
 def check_memory(name: str, weights: int, cache: int = 0) -> None:
     """Raise ValueError with the numbers if weights and cache, in bytes, and scratch are more than the limit."""
-    limit, needed = memory_limit(), weights + cache + SCRATCH
-    if limit and needed > limit:
+    if not fits_memory(weights, cache):
+        limit, needed = memory_limit(), weights + cache + SCRATCH
         weights_gb, cache_gb, needed_gb, limit_gb = (bytes / 1e9 for bytes in (weights, cache, needed, limit))
         raise ValueError(
             f"{name} needs {weights_gb:,.1f} GB of weights + {cache_gb:,.1f} GB of cache + {SCRATCH / 1e9:,.1f} GB to "

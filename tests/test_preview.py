@@ -1,0 +1,146 @@
+"""The likely next tokens in two passes: against the whole product, on random heads and on the real 270M."""
+
+import numpy as np
+import pytest
+
+import minigemma as mg
+from minigemma import preview
+from minigemma.arrays import round_bf16
+from minigemma.config import Gemma2Config, Gemma3Config, RecurrentGemmaConfig
+from minigemma.formats import widen
+from minigemma.linear import linear
+from minigemma.preview import DEVIATIONS, in_four_bits, preview_bytes, preview_of, refined
+from minigemma.quantize import quantise_int4, quantise_int8
+from minigemma.random_weights import random_model
+from minigemma.sfp8 import quantise_sfp8
+
+SIZES = {"layers": 3, "width": 64, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 4096}
+CONFIGS = {
+    "gemma2": Gemma2Config(**SIZES, window=8, logit_cap=3.0),
+    "gemma3": Gemma3Config(**SIZES, window=8, pattern=3, rope_scale=8.0),
+    "recurrentgemma": RecurrentGemmaConfig(**SIZES, lru_width=64, gate_blocks=2, window=8),
+}
+HEADS = {"bf16": round_bf16, "int8": quantise_int8}
+
+
+def head(kind, rows=8192, columns=256):
+    return HEADS[kind](np.random.default_rng(0).standard_normal((rows, columns), np.float32))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_four_bits_miss_as_much_as_rounding_to_a_fifteenth_does(kind):
+    """A rounding error is evenly spread over a step, and so 1/√12 of it; a step is a seventh of the largest of 32."""
+    weight = head(kind, rows=64)
+    w, four = widen(weight), widen(in_four_bits(weight))
+    step = np.repeat(abs(w).reshape(64, -1, 32).max(-1) / 7, 32, axis=-1)
+    assert abs((four - w) / step).max() < 0.51
+    assert ((four - w) / step).std() == pytest.approx(12**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_likely_logits_are_those_of_the_whole_product(kind, threads, monkeypatch):
+    monkeypatch.setattr(preview, "LARGE", 0)
+    weight, x = head(kind), np.random.default_rng(1).standard_normal((1, 256), np.float32)
+    with mg.backend.threads(threads):
+        got, whole = preview_of(weight).logits(x)[0], linear(x, weight)[0]
+    high = np.flatnonzero(whole > whole.mean() + (DEVIATIONS + 0.7) * whole.std())
+    assert len(high) > 10
+    np.testing.assert_allclose(got[high], whole[high], rtol=1e-6, atol=1e-5)
+    assert (got != whole).any() and abs(got - whole).max() < 0.7 * whole.std()
+    assert got.argmax() == whole.argmax()
+
+
+def test_one_row_above_all_others_and_all_rows_alike():
+    weight, x = head("int8"), np.ones((1, 256), np.float32)
+    for z in (np.zeros((1, 8192), np.float32), np.full((1, 8192), 3, np.float32)):
+        np.testing.assert_array_equal(refined(z, x, weight), z)  # none is above the mean
+        z[0, 8191] = 50
+        got = refined(z, x, weight)
+        assert got[0, 8191] == pytest.approx(linear(x, weight)[0, 8191], rel=1e-5)
+        np.testing.assert_array_equal(got[0, :8191], z[0, :8191])
+
+
+def test_which_heads_have_a_preview(monkeypatch):
+    rng = np.random.default_rng(0)
+    assert preview_of(head("int8")) is None  # too small to be worth it
+    monkeypatch.setattr(preview, "LARGE", 0)
+    made = preview_of(head("int8"))
+    assert made.nbytes == preview_bytes(8192, 256) == 8192 * 256 // 32 * 18
+    for other in (quantise_sfp8, quantise_int4, lambda w: w):
+        assert preview_of(other(rng.standard_normal((64, 64), np.float32))) is None
+    assert preview_of(head("bf16", rows=24)) is None  # no whole sixteens
+    assert preview_of(head("bf16", columns=40)) is None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
+def test_a_model_gives_exact_logits_where_it_is_not_asked_for_likely_ones(name, dtype, monkeypatch):
+    monkeypatch.setattr(preview, "LARGE", 0)
+    model = random_model(CONFIGS[name], dtype)
+    one, other = model.new_cache(9), model.new_cache(9)
+    for cache in (one, other):
+        model.forward([3, 4, 5], cache)
+    whole, likely = model.forward([6], one), model.forward([6], other, last_only=True, likely_only=True)
+    assert model.preview is not None and (whole != likely).any()
+    assert whole.argmax() == likely.argmax() and abs(whole - likely).max() < 0.7 * whole.std()
+    np.testing.assert_array_equal(model.forward([7], one), model.forward([7], other))  # what is remembered is the same
+    model.backend = "numpy"
+    formulas = model.new_cache(3)
+    np.testing.assert_array_equal(
+        model.forward([3], formulas, last_only=True, likely_only=True), model.forward([3], model.new_cache(3))
+    )
+
+
+def test_the_exact_mode_and_small_memory_do_without(monkeypatch):
+    monkeypatch.setattr(preview, "LARGE", 0)
+    assert random_model(CONFIGS["gemma3"], "f32").preview is None
+    model = random_model(CONFIGS["gemma3"], "int8")
+    model.previews = False
+    assert model.preview is None
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mg.load("gemma-3-270m", threads=2)
+
+
+PROSE = "The lighthouse keeper climbed the stairs each evening, lit the lamp, and wrote one line into a book: what"
+
+
+def test_real_weights_write_the_same_text(model):
+    ids = model.tokenizer.encode(PROSE)
+    whole, likely, off = model.new_cache(200), model.new_cache(200), []
+    a, b = (model.forward([2, *ids], cache, last_only=True)[0] for cache in (whole, likely))
+    for _ in range(60):
+        assert a.argmax() == b.argmax()
+        token = int(a.argmax())
+        a = model.forward([token], whole, last_only=True)[0]
+        b = model.forward([token], likely, last_only=True, likely_only=True)[0]
+        p, q = (np.exp(z - mg.sampling.log_sum_exp(z[None])[0]) for z in (a, b))
+        off.append(float((p * np.log(p / q)).sum()))
+        top = np.argsort(a)[-1000:]
+        np.testing.assert_allclose(b[top], a[top], atol=1e-4)
+    assert np.mean(off) < 3e-3 and max(off) < 3e-2
+
+
+def test_generation_asks_for_likely_tokens_where_it_pays(model, monkeypatch):
+    asked = []
+    forward = model.forward
+
+    def watched(*args, likely_only=False, **more):
+        asked.append(likely_only)
+        return forward(*args, likely_only=likely_only, **more)
+
+    monkeypatch.setattr(model, "forward", watched)
+    for settings, expected in (
+        ({"max_new_tokens": 64}, True),
+        ({"max_new_tokens": 64, "temperature": 1.0, "seed": 1}, True),
+        ({"max_new_tokens": 64, "temperature": 1.5, "seed": 1}, False),
+        ({"max_new_tokens": 8}, False),
+    ):
+        asked.clear()
+        pieces = mg.stream_generate(model, "Once upon a time", **settings)
+        for _ in range(4):
+            next(pieces)
+        assert asked == [False, *[expected] * 3]
