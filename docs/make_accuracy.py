@@ -84,14 +84,16 @@ class Contender:
     begin: Callable[[], Read]
 
 
-def contender(name: str, model: Decoder, step: int = PIECE) -> Contender:
-    """A model of minigemma that reads `step` tokens in a call."""
+def contender(name: str, model: Decoder, step: int = PIECE, likely: bool = False) -> Contender:
+    """A model of minigemma that reads `step` tokens in a call; one, and as generation does, for `likely`."""
 
     def begin() -> Read:
         cache = model.new_cache(CHUNK)
 
         def read(ids: Sequence[int]) -> F32:
-            return np.concatenate([model.forward(ids[i : i + step], cache) for i in range(0, len(ids), step)])
+            settings = {"last_only": likely, "likely_only": likely}
+            pieces = range(0, len(ids), step)
+            return np.concatenate([model.forward(ids[i : i + step], cache, **settings) for i in pieces])
 
         return read
 
@@ -223,6 +225,8 @@ def other_choices(file: str, exact: Decoder) -> Iterator[Contender]:
     """Keys and values, and what decoding computes otherwise than a prompt does."""
     yield contender("keys and values in bf16", altered(exact, exact=False))
     yield contender("int8, one token in a call", mg.load(file, dtype="int8"), step=1)
+    for dtype in ("bf16", "int8"):
+        yield contender(f"{dtype}, one token, likely ones in full", mg.load(file, dtype=dtype), step=1, likely=True)
 
 
 def other_programs(file: str, exact: Decoder) -> Iterator[Contender]:
@@ -236,6 +240,8 @@ def other_programs(file: str, exact: Decoder) -> Iterator[Contender]:
             narrow = mg.load(path)
             yield contender("a Q4_0 file made of it: minigemma", narrow)
             yield contender('the same, dtype="int4"', mg.load(path, dtype="int4"))
+            likely = mg.load(path, dtype="int4")
+            yield contender('the same, dtype="int4", one token, likely ones in full', likely, step=1, likely=True)
             yield llama_cpp(narrow, "a Q4_0 file made of it: llama.cpp")
     except ImportError:
         print("llama-cpp-python is not installed: the page will have no row of it", file=sys.stderr)
@@ -299,7 +305,9 @@ before, on another grid, so that they may lose less of a bf16 checkpoint.
 ## Keys and values; one token at a time
 
 The first is the reference with another cache: for {chunk:,} tokens it holds {narrow:.1f} MB instead of {wide:.1f}. The
-second is decoding, whose products round x to 16 bits: each of the {tokens:,} tokens went through by itself.
+others are decoding, where each of the {tokens:,} tokens went through by itself. The products of int8 then round x to 16
+bits. "Likely ones in full" is what generation asks for: the logits of unlikely tokens are those of a head in four bits
+([preview.py](../minigemma/preview.py)).
 
 {rest}
 
