@@ -14,7 +14,8 @@ five times over, wrapped in one function after the other, and this one twice; fo
 of the time that a first run takes.
 
 A region takes microseconds to begin and to end, and meanwhile memory stands idle. One layer of a token would be five
-such regions of 20 to 50 microseconds each; so it is one (step.py), in which the threads share out each step themselves:
+such regions of 20 to 50 microseconds each; so it is one (one_layer.py), in which the threads share out each step
+themselves:
 
     done = 0
     piece = claim(board, step, worker, workers, pieces)
