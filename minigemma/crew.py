@@ -30,10 +30,14 @@ program finds, when it comes at last, that the others have done its share. For t
 what no earlier step of the region reads: the late thread still goes through all steps, and must see in each what the
 others saw.
 
-Who waits reads ahead: the first weights of the next step come into its second-level cache.
+Who waits reads ahead: the first weights of the next step come into its second-level cache. Then it gives way: another
+program that wants the core had better take it now, from a thread that waits, than later in the middle of a piece, for
+which all others would wait.
 """
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 from llvmlite import ir
@@ -141,6 +145,18 @@ def _look(typingctx, counters, index):
     return types.int64(counters, types.intp), codegen
 
 
+@intrinsic
+def _give_way(typingctx):
+    """Let another program's thread have this core, if one wants it; else nothing."""
+
+    def codegen(context, builder, signature, args):
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), name), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 @jit_inner
 def new_board(steps, workers):
     """Counters of all steps: for each thread's share the pieces begun, then the pieces done."""
@@ -171,3 +187,5 @@ def together(board, step, done, workers, pieces, ahead, at):
         if asked < READ_AHEAD:
             prefetch(ahead, at + asked // ahead.itemsize)
             asked += 64
+        else:
+            _give_way()
