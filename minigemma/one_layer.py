@@ -204,7 +204,7 @@ def _remember(seen, z, gates, decay, before, start, made, board, worker, workers
     r_gate, r_bias, i_gate, i_bias = gates
     (M, size), tail = r_bias.shape, len(made) - 1
     recurrence, entering = np.empty(z.size, np.float32), np.empty(z.size, np.float32)
-    parts = min(size // LANES, (PIECES * workers + M - 1) // M)
+    parts = min(size // LANES, (PIECES * workers // 2 + M - 1) // M)  # few: rows of a block are best read whole
     pieces, done = M * parts, 0
     piece = claim(board, 1, worker, workers, pieces)
     while piece >= 0:
