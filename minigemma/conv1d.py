@@ -27,7 +27,8 @@ def causal_conv1d(x: F32, weight: F32, bias: F32, before: F32) -> F32:
 
 
 @jit_inner
-def _row(seen, t, weight, bias, y):
+def conv_row(seen, t, weight, bias, y):
+    """One token: seen [B + T, E], of which rows t … t + C - 1 meet the weight [C, E]; bias and y [E]."""
     for e in range(y.size):
         y[e] = bias[e]
     for c in range(len(weight)):
@@ -38,7 +39,7 @@ def _row(seen, t, weight, bias, y):
 @jit_inner
 def _some_rows(worker, workers, seen, weight, bias, y):
     for t in share(worker, workers, len(y)):
-        _row(seen, t, weight, bias, y[t])
+        conv_row(seen, t, weight, bias, y[t])
 
 
 @jit

@@ -14,7 +14,8 @@ five times over, wrapped in one function after the other, and this one twice; fo
 of the time that a first run takes.
 
 A region takes microseconds to begin and to end, and meanwhile memory stands idle. One layer of a token would be five
-such regions of 20 to 50 microseconds each; so it is one (step.py), in which the threads share out each step themselves:
+such regions of 20 to 50 microseconds each; so it is one (one_layer.py), in which the threads share out each step
+themselves:
 
     done = 0
     piece = claim(board, step, worker, workers, pieces)
@@ -29,10 +30,14 @@ program finds, when it comes at last, that the others have done its share. For t
 what no earlier step of the region reads: the late thread still goes through all steps, and must see in each what the
 others saw.
 
-Who waits reads ahead: the first weights of the next step come into its second-level cache.
+Who waits reads ahead: the first weights of the next step come into its second-level cache. Then it gives way: another
+program that wants the core had better take it now, from a thread that waits, than later in the middle of a piece, for
+which all others would wait.
 """
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 from llvmlite import ir
@@ -140,6 +145,18 @@ def _look(typingctx, counters, index):
     return types.int64(counters, types.intp), codegen
 
 
+@intrinsic
+def _give_way(typingctx):
+    """Let another program's thread have this core, if one wants it; else nothing."""
+
+    def codegen(context, builder, signature, args):
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), name), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 @jit_inner
 def new_board(steps, workers):
     """Counters of all steps: for each thread's share the pieces begun, then the pieces done."""
@@ -170,3 +187,5 @@ def together(board, step, done, workers, pieces, ahead, at):
         if asked < READ_AHEAD:
             prefetch(ahead, at + asked // ahead.itemsize)
             asked += 64
+        else:
+            _give_way()

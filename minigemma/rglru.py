@@ -30,6 +30,7 @@ from .simd import (
     fma,
     load,
     load_one,
+    prefetch,
     root,
     splat,
     store,
@@ -40,6 +41,7 @@ from .simd import (
 )
 
 DECAY = 8.0  # c in the paper
+TOGETHER = 8  # rows of a gate that one token reads at a time: its sums are loaded and stored once for so many
 
 
 def sigmoid(x: F32) -> F32:
@@ -152,7 +154,7 @@ def _gate(x):
 
 
 @jit_inner
-def _token(x, recurrence, input, decay_rate, before, start, first, last, h):
+def token_row(x, recurrence, input, decay_rate, before, start, first, last, h):
     """One token of channels first … last - 1, a whole number of vectors."""
     for e in range(first, last, LANES):
         gated = _gate(load(input, e)) * load(x, e)
@@ -170,7 +172,7 @@ def _rg_lru_some(worker, workers, x, recurrence, input, decay_rate, state, start
     first, last = vectors.start * LANES, vectors.stop * LANES
     for t in range(len(x)):
         before = h[t - 1] if t else state
-        _token(x[t], recurrence[t], input[t], decay_rate, before, start and t == 0, first, last, h[t])
+        token_row(x[t], recurrence[t], input[t], decay_rate, before, start and t == 0, first, last, h[t])
 
 
 @jit
@@ -191,6 +193,24 @@ def _rg_lru(x: F32, recurrence: F32, input: F32, decay_rate: F32, state: F32, st
     h = np.empty_like(x)
     _rg_lru_channels(get_num_threads(), x, recurrence, input, decay_rate, state, start, h)
     return h
+
+
+@jit_inner
+def block_row(x, weight, bias, m, first, last, y):
+    """Outputs first … last - 1 of block m for one token, x and y [E], weight [M · I · I]: whole vectors, and I is too.
+    Rows are read in memory's order, TOGETHER at a time.
+    """
+    size = bias.shape[1]
+    top, ahead = m * size, 2 * TOGETHER * size
+    for j in range(first, last):
+        y[top + j] = bias[m, j]
+    for i in range(top, top + size, TOGETHER):
+        for j in range(first, last, LANES):
+            total = load(y, top + j)
+            for r in range(i, i + TOGETHER):
+                prefetch(weight, r * size + j + ahead)
+                total = fma(splat(x[r]), load(weight, r * size + j), total)
+            store(y, top + j, total)
 
 
 @jit_inner
@@ -220,8 +240,12 @@ def _one_block(x, weight, bias, m, padded, y):
 
 @jit_inner
 def _some_blocks(worker, workers, x, weight, bias, padded, y):
+    size = weight.shape[1]
     for m in share(worker, workers, len(weight)):
-        _one_block(x, weight, bias, m, padded, y)
+        if len(x) == 1 and size % LANES == 0:
+            block_row(x[0], weight.reshape(-1), bias, m, 0, size, y[0])
+        else:
+            _one_block(x, weight, bias, m, padded, y)
 
 
 @jit

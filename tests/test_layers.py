@@ -17,6 +17,7 @@ ROWS = """
     rmsnorm rope softcap geglu linear sampling conv1d rglru
     attention layernorm
     gqa feedforward griffin siglip
+    one_layer
     step preview
     decoder
     gemma gemma2 gemma3 recurrentgemma

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import minigemma as mg
+from minigemma.cache import RecurrentState
 from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig
 from minigemma.random_weights import random_model
 
@@ -14,6 +15,8 @@ CONFIGS = {
     "gemma3": Gemma3Config(**SIZES, window=8, pattern=3, rope_scale=8.0),
     "one key head": Gemma3Config(**{**SIZES, "heads": 3, "kv_heads": 1}, window=8, pattern=2),
 }
+GRIFFIN = {**SIZES, "layers": 5, "kv_heads": 1, "lru_width": 128, "gate_blocks": 2, "window": 7}
+CONFIGS["recurrentgemma"] = RecurrentGemmaConfig(**GRIFFIN)
 OFF = mg.Taps("no such value")  # whoever taps gets the blocks
 
 
@@ -31,11 +34,20 @@ def test_it_is_the_block(name, dtype, threads):
     for i in ids[5:]:  # through the window of 8 three times
         got, expected = model.forward([i], fast), model.forward([i], slow, taps=OFF)
         np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+    assert_same_state(fast, slow)
+
+
+def assert_same_state(fast, slow):
+    assert fast.position == slow.position and fast.nbytes == slow.nbytes
     for one, other in zip(fast.layers, slow.layers, strict=True):
-        assert one.keys.dtype == other.keys.dtype and one.nbytes == other.nbytes
-        # a sum that comes out otherwise in its last digit may round to the next bf16
-        near = 1e-5 if one.keys.dtype == np.float32 else 2**-7
-        for a, b in ((one.keys, other.keys), (one.values, other.values)):
+        if isinstance(one, RecurrentState):
+            pairs = (one.tail, other.tail), (one.h, other.h)
+        else:
+            pairs = (one.keys, other.keys), (one.values, other.values)
+        for a, b in pairs:
+            assert a.dtype == b.dtype and a.shape == b.shape
+            # a sum that comes out otherwise in its last digit may round to the next bf16
+            near = 1e-5 if a.dtype == np.float32 else 2**-7
             np.testing.assert_allclose(widen(a), widen(b), rtol=near, atol=1e-5)
 
 
@@ -73,10 +85,55 @@ def test_rounding_to_bf16_in_a_kernel():
     assert np.isnan(widen(y[~numbers])).all()
 
 
+@pytest.mark.parametrize("pattern", [("recurrent",), ("attention",), ("attention", "recurrent", "attention")])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_recurrent_layers_from_the_first_token_on(pattern, dtype, threads):
+    """Also without any attention, and without any recurrence. A sequence of one token is the first token too."""
+    config = RecurrentGemmaConfig(**{**GRIFFIN, "layers": 4}, pattern=pattern)
+    model = random_model(config, dtype, threads=threads)
+    fast, slow = model.new_cache(20), model.new_cache(20)
+    for i in np.random.default_rng(3).integers(0, 300, 20).tolist():
+        got, expected = model.forward([i], fast), model.forward([i], slow, taps=OFF)
+        np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+    assert_same_state(fast, slow)
+
+
+@pytest.mark.parametrize("position", [0, 6])
+def test_an_interrupted_token_leaves_the_state_as_it_was(monkeypatch, position):
+    """Not even half of the layers' states move on: the token can be repeated, and another one come in its place."""
+    model = random_model(CONFIGS["recurrentgemma"], "bf16")
+    fast, slow = model.new_cache(20), model.new_cache(20)
+    for i in range(position):
+        model.forward([i], fast)
+        model.forward([i], slow, taps=OFF)
+    before = fast.copy()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for where in ("minigemma.step._attention_layers", "minigemma.cache.Cache.advance"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.forward([9], fast)
+        assert fast.position == position
+        for one, other in zip(fast.layers, before.layers, strict=True):
+            if isinstance(one, RecurrentState):
+                assert np.array_equal(one.tail, other.tail) and np.array_equal(one.h, other.h)
+    for i in range(10, 20 - position):
+        got, expected = model.forward([i], fast), model.forward([i], slow, taps=OFF)
+        np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+    assert_same_state(fast, slow)
+
+
 def test_models_of_another_kind_keep_their_blocks():
-    griffin = RecurrentGemmaConfig(**{**SIZES, "kv_heads": 1}, lru_width=64, gate_blocks=2, window=8)
-    assert random_model(griffin, "bf16")._one_token is None
     assert random_model(CONFIGS["gemma3"], "sfp8")._one_token is None
+    assert random_model(CONFIGS["recurrentgemma"], "sfp8")._one_token is None
+    narrow = RecurrentGemmaConfig(**{**GRIFFIN, "gate_blocks": 32})  # blocks of four channels
+    model = random_model(narrow, "bf16")
+    assert model._one_token is None
+    assert np.isfinite(model.forward([1])).all()
 
 
 def test_weights_of_several_formats():
@@ -114,7 +171,7 @@ def test_layers_that_take_turns_in_their_formats():
     model = random_model(config, "bf16")
     blocks = tuple(random_model(config, dtype).weights.blocks[i] for i, dtype in enumerate(order))
     model.weights = replace(model.weights, blocks=blocks)
-    assert [rows.stop - rows.start for rows, _ in model._one_token.runs] == [2, 1, 1, 2, 1]
+    assert [rows.stop - rows.start for _, rows, _ in model._one_token.runs] == [2, 1, 1, 2, 1]
     cache, slow = model.new_cache(20), model.new_cache(20)
     for i in range(12):
         got, expected = model.forward([i], cache), model.forward([i], slow, taps=OFF)
