@@ -12,6 +12,7 @@ from minigemma.linear import linear
 from minigemma.preview import DEVIATIONS, in_four_bits, preview_bytes, preview_of, refined
 from minigemma.quantize import quantise_int4, quantise_int8
 from minigemma.random_weights import random_model
+from minigemma.sampling import log_sum_exp
 from minigemma.sfp8 import quantise_sfp8
 
 SIZES = {"layers": 3, "width": 64, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 4096}
@@ -117,7 +118,7 @@ def test_real_weights_write_the_same_text(model):
         token = int(a.argmax())
         a = model.forward([token], whole, last_only=True)[0]
         b = model.forward([token], likely, last_only=True, likely_only=True)[0]
-        p, q = (np.exp(z - mg.sampling.log_sum_exp(z[None])[0]) for z in (a, b))
+        p, q = (np.exp(z - log_sum_exp(z[None])[0]) for z in (a, b))
         off.append(float((p * np.log(p / q)).sum()))
         top = np.argsort(a)[-1000:]
         np.testing.assert_allclose(b[top], a[top], atol=1e-4)
