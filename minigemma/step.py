@@ -62,24 +62,23 @@ def arrays_of(rows: Sequence[Sequence[NDArray]]) -> NDArray[np.int64]:
 
 
 @intrinsic
-def _array(typingctx, address, size, like):
-    """`size` elements from an address on, as an array of the type of `like`: one axis, without gaps."""
+def array_at(typingctx, table, row, i, like):
+    """Array i of a row of `arrays_of`, which is of the type of `like`: one axis, without gaps."""
 
     def codegen(context, builder, signature, args):
-        array = context.make_array(signature.args[2])(context, builder)
-        element = context.get_data_type(signature.args[2].dtype)
+        rows, row, i, _ = args
+        of_table, _, _, kind = signature.args
+        described = context.make_array(of_table)(context, builder, rows)
+        place = builder.add(builder.mul(row, builder.extract_value(described.shape, 1)), i)
+        first = builder.gep(described.data, [builder.mul(place, place.type(2))])
+        address, size = builder.load(first), builder.load(builder.gep(first, [place.type(1)]))
+        array, element = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
         itemsize = context.get_constant(types.intp, context.get_abi_sizeof(element))
-        data = builder.inttoptr(args[0], ir.PointerType(element))
-        populate_array(array, data, [args[1]], [itemsize], itemsize, meminfo=None)
+        data = builder.inttoptr(address, ir.PointerType(element))
+        populate_array(array, data, [size], [itemsize], itemsize, meminfo=None)
         return array._getvalue()
 
-    return like(types.int64, types.int64, like), codegen
-
-
-@jit_inner
-def array_at(table, row, i, like):
-    """Array i of a row of `arrays_of`, which is of the type of `like`."""
-    return _array(table[row, i, 0], table[row, i, 1], like)
+    return like(table, types.intp, types.intp, like), codegen
 
 
 @jit_inner
