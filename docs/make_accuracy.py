@@ -323,13 +323,18 @@ tensors.
 """
 
 
-def page(chunks: int) -> str:
-    """Measure all, and say it."""
+SECTIONS = {"weights": weight_formats, "decoding": other_choices, "programs": other_programs}
+
+
+def page(chunks: int, only: str | None) -> str:
+    """Measure all, and say it; or one section, and give its table."""
     file = "gemma-3-270m"
     exact = mg.load(file, dtype="f32")
     read, prose = texts(exact, chunks)
-    sections = weight_formats(file, exact), other_choices(file, exact), other_programs(file, exact)
-    parts = measured(exact, sections, read)
+    wanted = [SECTIONS[name](file, exact) for name in ([only] if only else SECTIONS)]
+    parts = measured(exact, wanted, read)
+    if only:
+        return table(parts[0]) + "\n"
     kinds = sorted({kind for kind, *_ in describe(file).tensors.values()} - {"F32"})
     on_unit = choice()[0] != "vectors"
     return PAGE.format(
@@ -363,4 +368,6 @@ def page(chunks: int) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chunks", type=int, default=12, help=f"of {CHUNK} tokens (default: 12)")
-    print(page(parser.parse_args().chunks), end="")
+    parser.add_argument("--only", choices=SECTIONS, help="the table of one section, on its own")
+    args = parser.parse_args()
+    print(page(args.chunks, args.only), end="")

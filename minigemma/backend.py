@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numba
+from numba import types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from threadpoolctl import threadpool_limits
@@ -80,7 +81,14 @@ def jit(function: Callable) -> Any:
 
 def jit_inner(function: Callable) -> Any:
     """Decorator: a function that only kernels call."""
-    return numba.njit(**INNER)(function)
+    made = numba.njit(**INNER)(function)
+    template = made.get_call_template
+
+    def of_any_number(args: Any, kws: Any) -> Any:  # Numba would compile it once for each number written in a call
+        return template(tuple(map(types.unliteral, args)), kws)
+
+    made.get_call_template = of_any_number
+    return made
 
 
 def jit_inlined(function: Callable) -> Any:

@@ -366,7 +366,8 @@ class Progress:
         """Print what is not on the screen yet."""
         if self.compiling and not self.announced:
             self.erase()
-            print("minigemma: compiling kernels for this processor, once (about 10 s) …", file=sys.stderr, flush=True)
+            told = "minigemma: compiling kernels for this processor, once (up to half a minute) …"
+            print(told, file=sys.stderr, flush=True)
             self.announced = True
         if self.terminal and self.shown != self.doing:
             self.erase()
