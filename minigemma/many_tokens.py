@@ -35,11 +35,9 @@ from .simd import (
     splat,
     splat_half,
     store,
-    tile_add_first,
     tile_add_outer,
     tile_add_pairs,
     tile_add_scaled,
-    tile_add_second,
     tile_load,
     tile_store,
     tile_zeros,
@@ -49,8 +47,6 @@ from .simd import (
 
 PANEL = 8 * ROWS  # rows of weights that are widened together
 DEPTH = 640  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
-SHORT = 2  # times 2 · LANES tokens: up to so many, rows of numbers are used where they lie
-STRETCH = 64  # columns of them that go into the sums one after another
 UNIT_DEPTH = 2304  # columns of 32 rows of them that are rounded to bf16 together for the matrix unit
 
 
@@ -180,49 +176,6 @@ def _many_tokens(workers, packed, weights, size, columns, height, width, ys):
     in the cache, and the same part of the next rows is asked for: at most PANEL and DEPTH.
     """
     share_out(_panels_of_all, workers, (packed, weights, size, columns, height, width, ys))
-
-
-# ---- a short prompt: a panel would be used once or twice, so rows of numbers are used where they lie
-
-
-@jit_inner
-def _some_rows_as_they_lie(worker, workers, packed, weight, columns, out, y):
-    """ROWS rows at a time, columns at even places before those at odd ones. The next rows are asked for meanwhile."""
-    (T, R), lanes = y.shape, 2 * LANES
-    for p in share(worker, workers, (R + ROWS - 1) // ROWS):
-        top = min(p * ROWS, R - ROWS)
-        for block in range(len(packed)):
-            tokens, tile = packed[block], tile_zeros()
-            for first in range(0, columns, STRETCH):
-                last = min(first + STRETCH, columns)
-                for r in range(ROWS, 2 * ROWS if block == 0 else 0):
-                    for d in range(first, last, 4 * LANES):
-                        prefetch_four(weight, (top + r) * columns + d)
-                for d in range(first, last - 1, 2):
-                    tile = tile_add_first(tile, weight, top * columns + d, columns, tokens, d * lanes)
-                for d in range(first, last - 1, 2):
-                    tile = tile_add_second(tile, weight, top * columns + d, columns, tokens, (d + 1) * lanes)
-                if (last - first) % 2:
-                    d = last - 1
-                    tile = tile_add_second(tile, weight, top * columns + d - 1, columns, tokens, d * lanes)
-            tile_store(tile, out, 0, lanes)
-            for t in range(min(lanes, T - block * lanes)):
-                for r in range(ROWS):
-                    y[block * lanes + t, top + r] = out[r * lanes + t]
-
-
-@jit_inner
-def _rows_of_all_as_they_lie(worker, workers, packed, weights, columns, ys):
-    out = np.empty(ROWS * 2 * LANES, np.float32)
-    for i in range(len(weights)):
-        if ys[i].size:
-            _some_rows_as_they_lie(worker, workers, packed, weights[i], columns, out, ys[i])
-
-
-@jit
-def _some_tokens(workers, packed, weights, columns, ys):
-    """x Wᵀ for each weight of float32 or bf16 that has ROWS rows and two columns at least."""
-    share_out(_rows_of_all_as_they_lie, workers, (packed, weights, columns, ys))
 
 
 # ---- many tokens against whole numbers: x, rounded to 16 bits, and a panel of weights, as they are, in pairs of int16
@@ -394,13 +347,9 @@ def _many_tokens_on_tiles(workers, packed, tiles, weights, size, columns, ys):
 
 def many_tokens_widened(workers, x, weights, size, ys):
     """ys[i] = x weights[i]ᵀ in float32: x [T, D], weights as `flat` makes them, ys [T, R]."""
-    packed, columns = _pack(x), x.shape[1]
-    numbers, rows = weights[0].dtype.itemsize > 1, min(y.shape[1] or ROWS for y in ys)
-    if len(packed) <= SHORT and numbers and rows >= ROWS and columns > 1:
-        _some_tokens(workers, packed, weights, columns, ys)
-    else:
-        panel = (ROWS, DEPTH // 2) if len(packed) == 1 else (PANEL, DEPTH)  # of the first- or second-level cache
-        _many_tokens(workers, packed, weights, size, columns, *panel, ys)
+    packed = _pack(x)
+    panel = (ROWS, DEPTH // 2) if len(packed) == 1 else (PANEL, DEPTH)  # of the first- or second-level cache
+    _many_tokens(workers, packed, weights, size, x.shape[1], *panel, ys)
 
 
 def many_tokens_in_pairs(workers, x, weights, size, ys):

@@ -10,7 +10,7 @@ token, and all but a few say that their token does not come next. The preview re
 quarter of one in bf16; the one row in fifty that it finds likely is then read whole. The paper's preview is made of the
 leading columns of a singular value decomposition; ours of all columns in fewer bits, the format that int4.py makes
 fast. The paper counts the likely rows; here a preview counts as likely by how far it lies above the others, which
-needs no sorting. Its error is an eighth of the logits' standard deviation, and so a sixteenth of that distance.
+needs no sorting. In the 270M its error is an eighth of the logits' standard deviation, and so a sixteenth of that.
 
 Logits of tokens found likely are exact, also their order; what the others' errors do to the distribution as a whole
 is in docs/accuracy.md. Only generation asks for it (`forward(…, likely_only=True)`); the exact mode, and whoever looks
@@ -232,6 +232,8 @@ class Preview:
 
     def logits(self, x: F32) -> F32:
         """x [1, D] float32 → [1, V] float32."""
+        if not np.isfinite(x).all():  # which whole numbers would hide
+            return linear(x, self.head)
         preview = np.empty((1, self.rows), np.float32)
         rounded, outs = int4.in_8_bits(x), (preview, NO_ROWS, NO_ROWS)
         few_tokens_blocks(get_num_threads(), rounded, self.columns // BLOCK, self.four_bits, int4.BYTES, outs)

@@ -758,49 +758,25 @@ def tile_load(typingctx, array, start, stride):
     return TILE(array, types.intp, types.intp), codegen
 
 
-def _outer(spread):
-    @intrinsic
-    def add_outer(typingctx, tile, a, start, stride, b, index):
-        def codegen(context, builder, signature, args):
-            tile, a, start, stride, b, index = args
-            multiply_add = _llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4)
-            row = _element(context, builder, signature.args[4], b, index)
-            right = [_read(builder, row, _F32), _read(builder, builder.gep(row, [_I32(LANES)]), _F32)]
-            left = _element(context, builder, signature.args[1], a, start)
-            for r in range(ROWS):
-                one = spread(builder, left)
-                left = builder.gep(left, [stride])
-                for half in range(2):
-                    i = r * 2 + half
-                    total = builder.call(multiply_add, [one, right[half], builder.extract_value(tile, i)])
-                    tile = builder.insert_value(tile, total, i)
-            return tile
+@intrinsic
+def tile_add_outer(typingctx, tile, a, start, stride, b, index):
+    """tile[r, :] += a[start + r · stride] · b[index : index + 2 · LANES], for r in 0 … ROWS - 1. a, b float32."""
 
-        return TILE(TILE, a, types.intp, types.intp, b, types.intp), codegen
+    def codegen(context, builder, signature, args):
+        tile, a, start, stride, b, index = args
+        multiply_add = _llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4)
+        row = _element(context, builder, signature.args[4], b, index)
+        right = [_read(builder, row, _F32), _read(builder, builder.gep(row, [_I32(LANES)]), _F32)]
+        left = _element(context, builder, signature.args[1], a, start)
+        for r in range(ROWS):
+            one = _splat(builder, builder.load(left))
+            left = builder.gep(left, [stride])
+            for half in range(2):
+                before = builder.extract_value(tile, r * 2 + half)
+                tile = builder.insert_value(tile, builder.call(multiply_add, [one, right[half], before]), r * 2 + half)
+        return tile
 
-    return add_outer
-
-
-def _spread_of_two(which):
-    """Of two numbers at an address, the first or the second in every lane; float32, or bf16 as uint16."""
-
-    def spread(builder, address):
-        if address.type.pointee == _F32:
-            return _splat(builder, builder.load(builder.gep(address, [_I32(which)])))
-        word = builder.load(builder.bitcast(address, _I32.as_pointer()))
-        word.align = 2
-        # LLVM would rather widen one of them before it is spread, which takes three instructions, and is kept from it.
-        both = _opaque(builder, _splat(builder, word))
-        one = builder.and_(both, _constant(-65536, _I32)) if which else builder.shl(both, _constant(16, _I32))
-        return builder.bitcast(one, VECTOR.llvm)
-
-    return spread
-
-
-# tile[r, :] += a[start + r · stride] · b[index : index + 2 · LANES], for r in 0 … ROWS - 1; a, b float32.
-tile_add_outer = _outer(lambda builder, address: _splat(builder, builder.load(address)))
-# The same with the first or the second of the two numbers at a[start + r · stride]; a float32 or bf16.
-tile_add_first, tile_add_second = _outer(_spread_of_two(0)), _outer(_spread_of_two(1))
+    return TILE(TILE, a, types.intp, types.intp, b, types.intp), codegen
 
 
 @intrinsic

@@ -62,6 +62,13 @@ def test_one_row_above_all_others_and_all_rows_alike():
         np.testing.assert_array_equal(got[0, :8191], z[0, :8191])
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_no_number_is_not_hidden(wrong, monkeypatch):
+    monkeypatch.setattr(preview, "LARGE", 0)
+    x = np.full((1, 256), wrong, np.float32)
+    assert not np.isfinite(preview_of(head("bf16")).logits(x)).any()
+
+
 def test_which_heads_have_a_preview(monkeypatch):
     rng = np.random.default_rng(0)
     assert preview_of(head("int8")) is None  # too small to be worth it
