@@ -272,7 +272,8 @@ class OneToken:
         turns = tuple(np.concatenate(a) for a in zip(*(angles(position, *rope) for rope in self.ropes), strict=True))
         rings = cast(list[KeyValueRing], [cache.layers[i] for i in self.attentive])
         slots, places = zip(*(ring.place(cache.position) for ring in rings), strict=True)
-        held = {id(array): (array.ctypes.data, array.size) for array in places}  # one for each length of rings
+        lengths = {id(array): array for array in places}  # rings of one length share it
+        held = {name: (array.ctypes.data, array.size) for name, array in lengths.items()}
         table = np.array([(*ring.where, held[id(array)]) for ring, array in zip(rings, places, strict=True)])
         return turns, table, np.array(slots), rings[0].keys[:0].reshape(-1), position
 
