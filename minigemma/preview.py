@@ -2,15 +2,15 @@
 "SVD-Softmax: Fast Softmax Approximation on Large Vocabulary Neural Networks", §3).
 
     preview = E₄ x                                    E₄: the head in four bits
-    logit_v = E_v x        where preview_v > mean preview + 2 · its standard deviation
+    logit_v = E_v x        where preview_v > mean preview + 2¼ standard deviations
               preview_v    elsewhere
 
 Gemma's vocabulary is large: of the 270M's weights two thirds are the head's 262,144 rows. All of them are read for each
 token, and all but a few say that their token does not come next. The preview reads half as much of an int8 head, a
-quarter of one in bf16; the one row in fifty that it finds likely is then read whole. The paper's preview is made of the
-leading columns of a singular value decomposition; ours of all columns in fewer bits, the format that int4.py makes
+quarter of one in bf16; the one row in eighty that it finds likely is then read whole. The paper's preview is made of
+the leading columns of a singular value decomposition; ours of all columns in fewer bits, the format that int4.py makes
 fast. The paper counts the likely rows; here a preview counts as likely by how far it lies above the others, which
-needs no sorting. In the 270M its error is an eighth of the logits' standard deviation, and so a sixteenth of that.
+needs no sorting. In the 270M its error is a tenth of the logits' standard deviation.
 
 Logits of tokens found likely are exact, also their order; what the others' errors do to the distribution as a whole
 is in docs/accuracy.md. Only generation asks for it (`forward(…, likely_only=True)`); the exact mode, and whoever looks
@@ -36,7 +36,6 @@ from .simd import (
     fma,
     load,
     load_half,
-    magnitude,
     max_lanes,
     maximum,
     minimum,
@@ -48,7 +47,7 @@ from .simd import (
     zeros,
 )
 
-DEVIATIONS = 2.0  # above the mean: what a preview must be for its row to be read whole
+DEVIATIONS = 2.25  # above the mean: what a preview must be for its row to be read whole
 FROM = ("f32", "bf16", "int8")  # formats of a head that can have a preview
 LARGE = 1 << 24  # weights of a head that are worth it
 AHEAD = 4  # likely rows that are asked for ahead
@@ -57,14 +56,17 @@ PIECES = 64  # parts of the vocabulary that threads take one by one: likely toke
 
 @definition
 def in_four_bits(weight: Weight) -> U8:
-    """Each 32 weights as whole numbers from -7 to 7 times a float16 scale, sixteen rows side by side      [int4.py]
+    """Each 32 weights as whole numbers from -8 to 7, of which -8 is the one farthest from 0, times a float16 scale that
+    may be negative; sixteen rows side by side      [int4.py]
 
     weight [R, D] of any format, R in whole sixteens, D in whole 32s → [R/16, D/32, 288] uint8
     """
     w = widen(weight).reshape(-1, BLOCK)
-    d = (np.abs(w).max(axis=1, keepdims=True) / np.float32(7)).astype(np.float16)
+    high, low = w.max(axis=1, keepdims=True), w.min(axis=1, keepdims=True)
+    d = (np.where(high > -low, high, low) / np.float32(-8)).astype(np.float16)
     scale = d.astype(np.float32)
-    q = np.rint(np.divide(w, scale, out=np.zeros_like(w), where=scale > 0)).clip(-7, 7).astype(np.uint8) + np.uint8(8)
+    q = np.rint(np.divide(w, scale, out=np.zeros_like(w), where=scale != 0)).clip(-8, 7) + np.float32(8)
+    q = q.astype(np.uint8)
     blocks = np.concatenate([d.view(np.uint8), q[:, :16] | q[:, 16:] << 4], axis=1)
     return int4.side_by_side(blocks.reshape(rows_columns(weight)[0], -1, 18))
 
@@ -91,15 +93,16 @@ def _sixteen_rows(weight, size, D, group, wide, whole, scales, words):
     for r in range(int4.SIDE):
         widen_row(weight, (group * int4.SIDE + r) * step, size, 0, D, wide, 0)
         for block in range(D // BLOCK):
-            at, first, highest = (group * (D // BLOCK) + block) * int4.WORDS, block * BLOCK, zeros()
+            at, first, highs, lows = (group * (D // BLOCK) + block) * int4.WORDS, block * BLOCK, zeros(), zeros()
             for k in range(first, first + BLOCK, LANES):
-                highest = maximum(highest, magnitude(load(wide, k)))
-            store_half(scales, 4 * at + 2 * r, max_lanes(highest) / float32(7))
+                highs, lows = maximum(highs, load(wide, k)), maximum(lows, zeros() - load(wide, k))
+            high, low = max_lanes(highs), -max_lanes(lows)
+            store_half(scales, 4 * at + 2 * r, (high if high > -low else low) / float32(-8))
             d = load_half(scales, 4 * at + 2 * r)
-            up = splat(float32(1) / d if d > 0 else float32(0))
+            up = splat(float32(1) / d if d != 0 else float32(0))
             for k in range(0, BLOCK, LANES):
                 q = round_lanes(load(wide, first + k) * up) + eight
-                store_whole(whole, k, minimum(maximum(q, splat(float32(1))), fifteen))
+                store_whole(whole, k, minimum(maximum(q, zeros()), fifteen))
             for word in range(4):
                 words[at + int4.SCALES + word * int4.SIDE + r] = pairs[2 * word] | pairs[2 * word + 1] << np.uint32(4)
 

@@ -29,13 +29,17 @@ def head(kind, rows=8192, columns=256):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_four_bits_miss_as_much_as_rounding_to_a_fifteenth_does(kind):
-    """A rounding error is evenly spread over a step, and so 1/√12 of it; a step is a seventh of the largest of 32."""
+def test_four_bits_miss_as_much_as_rounding_to_sixteenths_does(kind):
+    """A rounding error is evenly spread over a step, and so 1/√12 of it; a step is an eighth of the farthest of 32 from
+    0. What lies as far on the other side is a step too far, and comes out at seven of them.
+    """
     weight = head(kind, rows=64)
     w, four = widen(weight), widen(in_four_bits(weight))
-    step = np.repeat(abs(w).reshape(64, -1, 32).max(-1) / 7, 32, axis=-1)
-    assert abs((four - w) / step).max() < 0.51
-    assert ((four - w) / step).std() == pytest.approx(12**-0.5, rel=0.05)
+    step = np.repeat(abs(w).reshape(64, -1, 32).max(-1) / 8, 32, axis=-1)
+    assert abs((four - w) / step).max() < 1.01
+    inside = abs(w) < 7.4 * step
+    assert abs((four - w) / step)[inside].max() < 0.51
+    assert ((four - w) / step)[inside].std() == pytest.approx(12**-0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -45,7 +49,7 @@ def test_likely_logits_are_those_of_the_whole_product(kind, threads, monkeypatch
     weight, x = head(kind), np.random.default_rng(1).standard_normal((1, 256), np.float32)
     with mg.backend.threads(threads):
         got, whole = preview_of(weight).logits(x)[0], linear(x, weight)[0]
-    high = np.flatnonzero(whole > whole.mean() + (DEVIATIONS + 0.7) * whole.std())
+    high = np.flatnonzero(whole > whole.mean() + (DEVIATIONS + 0.6) * whole.std())
     assert len(high) > 10
     np.testing.assert_allclose(got[high], whole[high], rtol=1e-6, atol=1e-5)
     assert (got != whole).any() and abs(got - whole).max() < 0.7 * whole.std()
