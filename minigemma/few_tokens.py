@@ -68,6 +68,29 @@ def dot_numbers(weight, at, x, k, count, ahead):
     return total
 
 
+@jit_inlined
+def _dots_of_two(weight, at, other, x, k, count):
+    """The same for the rows at weight[at] and at weight[other], both read at once: a core that waits for two places in
+    memory waits less for each.
+    """
+    a, b, c, d, e, f, g, h = zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros()
+    step, ahead = 4 * LANES, AHEAD // weight.itemsize
+    whole = count // step * step
+    for j in range(0, whole, step):
+        prefetch_four(weight, at + j + ahead)
+        prefetch_four(weight, other + j + ahead)
+        p, q, r, s = load(x, k + j), load(x, k + j + LANES), load(x, k + j + 2 * LANES), load(x, k + j + 3 * LANES)
+        a, e = fma(load(weight, at + j), p, a), fma(load(weight, other + j), p, e)
+        b, f = fma(load(weight, at + j + LANES), q, b), fma(load(weight, other + j + LANES), q, f)
+        c, g = fma(load(weight, at + j + 2 * LANES), r, c), fma(load(weight, other + j + 2 * LANES), r, g)
+        d, h = fma(load(weight, at + j + 3 * LANES), s, d), fma(load(weight, other + j + 3 * LANES), s, h)
+    one, two = sum_lanes((a + b) + (c + d)), sum_lanes((e + f) + (g + h))
+    for j in range(whole, count):
+        one += load_one(weight, at + j) * load_one(x, k + j)
+        two += load_one(weight, other + j) * load_one(x, k + j)
+    return one, two
+
+
 def _dot_whole(size):
     """A function: `blocks` times 32 whole numbers of `size` bytes from weight[at] on, times int16 x[k :], whose offsets
     begin at x[o]. What lies `ahead` of them is asked for.
@@ -129,8 +152,11 @@ def _row(i, rows):
 
 @jit_inner
 def _few_rows(x, D, weight, rows, y):
-    for i in range(len(rows)):
-        r = _row(i, rows)
+    half = len(rows) // 2 if STREAMS == 2 else 0
+    for r in range(rows.start, rows.start + half):
+        for t in range(len(y)):
+            y[t, r], y[t, r + half] = _dots_of_two(weight, r * D, (r + half) * D, x, t * D, D)
+    for r in range(rows.start + 2 * half, rows.stop):
         for t in range(len(y)):
             y[t, r] = dot_numbers(weight, r * D, x, t * D, D, AHEAD // weight.itemsize)
 
@@ -195,8 +221,11 @@ def _row_by_row_piece(piece, pieces, x, blocks, weight, size, y):
 @jit_inner
 def _side_by_side_piece(piece, pieces, x, blocks, weight, size, y):
     groups = share(piece, pieces, y.shape[1] // int4.SIDE)
-    for i in range(len(groups)):
-        int4.few_rows(x, blocks, weight, _row(i, groups), y)
+    half = len(groups) // 2 if STREAMS == 2 else 0
+    for group in range(groups.start, groups.start + half):
+        int4.few_rows_of_two(x, blocks, weight, group, group + half, y)
+    for group in range(groups.start + 2 * half, groups.stop):
+        int4.few_rows(x, blocks, weight, group, y)
 
 
 @overload(_block_rows_piece, jit_options=INNER)

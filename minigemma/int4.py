@@ -370,6 +370,23 @@ def few_rows(x, blocks, weight, group, y):
         store_sums(sums, y.reshape(-1), t * R + group * SIDE)
 
 
+@jit_inner
+def few_rows_of_two(x, blocks, weight, group, other, y):
+    """The same for two groups of sixteen rows, both read at once: see few_tokens.py."""
+    (whole, scales, starts), R = x, y.shape[1]
+    for t in range(len(y)):
+        one, two, at, there = no_sums(), no_sums(), group * blocks * WORDS, other * blocks * WORDS
+        for block in range(t * blocks, t * blocks + blocks):
+            for line in range(0, WORDS, 16):
+                prefetch(weight, at + AHEAD + line)
+                prefetch(weight, there + AHEAD + line)
+            one = add_block(one, weight, at, whole, block * BLOCK, scales[block], starts[block])
+            two = add_block(two, weight, there, whole, block * BLOCK, scales[block], starts[block])
+            at, there = at + WORDS, there + WORDS
+        store_sums(one, y.reshape(-1), t * R + group * SIDE)
+        store_sums(two, y.reshape(-1), t * R + other * SIDE)
+
+
 # ---- many tokens
 
 

@@ -57,7 +57,7 @@ LANES = 16 if _features.get("avx512f") else 8
 _HALVES = bool(_features.get("f16c"))
 VNNI = LANES == 16 and bool(_features.get("avx512vnni"))
 ROWS = 12 if LANES == 16 else 6  # accumulators: 24 of 32 registers, or 12 of 16
-# How many places at once a thread reads weights from: AMD's Zen reads a tenth faster from two, Intel's slower.
+# How many places at once a thread reads weights from: AMD's Zen reads up to a quarter faster from two, Intel's slower.
 STREAMS = 2 if get_host_cpu_name().startswith("znver") else 1
 
 
