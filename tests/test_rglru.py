@@ -9,7 +9,7 @@ import pytest
 
 from minigemma.arrays import round_bf16, widen_bf16
 from minigemma.backend import formulas_only
-from minigemma.cache import Cache, RecurrentState
+from minigemma.cache import Cache, Places, RecurrentState
 from minigemma.conv1d import causal_conv1d
 from minigemma.griffin import RecurrentWeights, recurrent_block
 from minigemma.rglru import associative_scan, block_diagonal, decay_and_input, linear_scan, rg_lru, sigmoid, softplus
@@ -223,7 +223,8 @@ def make_block(D=40, E=24, M=3):
 
 
 def run(x, w, state, position, commit=True):
-    y = recurrent_block(x, w, state, position, NO_TAPS.within("blocks.0"))
+    positions = np.arange(position, position + len(x), dtype=np.int32)
+    y = recurrent_block(x, w, state, Places(positions, positions, len(x)), NO_TAPS.within("blocks.0"))
     if commit:
         state.commit(position + len(x))
     return y
