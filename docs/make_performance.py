@@ -323,13 +323,13 @@ def main(names: list[str]) -> None:
         for name in names or SECTIONS:
             subprocess.run([sys.executable, __file__, name], check=True)
         return
-    for name in names:
-        measured = SECTIONS[name]()
-        print(f"## {name}\n{measured}\n", flush=True)
-        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.S)
-        page = PAGE.read_text("utf-8")
-        assert mark.search(page), f"{PAGE.name} has no place for {name}"
-        PAGE.write_text(mark.sub(lambda found, text=measured: found[1] + text + "\n" + found[2], page), "utf-8")
+    (name,) = names
+    measured = SECTIONS[name]()
+    print(f"## {name}\n{measured}\n", flush=True)
+    mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.S)
+    page = PAGE.read_text("utf-8")
+    assert mark.search(page), f"{PAGE.name} has no place for {name}"
+    PAGE.write_text(mark.sub(lambda found: found[1] + measured + "\n" + found[2], page), "utf-8")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,7 @@ class Places:
 
     positions: I32  # [T], rising by 1
     until: I32  # [T]: the last position that each may see, its own or that of its image's last token
-    outputs: (
-        int  # of how many of them, the last ones, the layer's output is asked for: of all, if another layer follows
-    )
+    outputs: int  # so many of the last tokens' outputs are asked for: all, if another layer follows
 
     @property
     def first(self) -> int:

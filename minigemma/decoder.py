@@ -171,13 +171,9 @@ class Decoder(ABC):
                 x = self._layers(tokens, first, last, spans, cache, taps, last_only)
                 if not last_only:
                     outputs.append(self._head(x, taps))
-            return (
-                self._head(x[-1:], taps, likely_only and len(tokens) == 1)
-                if last_only
-                else np.concatenate(outputs)
-                if outputs[1:]
-                else outputs[0]
-            )
+            if last_only:
+                return self._head(x[-1:], taps, likely_only and len(tokens) == 1)
+            return np.concatenate(outputs) if outputs[1:] else outputs[0]
 
     @abstractmethod
     def block(self, x: F32, layer: int, state: Any, places: Places, taps: Scope) -> F32:
@@ -239,7 +235,7 @@ class Decoder(ABC):
                 inside = slice(span.first - first, span.last - first)
                 x[inside], until[inside] = span.features, positions[inside][-1]
         x, places = taps("embedding", x), Places(positions, until, len(here))
-        if len(here) == 1 and self._one_token and not taps.patterns and not runs_formulas():
+        if len(here) == 1 and _unwatched(taps) and self._one_token:
             x = self._one_token(x, cache)
             cache.advance(1)
             return x
@@ -264,9 +260,9 @@ class Decoder(ABC):
 
     def _head(self, x: F32, taps: Taps, likely_only: bool = False) -> F32:
         w = self.weights
-        if likely_only and not taps.patterns and not runs_formulas() and self.preview:
+        if likely_only and _unwatched(taps) and self.preview:
             logits = self.preview.logits(rms_norm(x, w.final_norm, self.config.eps))
-        elif len(x) == 1 and self._one_token and not taps.patterns and not runs_formulas():
+        elif len(x) == 1 and _unwatched(taps) and self._one_token:
             logits = self._one_token.logits(x)
         else:
             x = taps("final_norm", rms_norm(x, w.final_norm, self.config.eps))
@@ -312,6 +308,11 @@ class Decoder(ABC):
         if array.ndim == 4 and abs(array).max() > 1.001:
             raise ValueError(f"an image has values up to {abs(array).max():g}; they must be from -1 to 1")
         return np.ascontiguousarray(array)
+
+
+def _unwatched(taps: Taps) -> bool:
+    """Does nobody look inside: may compiled code stand for blocks and head?"""
+    return not taps.patterns and not runs_formulas()
 
 
 def pieces(count: int, runs: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:

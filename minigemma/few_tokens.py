@@ -150,9 +150,15 @@ def _row(i, rows):
     return rows.start + i // 2 + i % 2 * ((len(rows) + 1) // 2)
 
 
+@jit_inlined
+def _pairs(rows):
+    """How many of `rows` are read together with the one half of them on: none where one of the STREAMS is best."""
+    return len(rows) // 2 if STREAMS == 2 else 0
+
+
 @jit_inner
 def _few_rows(x, D, weight, rows, y):
-    half = len(rows) // 2 if STREAMS == 2 else 0
+    half = _pairs(rows)
     for r in range(rows.start, rows.start + half):
         for t in range(len(y)):
             y[t, r], y[t, r + half] = _dots_of_two(weight, r * D, (r + half) * D, x, t * D, D)
@@ -221,7 +227,7 @@ def _row_by_row_piece(piece, pieces, x, blocks, weight, size, y):
 @jit_inner
 def _side_by_side_piece(piece, pieces, x, blocks, weight, size, y):
     groups = share(piece, pieces, y.shape[1] // int4.SIDE)
-    half = len(groups) // 2 if STREAMS == 2 else 0
+    half = _pairs(groups)
     for group in range(groups.start, groups.start + half):
         int4.few_rows_of_two(x, blocks, weight, group, group + half, y)
     for group in range(groups.start + 2 * half, groups.stop):

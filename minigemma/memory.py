@@ -19,7 +19,8 @@ def memory_limit() -> int:
 
 def fits_memory(weights: int, cache: int = 0) -> bool:
     """Is there room for weights and cache, in bytes, and scratch?"""
-    return not memory_limit() or weights + cache + SCRATCH <= memory_limit()
+    limit = memory_limit()
+    return not limit or weights + cache + SCRATCH <= limit
 
 
 def check_memory(name: str, weights: int, cache: int = 0) -> None:

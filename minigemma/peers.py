@@ -11,6 +11,7 @@ import importlib
 import sys
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
@@ -27,22 +28,23 @@ from .formats import widen
 from .tensor_names import VISION, VISION_LAYER, layer_tensors, model_tensors
 
 
-class Peer:
+class Peer(ABC):
     """One other program: `prefill` reads a prompt, `decode` goes on from there; both return seconds."""
 
     name: str
     read_bytes: int  # of weights, which each token reads
 
+    @abstractmethod
     def __init__(self, model: Decoder) -> None:
         """Take over the weights of `model`; ImportError where the program is not installed."""
 
+    @abstractmethod
     def prefill(self, ids: Sequence[int]) -> float:
         """Seconds until the logits after the last of `ids` are there; forgets what was before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, count: int) -> float:
         """Seconds that each of `count` more tokens takes, each the likeliest."""
-        raise NotImplementedError
 
     def look(self, pixels: F32) -> float | None:
         """Seconds of the vision tower over an image [3, side, side]; None where it is not measured."""

@@ -27,9 +27,9 @@ from . import int4
 from .arrays import F32, U8, read_only
 from .backend import INNER, definition, jit, jit_inner, require
 from .crew import claim, new_board, share, share_out, together
-from .few_tokens import dot_blocks, dot_numbers, few_tokens_blocks, in_whole_numbers
+from .few_tokens import dot_blocks, dot_numbers, in_whole_numbers
 from .formats import BLOCK, Weight, block_bytes, flat, format_of, rows_columns, widen
-from .linear import NO_ROWS, linear
+from .linear import linear
 from .many_tokens import widen_row
 from .simd import (
     LANES,
@@ -224,23 +224,18 @@ class Preview:
     """A head, and the same in four bits beside it."""
 
     def __init__(self, head: Weight) -> None:
-        self.head, (self.rows, self.columns) = head, rows_columns(head)
-        four_bits = flat(read_only(in_four_bits(head)))
-        self.four_bits = four_bits, four_bits[:0], four_bits[:0]
+        self.head, self.four_bits = head, read_only(in_four_bits(head))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the four bits, which each token reads instead of the head."""
-        return self.four_bits[0].nbytes
+        return self.four_bits.nbytes
 
     def logits(self, x: F32) -> F32:
         """x [1, D] float32 → [1, V] float32."""
         if not np.isfinite(x).all():  # which whole numbers would hide
             return linear(x, self.head)
-        preview = np.empty((1, self.rows), np.float32)
-        rounded, outs = int4.in_8_bits(x), (preview, NO_ROWS, NO_ROWS)
-        few_tokens_blocks(get_num_threads(), rounded, self.columns // BLOCK, self.four_bits, int4.BYTES, outs)
-        return refined(preview, x, self.head)
+        return refined(linear(x, self.four_bits), x, self.head)
 
 
 def preview_bytes(rows: int, columns: int) -> int:
