@@ -256,7 +256,7 @@ class Decoder(ABC):
         """What likely next tokens are found by, made when it is first asked for. None in the exact mode, where there is
         no room for it, and for a head that is small or has few bits already.
         """
-        return preview_of(self.weights.scores) if self.previews and not self.exact else None
+        return preview_of(self.weights.scores, self.weights.final_norm) if self.previews and not self.exact else None
 
     def _head(self, x: F32, taps: Taps, likely_only: bool = False) -> F32:
         w = self.weights

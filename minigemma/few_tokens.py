@@ -142,27 +142,28 @@ def _dot_sfp8(weight, at, x, k, count):
     return total
 
 
-@jit_inlined
-def _row(i, rows):
-    """The i-th of `rows` to be read: where two STREAMS are best, one from the first half, then one from the second."""
-    if STREAMS == 1:
-        return rows.start + i
-    return rows.start + i // 2 + i % 2 * ((len(rows) + 1) // 2)
+@jit_inner
+def _rows_of(piece, pieces, per, count):
+    """Which of `count` rows are a piece, of which each thread has `per`: a range of rows, how far behind each of them
+    the other one is that is read together with it, and a range of single rows.
 
-
-@jit_inlined
-def _pairs(rows):
-    """How many of `rows` are read together with the one half of them on: none where one of the STREAMS is best."""
-    return len(rows) // 2 if STREAMS == 2 else 0
+    A thread reads from two places, where two STREAMS are best: the first half of its share and the second, from which
+    each piece takes the next rows of both. So what is asked for ahead of a piece is what the next one begins with.
+    """
+    mine, own = share(piece // per, pieces // per, count), piece % per
+    half = len(mine) // 2 if STREAMS == 2 else 0
+    pairs, single, first = share(own, per, half), share(own, per, len(mine) - 2 * half), mine.start
+    single = range(first + 2 * half + single.start, first + 2 * half + single.stop)
+    return range(first + pairs.start, first + pairs.stop), half, single
 
 
 @jit_inner
 def _few_rows(x, D, weight, rows, y):
-    half = _pairs(rows)
-    for r in range(rows.start, rows.start + half):
+    pairs, half, single = rows
+    for r in pairs:
         for t in range(len(y)):
             y[t, r], y[t, r + half] = _dots_of_two(weight, r * D, (r + half) * D, x, t * D, D)
-    for r in range(rows.start + 2 * half, rows.stop):
+    for r in single:
         for t in range(len(y)):
             y[t, r] = dot_numbers(weight, r * D, x, t * D, D, AHEAD // weight.itemsize)
 
@@ -186,64 +187,64 @@ def _choose_dot_row(weight, at, x, k, o, blocks, ahead):
 
 
 @jit_inner
-def _few_block_rows(x, scales, blocks, weight, size, rows, y):
-    for i in range(len(rows)):
-        r = _row(i, rows)
+def _few_block_rows(x, blocks, weight, size, rows, y):
+    (whole, scales), (pairs, half, single), twice = x, rows, 2 * len(rows[0])
+    for i in range(twice + len(single)):  # in turns: one from here, one from there
+        r = pairs.start + i // 2 + i % 2 * half if i < twice else single.start + i - twice
         at = r * (blocks * size + (0 if size % 16 else SCALE_BYTES))
         for t in range(len(y)):
             k, scale = t * blocks * (32 + OFFSETS), load_one(scales, t)
             o = k + blocks * 32
             if size % 16:
-                y[t, r] = dot_blocks(weight, at, x, k, o, blocks, AHEAD) * scale
+                y[t, r] = dot_blocks(weight, at, whole, k, o, blocks, AHEAD) * scale
             else:
-                y[t, r] = _dot_row(weight, at + SCALE_BYTES, x, k, o, blocks, AHEAD) * scale * load_float(weight, at)
+                scale *= load_float(weight, at)
+                y[t, r] = _dot_row(weight, at + SCALE_BYTES, whole, k, o, blocks, AHEAD) * scale
 
 
 @jit_inner
 def _few_sfp8_rows(x, D, weight, rows, y):
-    for i in range(len(rows)):
-        r = _row(i, rows)
+    for r in rows:
         at = r * (SCALE_BYTES + D)
         for t in range(len(y)):
             y[t, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, t * D, D) * load_float(weight, at)
 
 
 @jit_inner
-def few_tokens_piece(piece, pieces, x, D, weights, ys):
-    """One of `pieces` ranges of the rows of each weight: each row is read once, in order."""
+def few_tokens_piece(piece, pieces, per, x, D, weights, ys):
+    """One of `pieces` of the rows of each weight, `per` of them a thread: each row is read once, in order."""
     for i in range(len(weights)):
-        _few_rows(x, D, weights[i], share(piece, pieces, ys[i].shape[1]), ys[i])
+        _few_rows(x, D, weights[i], _rows_of(piece, pieces, per, ys[i].shape[1]), ys[i])
 
 
-def _block_rows_piece(piece, pieces, x, blocks, weight, size, y):
+def _block_rows_piece(piece, pieces, per, x, blocks, weight, size, y):
     """The piece of one weight."""
 
 
 @jit_inner
-def _row_by_row_piece(piece, pieces, x, blocks, weight, size, y):
-    _few_block_rows(x[0], x[1], blocks, weight, size, share(piece, pieces, y.shape[1]), y)
+def _row_by_row_piece(piece, pieces, per, x, blocks, weight, size, y):
+    _few_block_rows(x, blocks, weight, size, _rows_of(piece, pieces, per, y.shape[1]), y)
 
 
 @jit_inner
-def _side_by_side_piece(piece, pieces, x, blocks, weight, size, y):
-    groups = share(piece, pieces, y.shape[1] // int4.SIDE)
-    half = _pairs(groups)
-    for group in range(groups.start, groups.start + half):
+def _side_by_side_piece(piece, pieces, per, x, blocks, weight, size, y):
+    pairs, half, single = _rows_of(piece, pieces, per, y.shape[1] // int4.SIDE)
+    for group in pairs:
         int4.few_rows_of_two(x, blocks, weight, group, group + half, y)
-    for group in range(groups.start + 2 * half, groups.stop):
+    for group in single:
         int4.few_rows(x, blocks, weight, group, y)
 
 
 @overload(_block_rows_piece, jit_options=INNER)
-def _choose_block_rows_piece(piece, pieces, x, blocks, weight, size, y):
+def _choose_block_rows_piece(piece, pieces, per, x, blocks, weight, size, y):
     return (_side_by_side_piece if weight.dtype == types.uint32 else _row_by_row_piece).py_func
 
 
 @jit_inner
-def few_tokens_blocks_piece(piece, pieces, x, blocks, weights, size, ys):
+def few_tokens_blocks_piece(piece, pieces, per, x, blocks, weights, size, ys):
     """The same for rows of whole numbers, 32 of them in `size` bytes; x in whole numbers too, with their scales."""
     for i in range(len(weights)):
-        _block_rows_piece(piece, pieces, x, blocks, weights[i], size, ys[i])
+        _block_rows_piece(piece, pieces, per, x, blocks, weights[i], size, ys[i])
 
 
 @jit_inner
@@ -256,13 +257,13 @@ def _few_sfp8_piece(piece, pieces, x, D, weights, ys):
 @jit
 def few_tokens(workers, x, D, weights, ys):
     """x Wᵀ for each weight, a contiguous range of its rows a thread."""
-    share_out(few_tokens_piece, workers, (x, D, weights, ys))
+    share_out(few_tokens_piece, workers, (1, x, D, weights, ys))
 
 
 @jit
 def few_tokens_blocks(workers, x, blocks, weights, size, ys):
     """The same for rows of whole numbers."""
-    share_out(few_tokens_blocks_piece, workers, (x, blocks, weights, size, ys))
+    share_out(few_tokens_blocks_piece, workers, (1, x, blocks, weights, size, ys))
 
 
 @jit

@@ -88,25 +88,33 @@ def row_by_row(weight: U8) -> U8:
 
 
 @jit_inner
-def round_to_8_bits(x, whole, scales, starts, first, last):
-    """Blocks first … last - 1 of x, float32: x ≈ whole · scale, and -8 Σ whole where a sum of products begins."""
+def round_to_8_bits(x, k, count, zero, whole):
+    """x[k : k + count] ≈ whole[k : …] · scale, where x is float32 and `count` a multiple of LANES. Returns the scale,
+    and -zero · Σ whole: where a sum of products with weights q - zero begins.
+    """
+    highest, total = zeros(), zeros()
+    for i in range(k, k + count, LANES):
+        highest = maximum(highest, magnitude(load(x, i)))
+    largest = max_lanes(highest)
+    up = splat(float32(127) / largest if largest > 0 else float32(0))
+    for i in range(k, k + count, LANES):
+        q = round_lanes(load(x, i) * up)
+        store_whole(whole, i, q)
+        total = total + q
+    return largest / float32(127), np.int32(-zero * sum_lanes(total))
+
+
+@jit_inner
+def round_blocks(x, whole, scales, starts, first, last):
+    """Blocks first … last - 1 of x, for int4."""
     for block in range(first, last):
-        highest, total = zeros(), zeros()
-        for k in range(block * BLOCK, block * BLOCK + BLOCK, LANES):
-            highest = maximum(highest, magnitude(load(x, k)))
-        largest = max_lanes(highest)
-        up = splat(float32(127) / largest if largest > 0 else float32(0))
-        for k in range(block * BLOCK, block * BLOCK + BLOCK, LANES):
-            q = round_lanes(load(x, k) * up)
-            store_whole(whole, k, q)
-            total = total + q
-        scales[block], starts[block] = largest / float32(127), np.int32(-8 * sum_lanes(total))
+        scales[block], starts[block] = round_to_8_bits(x, block * BLOCK, BLOCK, 8, whole)
 
 
 @jit_inner
 def _round_some(worker, workers, x, whole, scales, starts):
     mine = share(worker, workers, x.size // BLOCK)
-    round_to_8_bits(x, whole, scales, starts, mine.start, mine.stop)
+    round_blocks(x, whole, scales, starts, mine.start, mine.stop)
 
 
 @jit

@@ -21,17 +21,24 @@ from .amx import on_cache_line
 from .attention import few_part, join
 from .backend import INNER, jit_inner
 from .conv1d import conv_row
-from .crew import PIECES, claim, share, together
+from .crew import LINE, PIECES, claim, share, together
 from .few_tokens import OFFSETS, few_tokens_blocks_piece, few_tokens_piece, round_to_16_bits
 from .formats import BLOCK
 from .geglu import gated_gelu_row
-from .int4 import round_to_8_bits
+from .int4 import round_blocks
 from .rglru import block_row, token_row
 from .rmsnorm import norm_row
 from .rope import turn
 from .simd import LANES, bf16_bits
 
 PLAIN = (types.float32, types.uint16)  # weights that are numbers themselves
+STEPS = 5  # of a layer
+
+
+@jit_inner
+def of_layer(board, i, workers):
+    """The counters of layer i on a board of all layers."""
+    return board[i * STEPS * (workers + 1) * LINE :]
 
 
 def _products(x, weights, size, ys, board, step, worker, workers, ahead):
@@ -45,7 +52,7 @@ def _plain_products(x, weights, size, ys, board, step, worker, workers, ahead):
     pieces, done = PIECES * workers, 0
     piece = claim(board, step, worker, workers, pieces)
     while piece >= 0:
-        few_tokens_piece(piece, pieces, x, x.size, weights, ys)
+        few_tokens_piece(piece, pieces, PIECES, x, x.size, weights, ys)
         done += 1
         piece = claim(board, step, worker, workers, pieces)
     together(board, step, done, workers, pieces, ahead, worker * ahead.size // workers)
@@ -67,7 +74,7 @@ def _whole_for_rows(x, weight):
 def _whole_for_rows_side_by_side(x, weight):
     whole, blocks = np.empty(x.size, np.int8), x.size // BLOCK
     scales, starts = np.empty(blocks, np.float32), np.empty(blocks, np.int32)
-    round_to_8_bits(x, whole, scales, starts, 0, blocks)
+    round_blocks(x, whole, scales, starts, 0, blocks)
     return whole, scales, starts
 
 
@@ -81,7 +88,7 @@ def _block_products(x, weights, size, ys, board, step, worker, workers, ahead):
     whole, pieces, done = _whole(x, weights[0]), PIECES * workers, 0
     piece = claim(board, step, worker, workers, pieces)
     while piece >= 0:
-        few_tokens_blocks_piece(piece, pieces, whole, x.size // BLOCK, weights, size, ys)
+        few_tokens_blocks_piece(piece, pieces, PIECES, whole, x.size // BLOCK, weights, size, ys)
         done += 1
         piece = claim(board, step, worker, workers, pieces)
     together(board, step, done, workers, pieces, ahead, worker * ahead.size // workers)
@@ -141,38 +148,36 @@ def _plus(y, bias):
 
 
 @jit_inner
-def add(x, y, bias, gain, eps, out):
-    """out = x + norm(y + bias), where there are a norm and a bias; out may be x itself."""
+def _add(x, y, bias, gain, eps):
+    """x += norm(y + bias), where there are a norm and a bias."""
     h = _plus(y, bias)
     if gain.size:
         normed = np.empty(x.size, np.float32)
         norm_row(h, gain, eps, normed)
         h = normed
     for d in range(x.size):
-        out[d] = x[d] + h[d]
+        x[d] += h[d]
 
 
 @jit_inner
 def _rest(worker, workers, board, x, mixed, eps, common, sizes, out):
-    """Steps 2 to 4, what follows on attention or recurrence: W_out, the residual, and the feed-forward block. It leaves
-    in `out` what the threads have made together, and in after[worker] the residual, which each has made.
-    """
-    (post, pre_ffn, out_bias, gate_bias, up_bias), (w_out, gate, up, down, following) = common
-    y, opened, z, after = out
-    residual, h = after[worker], np.empty(x.size, np.float32)
+    """Steps 2 to 4, what follows on attention or recurrence: W_out, the residual, and the feed-forward block."""
+    (post, pre_ffn, post_ffn, out_bias, gate_bias, up_bias, down_bias), (w_out, gate, up, down, following) = common
+    (y, opened, z), h = out, np.empty(x.size, np.float32)
     nothing = y[:0]  # `_products` takes three weights each time, so that it is compiled once
     _products(mixed, (w_out, w_out[:0], w_out[:0]), sizes[1], (y, nothing, nothing), board, 2, worker, workers, gate)
-    add(x, y[0], out_bias, post, eps, residual)
-    norm_row(residual, pre_ffn, eps, h)
+    _add(x, y[0], out_bias, post, eps)
+    norm_row(x, pre_ffn, eps, h)
     _products(h, (gate, up, up[:0]), sizes[2], (opened[:1], opened[1:], nothing), board, 3, worker, workers, down)
     gated = np.empty(opened.shape[1], np.float32)
     gated_gelu_row(_plus(opened[0], gate_bias), _plus(opened[1], up_bias), gated)
     _products(gated, (down, down[:0], down[:0]), sizes[3], (z, nothing, nothing), board, 4, worker, workers, following)
+    _add(x, z[0], down_bias, post_ffn, eps)
 
 
 @jit_inner
 def attention_layer(worker, workers, board, x, eps, own, common, sizes, turns, limits, ring, room, out):
-    """A layer with attention: the block of gqa.py, then `_rest`."""
+    """A layer with attention: the block of gqa.py, then `_rest`. x [D], this thread's residual, becomes the next."""
     pre, (wq, wk, wv), head_norms = own
     (cos, sin), (keys, values, slot, places, position) = turns, ring
     qs, ks, vs, states, totals = room
@@ -224,7 +229,9 @@ def _remember(seen, z, gates, decay, before, start, made, board, worker, workers
 
 @jit_inner
 def recurrent_layer(worker, workers, board, x, eps, own, common, sizes, state, room, out):
-    """A recurrent layer: the block of griffin.py, then `_rest`. made [C, E] is what it will remember: tail, and h."""
+    """A recurrent layer: the block of griffin.py, then `_rest`. x [D], this thread's residual, becomes the next one;
+    made [C, E] is what the layer will remember: tail, and h.
+    """
     pre, (wy, wx), (y_bias, x_bias), (conv, conv_bias), gates, decay = own
     (tail, before, start, made), (ys, xs), w_out = state, room, common[1][0]
     h, z, mixed = np.empty(x.size, np.float32), np.empty(before.size, np.float32), np.empty(before.size, np.float32)

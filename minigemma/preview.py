@@ -1,34 +1,48 @@
 """The logits of the next token in two passes: a preview of all, then the likely ones in full (Shim et al. 2017,
 "SVD-Softmax: Fast Softmax Approximation on Large Vocabulary Neural Networks", §3).
 
-    preview = E₄ x                                    E₄: the head in four bits
-    logit_v = E_v x        where preview_v > mean preview + 2¼ standard deviations
+    preview = Ê x                       Ê: the head in few bits
+    logit_v = E_v x        where preview_v > mean preview + 2 standard deviations
               preview_v    elsewhere
 
 Gemma's vocabulary is large: of the 270M's weights two thirds are the head's 262,144 rows. All of them are read for each
-token, and all but a few say that their token does not come next. The preview reads half as much of an int8 head, a
-quarter of one in bf16; the one row in eighty that it finds likely is then read whole. The paper's preview is made of
-the leading columns of a singular value decomposition; ours of all columns in fewer bits, the format that int4.py makes
-fast. The paper counts the likely rows; here a preview counts as likely by how far it lies above the others, which
-needs no sorting. In the 270M its error is a tenth of the logits' standard deviation.
+token, and all but a few say that their token does not come next. The preview reads a third of an int8 head, a sixth of
+one in bf16; the one row in fifty that it finds likely is then read whole. The paper's preview is made of the leading
+columns of a singular value decomposition; ours of all columns in fewer bits. The paper counts the likely rows; here a
+preview counts as likely by how far it lies above the others, which needs no sorting.
+
+How many bits a column needs, the gain of the final norm tells: x_d is as large as the gain makes it, and that differs
+by hundreds in the 270M. The fifth of the columns with the largest gain has four bits, the others two. So the preview's
+error is 0.3 of the logits' standard deviation, where likely logits lie four to eight above the mean; with two bits for
+all columns it would be 0.5.
 
 Logits of tokens found likely are exact, also their order; what the others' errors do to the distribution as a whole
 is in docs/accuracy.md. Only generation asks for it (`forward(…, likely_only=True)`); the exact mode, and whoever looks
 at logits, gets all of them in full.
+
+Ê is an array of uint8 [R/16, blocks, 288], sixteen rows side by side as in int4.py: first the blocks of int4, which
+cover 32 columns, then those in two bits, which cover 64. A block of these is
+
+    16 float16                 the scale d of each row
+    [4, 16, 4] bytes           byte j of row r in word w holds four columns, 16 w + j in its lowest two bits, then
+                               16 w + 4 + j and so on;  weight = d · (2 q - 3), one of -3 d, -d, d and 3 d
 """
 
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 from numba import float32, get_num_threads, types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
 
-from . import int4
+from . import int4, simd
 from .arrays import F32, U8, read_only
-from .backend import INNER, definition, jit, jit_inner, require
+from .backend import INLINED, definition, jit, jit_inlined, jit_inner, require
 from .crew import claim, new_board, share, share_out, together
 from .few_tokens import dot_blocks, dot_numbers, in_whole_numbers
 from .formats import BLOCK, Weight, block_bytes, flat, format_of, rows_columns, widen
+from .int4 import SIDE, WORDS
 from .linear import linear
 from .many_tokens import widen_row
 from .simd import (
@@ -36,9 +50,11 @@ from .simd import (
     fma,
     load,
     load_half,
+    magnitude,
     max_lanes,
     maximum,
     minimum,
+    prefetch,
     round_lanes,
     splat,
     store_half,
@@ -47,147 +63,302 @@ from .simd import (
     zeros,
 )
 
-DEVIATIONS = 2.25  # above the mean: what a preview must be for its row to be read whole
+DEVIATIONS = 2.0  # above the mean: what a preview must be for its row to be read whole
+COARSE = 64  # columns of a block in two bits
+STEP = 0.625  # d in mean |w| of a block: what misses normally distributed numbers least
 FROM = ("f32", "bf16", "int8")  # formats of a head that can have a preview
 LARGE = 1 << 24  # weights of a head that are worth it
 AHEAD = 4  # likely rows that are asked for ahead
-PIECES = 64  # parts of the vocabulary that threads take one by one: likely tokens lie together
+PIECES = 128  # parts of the vocabulary that threads take one by one: likely tokens lie together
+
+Order = NDArray[np.int32]
+
+
+def fine_columns(columns: int) -> int:
+    """How many columns of a head have four bits: a fifth, in whole blocks of 64."""
+    return -(-columns // (5 * COARSE)) * COARSE
+
+
+def by_gain(weight: F32) -> Order:
+    """The columns of a head, those first where the norm before it, with gain 1 + w, makes x largest: w [D] → [D]."""
+    return np.argsort(-abs(1 + weight), kind="stable").astype(np.int32)
 
 
 @definition
-def in_four_bits(weight: Weight) -> U8:
-    """Each 32 weights as whole numbers from -8 to 7, of which -8 is the one farthest from 0, times a float16 scale that
-    may be negative; sixteen rows side by side      [int4.py]
+def in_few_bits(weight: Weight, order: Order) -> U8:
+    """The leading fifth of the columns in four bits, the others in two
 
-    weight [R, D] of any format, R in whole sixteens, D in whole 32s → [R/16, D/32, 288] uint8
+    Four: whole numbers from -8 to 7, of which -8 is the one farthest from 0 of its 32, times a float16 scale that may
+    be negative. Two: see above.
+
+    weight [R, D] of any format, R in whole sixteens, D in whole 64s; order [D] → [R/16, blocks, 288] uint8
     """
-    w = widen(weight).reshape(-1, BLOCK)
-    high, low = w.max(axis=1, keepdims=True), w.min(axis=1, keepdims=True)
+    w, fine = widen(weight)[:, order], fine_columns(len(order))
+    R = len(w)
+    blocks = w[:, :fine].reshape(R, -1, BLOCK)
+    high, low = blocks.max(axis=-1, keepdims=True), blocks.min(axis=-1, keepdims=True)
     d = (np.where(high > -low, high, low) / np.float32(-8)).astype(np.float16)
-    scale = d.astype(np.float32)
-    q = np.rint(np.divide(w, scale, out=np.zeros_like(w), where=scale != 0)).clip(-8, 7) + np.float32(8)
-    q = q.astype(np.uint8)
-    blocks = np.concatenate([d.view(np.uint8), q[:, :16] | q[:, 16:] << 4], axis=1)
-    return int4.side_by_side(blocks.reshape(rows_columns(weight)[0], -1, 18))
+    up = np.divide(1, d, out=np.zeros_like(high), where=d != 0, dtype=np.float32)
+    q = (np.rint(blocks * up).clip(-8, 7) + 8).astype(np.uint8)
+    four = int4.side_by_side(np.concatenate([d.view(np.uint8), q[..., :16] | q[..., 16:] << 4], axis=-1))
+
+    blocks = w[:, fine:].reshape(R, -1, COARSE)
+    d = (np.float32(STEP) * abs(blocks).mean(axis=-1, keepdims=True)).astype(np.float16)
+    up = np.divide(0.5, d, out=np.zeros_like(blocks[..., :1]), where=d != 0, dtype=np.float32)
+    q = np.rint(blocks * up + np.float32(1.5)).clip(0, 3).astype(np.uint8)
+    q = q.reshape(R // SIDE, SIDE, -1, 4, 4, 4).transpose(0, 2, 3, 1, 4, 5)  # [R/16, block, word, row, i, j]
+    packed = q[..., 0, :] | q[..., 1, :] << 2 | q[..., 2, :] << 4 | q[..., 3, :] << 6
+    scales = d.reshape(R // SIDE, SIDE, -1).transpose(0, 2, 1)
+    packed = packed.reshape(R // SIDE, blocks.shape[1], 4 * SIDE * 4)
+    two = np.concatenate([np.ascontiguousarray(scales).view(np.uint8), packed], axis=-1)
+    return np.concatenate([four, two], axis=1)
+
+
+def widened(packed: U8, order: Order) -> F32:
+    """The way back: → float32 [R, D], the columns where they were."""
+    fine = fine_columns(len(order))
+    two = packed[:, fine // BLOCK :]
+    scales = np.ascontiguousarray(two[..., : 2 * SIDE]).view(np.float16).astype(np.float32)  # [R/16, blocks, 16]
+    words = two[..., 2 * SIDE :].reshape(*two.shape[:2], 4, SIDE, 4)
+    q = np.stack([words >> 2 * i & 3 for i in range(4)], axis=-2).astype(np.float32)  # [R/16, block, word, row, i, j]
+    w = (2 * q - 3) * scales[:, :, None, :, None, None]
+    w = w.transpose(0, 3, 1, 2, 4, 5).reshape(len(packed) * SIDE, len(order) - fine)
+    out = np.empty((len(w), len(order)), np.float32)
+    out[:, order] = np.concatenate([widen(packed[:, : fine // BLOCK]), w], axis=1)
+    return out
 
 
 @definition
-def refined(preview: F32, x: F32, weight: Weight) -> F32:
-    """y_v = E_v x where preview_v is DEVIATIONS above the mean, else preview_v      [Shim et al. 2017 §3]
+def likely_logits(x: F32, packed: U8, order: Order, weight: Weight) -> F32:
+    """E_v x where the preview Ê_v x is DEVIATIONS above the mean of all, else the preview      [Shim et al. 2017 §3]
 
-    preview [1, V] float32, x [1, D] float32, weight [V, D] → [1, V] float32
+    x [1, D] float32, packed and order as `in_few_bits` has them, weight [V, D] → [1, V] float32
     """
-    y, rows = preview.copy(), np.flatnonzero(preview > preview.mean() + np.float32(DEVIATIONS) * preview.std())
+    y = x @ widened(packed, order).T
+    rows = np.flatnonzero(y > y.mean() + np.float32(DEVIATIONS) * y.std())
     y[0, rows] = linear.formula(x, weight[rows])[0]
     return y
 
 
-# ---- kernels
+# ---- making it
 
 
 @jit_inner
-def _sixteen_rows(weight, size, D, group, wide, whole, scales, words):
-    """Rows 16 · group … as int4, where they belong in `scales` and `words`, which are the same bytes."""
-    step = D // BLOCK * size if size else D
-    eight, fifteen, pairs = splat(float32(8)), splat(float32(15)), whole.view(np.uint32)
-    for r in range(int4.SIDE):
-        widen_row(weight, (group * int4.SIDE + r) * step, size, 0, D, wide, 0)
-        for block in range(D // BLOCK):
-            at, first, highs, lows = (group * (D // BLOCK) + block) * int4.WORDS, block * BLOCK, zeros(), zeros()
-            for k in range(first, first + BLOCK, LANES):
-                highs, lows = maximum(highs, load(wide, k)), maximum(lows, zeros() - load(wide, k))
-            high, low = max_lanes(highs), -max_lanes(lows)
-            store_half(scales, 4 * at + 2 * r, (high if high > -low else low) / float32(-8))
+def _scale_of_four(wide, first):
+    """d of a block in four bits, before it is rounded."""
+    highs, lows = zeros(), zeros()
+    for k in range(first, first + BLOCK, LANES):
+        highs, lows = maximum(highs, load(wide, k)), maximum(lows, zeros() - load(wide, k))
+    high, low = max_lanes(highs), -max_lanes(lows)
+    return (high if high > -low else low) / float32(-8)
+
+
+@jit_inner
+def _scale_of_two(wide, first):
+    """d of a block in two bits, before it is rounded."""
+    total = zeros()
+    for k in range(first, first + COARSE, LANES):
+        total = total + magnitude(load(wide, k))
+    return sum_lanes(total) * float32(STEP / COARSE)
+
+
+@jit_inner
+def _round_to(top, wide, first, count, up, zero, whole):
+    """whole[: count] = wide[first :] · up + zero, as whole numbers from 0 to `top`."""
+    for k in range(0, count, LANES):
+        q = round_lanes(load(wide, first + k) * splat(up) + splat(zero))
+        store_whole(whole, k, minimum(maximum(q, zeros()), splat(top)))
+
+
+@jit_inner
+def _sixteen_rows(weight, size, order, fine, group, wide, own, whole, scales, words):
+    """Rows 16 · group … in few bits, where they belong in `scales` and `words`, which are the same bytes."""
+    D, quads = order.size, whole.view(np.uint32)
+    step, blocks = (D // BLOCK * size if size else D), fine // BLOCK + (D - fine) // COARSE
+    for r in range(SIDE):
+        widen_row(weight, (group * SIDE + r) * step, size, 0, D, wide, 0)
+        for k in range(D):
+            own[k] = wide[order[k]]
+        for block in range(blocks):
+            at, four = (group * blocks + block) * WORDS, block < fine // BLOCK
+            first = block * BLOCK if four else fine + (block - fine // BLOCK) * COARSE
+            store_half(scales, 4 * at + 2 * r, _scale_of_four(own, first) if four else _scale_of_two(own, first))
             d = load_half(scales, 4 * at + 2 * r)
-            up = splat(float32(1) / d if d != 0 else float32(0))
-            for k in range(0, BLOCK, LANES):
-                q = round_lanes(load(wide, first + k) * up) + eight
-                store_whole(whole, k, minimum(maximum(q, zeros()), fifteen))
-            for word in range(4):
-                words[at + int4.SCALES + word * int4.SIDE + r] = pairs[2 * word] | pairs[2 * word + 1] << np.uint32(4)
+            up = float32(1) / d if d != 0 else float32(0)
+            if four:
+                _round_to(float32(15), own, first, BLOCK, up, float32(8), whole)
+            else:
+                _round_to(float32(3), own, first, COARSE, up * float32(0.5), float32(1.5), whole)
+            for w in range(4):
+                packed = quads[2 * w] | quads[2 * w + 1] << np.uint32(4)
+                if not four:
+                    packed = np.uint32(0)
+                    for i in range(4):
+                        packed |= quads[4 * w + i] << np.uint32(2 * i)
+                words[at + int4.SCALES + w * SIDE + r] = packed
 
 
 @jit_inner
-def _some_sixteens(worker, workers, weight, size, D, scales, words):
-    wide, whole = np.empty(D, np.float32), np.empty(BLOCK, np.int8)
-    for group in share(worker, workers, words.size // (D // BLOCK * int4.WORDS)):
-        _sixteen_rows(weight, size, D, group, wide, whole, scales, words)
+def _some_sixteens(worker, workers, weight, size, order, fine, groups, scales, words):
+    D = order.size
+    wide, own, whole = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(COARSE, np.int8)
+    for group in share(worker, workers, groups):
+        _sixteen_rows(weight, size, order, fine, group, wide, own, whole, scales, words)
 
 
 @jit
-def _all_sixteens(workers, weight, size, D, scales, words):
-    share_out(_some_sixteens, workers, (weight, size, D, scales, words))
+def _all_sixteens(workers, weight, size, order, fine, groups, scales, words):
+    share_out(_some_sixteens, workers, (weight, size, order, fine, groups, scales, words))
 
 
-@in_four_bits.kernel
-def _in_four_bits(weight):
+@in_few_bits.kernel
+def _in_few_bits(weight, order):
     R, D = rows_columns(weight)
-    fits = R > 0 and R % int4.SIDE == 0 and D % BLOCK == 0 and format_of(weight) in FROM
-    require(fits, "in_four_bits", weight)
-    out = np.empty((R // int4.SIDE, D // BLOCK, int4.BYTES), np.uint8)
-    scales = out.reshape(-1)
-    _all_sixteens(get_num_threads(), flat(weight), block_bytes(weight), D, scales, scales.view(np.uint32))
+    fits = R > 0 and R % SIDE == 0 and D % COARSE == 0 and format_of(weight) in FROM
+    fits = fits and order.dtype == np.int32 and np.array_equal(np.sort(order), np.arange(D))
+    require(fits, "in_few_bits", weight, order)
+    out = np.empty((R // SIDE, preview_bytes(SIDE, D) // int4.BYTES, int4.BYTES), np.uint8)
+    size, scales = block_bytes(weight), out.reshape(-1)
+    words, fine = scales.view(np.uint32), fine_columns(D)
+    order = np.ascontiguousarray(order)
+    _all_sixteens(get_num_threads(), flat(weight), size, order, fine, len(out), scales, words)
     return out
+
+
+# ---- the first pass
+
+_I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+
+
+def _quarters(builder, words, word, part):
+    """q of columns 16 word … 16 word + 15 in fours, LANES of the rows: the first and third as they are, the second and
+    fourth times four, which saves shifting them.
+    """
+    sixteen = simd._read(builder, builder.gep(words, [_I32(int4.SCALES + word * SIDE + part * LANES)]), _I16, 2 * LANES)
+
+    def each(number):
+        return ir.Constant(sixteen.type, [number] * 2 * LANES)
+
+    halves = sixteen, builder.lshr(sixteen, each(4))
+    masked = [builder.and_(half, each(mask)) for half in halves for mask in (0x0303, 0x0C0C)]
+    return [builder.bitcast(q, ir.VectorType(_I8, 4 * LANES)) for q in masked]
+
+
+@intrinsic
+def _add_coarse_block(typingctx, sums, weight, at, x, k, scale, start):
+    """sums + the products of the block in two bits at weight[at : at + WORDS] with 64 columns of x, times the scales of
+    both: like int4.add_block, but from x[k] on, int8, each four columns stand LANES times, where a product takes them
+    from without an instruction more.
+
+    In 16 bits they fit: 8 columns of 4 · 3 · 127 in each half of a lane's word.
+    """
+
+    def codegen(context, builder, signature, args):
+        sums, weight, at, x, k, scale, start = args
+        words = simd._element(context, builder, signature.args[1], weight, at)
+        numbers = simd._element(context, builder, signature.args[3], x, k)
+        once, fourfold = ([int4._no_products()] * int4.VECTORS for _ in range(2))
+        for word in range(4):
+            for part in range(int4.VECTORS):
+                for i, q in enumerate(_quarters(builder, words, word, part)):
+                    four = builder.gep(numbers, [_I32((4 * word + i) * 4 * LANES)])
+                    total, four = fourfold if i % 2 else once, simd._read(builder, four, _I8, 4 * LANES)
+                    total[part] = simd._add_products_of_fours(builder, total[part], q, four)
+        start, scale = simd._splat(builder, start), simd._splat(builder, scale)
+        one = ir.Constant(once[0].type, [1] * once[0].type.count)
+        for part in range(int4.VECTORS):
+            both = builder.fmul(int4._scales(builder, words, part), scale)
+            twice = builder.add(builder.shl(once[part], one), builder.ashr(fourfold[part], one))
+            value = int4._scaled(builder, twice, start, both, builder.extract_value(sums, part))
+            sums = builder.insert_value(sums, value, part)
+        return sums
+
+    return int4.SUMS(int4.SUMS, weight, types.intp, x, types.intp, types.float32, types.int32), codegen
+
+
+@jit_inner
+def _preview_rows(x, fine, packed, groups, y):
+    """y[0, 16 · group :] = the previews of the rows of `groups`, of which two are read at once: see few_tokens.py."""
+    whole, spread, scales, starts = x
+    blocks, half = scales.size, (len(groups) + 1) // 2
+    for i in range(half):
+        group, other = groups.start + i, min(groups.start + half + i, groups.stop - 1)
+        one, two, at, there = int4.no_sums(), int4.no_sums(), group * blocks * WORDS, other * blocks * WORDS
+        for block in range(fine // BLOCK):
+            for line in range(0, WORDS, 16):
+                prefetch(packed, at + int4.AHEAD + line)
+                prefetch(packed, there + int4.AHEAD + line)
+            one = int4.add_block(one, packed, at, whole, block * BLOCK, scales[block], starts[block])
+            two = int4.add_block(two, packed, there, whole, block * BLOCK, scales[block], starts[block])
+            at, there = at + WORDS, there + WORDS
+        for block in range(fine // BLOCK, blocks):
+            for line in range(0, WORDS, 16):
+                prefetch(packed, at + int4.AHEAD + line)
+                prefetch(packed, there + int4.AHEAD + line)
+            k = (block - fine // BLOCK) * COARSE * LANES
+            one = _add_coarse_block(one, packed, at, spread, k, scales[block], starts[block])
+            two = _add_coarse_block(two, packed, there, spread, k, scales[block], starts[block])
+            at, there = at + WORDS, there + WORDS
+        int4.store_sums(one, y.reshape(-1), group * SIDE)
+        int4.store_sums(two, y.reshape(-1), other * SIDE)
+
+
+@jit_inner
+def _sums(logits, rows):
+    """Σ z and Σ z² of logits[rows], rows in whole sixteens."""
+    total, squares = zeros(), zeros()
+    for v in range(rows.start, rows.stop, LANES):
+        z = load(logits, v)
+        total, squares = total + z, fma(z, z, squares)
+    return sum_lanes(total), sum_lanes(squares)
+
+
+# ---- the second pass
 
 
 def _row(x, D, weight, size, v, other):
     """Row v of the weight times x, while row `other` is asked for."""
 
 
-@jit_inner
+@jit_inlined
 def _row_of_numbers(x, D, weight, size, v, other):
     return dot_numbers(weight, v * D, x, 0, D, (other - v) * D)
 
 
-@jit_inner
+@jit_inlined
 def _row_of_blocks(x, D, weight, size, v, other):
     whole, scales = x
     step = D // BLOCK * size
     return dot_blocks(weight, v * step, whole, 0, D, D // BLOCK, (other - v) * step) * scales[0]
 
 
-@overload(_row, jit_options=INNER)
+@overload(_row, jit_options=INLINED)
 def _choose_row(x, D, weight, size, v, other):
     return (_row_of_blocks if weight.dtype == types.int8 else _row_of_numbers).py_func
 
 
 @jit_inner
-def _sums(logits, rows):
-    """Σ z and Σ z² of logits[rows]."""
-    whole, total, squares = rows.start + len(rows) // LANES * LANES, zeros(), zeros()
-    for v in range(rows.start, whole, LANES):
-        z = load(logits, v)
-        total, squares = total + z, fma(z, z, squares)
-    one, two = sum_lanes(total), sum_lanes(squares)
-    for v in range(whole, rows.stop):
-        one, two = one + logits[v], two + logits[v] * logits[v]
-    return one, two
-
-
-@jit_inner
-def _refine_rows(x, D, weight, size, rows, lowest, found, preview, y):
-    """y[rows]: the previews, or the products where these are above `lowest`."""
-    logits, count, whole = preview.reshape(-1), 0, len(rows) // LANES * LANES
-    for v in rows:
-        y[0, v] = logits[v]
-    for first in range(rows.start, rows.start + whole, LANES):
+def _refine_rows(x, D, weight, size, rows, lowest, found, y):
+    """y[rows], previews, become the products where they are above `lowest`."""
+    logits, count = y.reshape(-1), 0
+    for first in range(rows.start, rows.stop, LANES):
         if max_lanes(load(logits, first)) > lowest:
             for v in range(first, first + LANES):
                 found[count] = v
                 count += logits[v] > lowest
-    for v in range(rows.start + whole, rows.stop):
-        found[count] = v
-        count += logits[v] > lowest
     for i in range(count):  # they lie far apart
-        y[0, found[i]] = _row(x, D, weight, size, found[i], found[min(i + AHEAD, count - 1)])
+        logits[found[i]] = _row(x, D, weight, size, found[i], found[min(i + AHEAD, count - 1)])
 
 
 @jit_inner
-def _refine_some(worker, workers, x, D, weight, size, preview, sums, board, y):
-    V, done, found = y.shape[1], 0, np.empty(y.shape[1] // PIECES + 2, np.int64)
+def _likely_some(worker, workers, few, fine, packed, x, D, weight, size, sums, board, y):
+    V, done, logits = y.shape[1], 0, y.reshape(-1)
+    found = np.empty((V // SIDE // PIECES + 1) * SIDE + 1, np.int64)
     piece = claim(board, 0, worker, workers, PIECES)
     while piece >= 0:
-        sums[piece, 0], sums[piece, 1] = _sums(preview.reshape(-1), share(piece, PIECES, V))
+        groups = share(piece, PIECES, V // SIDE)
+        _preview_rows(few, fine, packed, groups, y)
+        sums[piece, 0], sums[piece, 1] = _sums(logits, range(groups.start * SIDE, groups.stop * SIDE))
         done += 1
         piece = claim(board, 0, worker, workers, PIECES)
     together(board, 0, done, workers, PIECES, weight, 0)
@@ -198,53 +369,72 @@ def _refine_some(worker, workers, x, D, weight, size, preview, sums, board, y):
     lowest = np.float32(mean + DEVIATIONS * np.sqrt(max(squares / V - mean * mean, 0.0)))
     piece = claim(board, 1, worker, workers, PIECES)
     while piece >= 0:
-        _refine_rows(x, D, weight, size, share(piece, PIECES, V), lowest, found, preview, y)
+        groups = share(piece, PIECES, V // SIDE)
+        _refine_rows(x, D, weight, size, range(groups.start * SIDE, groups.stop * SIDE), lowest, found, y)
         piece = claim(board, 1, worker, workers, PIECES)
 
 
 @jit
-def _refine_all(workers, x, D, weight, size, preview, y):
-    sums = np.empty((PIECES, 2), np.float32)
-    share_out(_refine_some, workers, (x, D, weight, size, preview, sums, new_board(2, workers), y))
+def _likely_all(workers, ordered, fine, packed, x, weight, size, y):
+    """x [D] in the order of the columns is rounded to 8 bits, then the threads do both passes; for the second x is as
+    rows of the weight want it.
+    """
+    D = ordered.size
+    whole = np.empty(D, np.int8)
+    blocks = fine // BLOCK + (D - fine) // COARSE
+    scales, starts = np.empty(blocks, np.float32), np.empty(blocks, np.int32)
+    int4.round_blocks(ordered, whole, scales, starts, 0, fine // BLOCK)
+    for block in range(fine // BLOCK, blocks):
+        k = fine + (block - fine // BLOCK) * COARSE
+        scales[block], starts[block] = int4.round_to_8_bits(ordered, k, COARSE, 3, whole)
+    fours, spread = whole.view(np.uint32), np.empty((D - fine) // 4 * LANES, np.uint32)
+    for i in range(spread.size):
+        spread[i] = fours[fine // 4 + i // LANES]
+    few = whole, spread.view(np.int8), scales, starts
+    sums, board = np.empty((PIECES, 2), np.float32), new_board(2, workers)
+    share_out(_likely_some, workers, (few, fine, packed, x, D, weight, size, sums, board, y))
 
 
-@refined.kernel
-def _refined(preview, x, weight):
-    (V, D), size, y = rows_columns(weight), block_bytes(weight), np.empty_like(preview)
-    fits = preview.shape == (1, V) and preview.dtype == np.float32 and x.shape == (1, D)
-    fits = fits and format_of(weight) in FROM and V >= PIECES
-    require(fits, "refined", preview, x, weight)
-    _refine_all(
-        get_num_threads(), in_whole_numbers(x, False) if size else x.reshape(-1), D, flat(weight), size, preview, y
-    )
+@likely_logits.kernel
+def _likely_logits(x, packed, order, weight):
+    (V, D), size = rows_columns(weight), block_bytes(weight)
+    fits = x.shape == (1, D) and x.dtype == np.float32 and order.shape == (D,) and order.dtype == np.int32
+    fits = fits and format_of(weight) in FROM and D % COARSE == 0 and V % SIDE == 0 and packed.dtype == np.uint8
+    fits = fits and packed.shape == (V // SIDE, preview_bytes(SIDE, D) // int4.BYTES, int4.BYTES)
+    require(fits, "likely_logits", x, packed, order, weight)
+    x, y = np.ascontiguousarray(x), np.empty((1, V), np.float32)
+    words, own = packed.reshape(-1).view(np.uint32), in_whole_numbers(x, False) if size else x[0]
+    _likely_all(get_num_threads(), x[0, order], fine_columns(D), words, own, flat(weight), size, y)
     return y
 
 
 class Preview:
-    """A head, and the same in four bits beside it."""
+    """A head, and the same in few bits beside it."""
 
-    def __init__(self, head: Weight) -> None:
-        self.head, self.four_bits = head, read_only(in_four_bits(head))
+    def __init__(self, head: Weight, order: Order) -> None:
+        self.head, self.order = head, order
+        self.packed = read_only(in_few_bits(head, order))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the four bits, which each token reads instead of the head."""
-        return self.four_bits.nbytes
+        """Bytes of the few bits, which each token reads instead of the head."""
+        return self.packed.nbytes
 
     def logits(self, x: F32) -> F32:
         """x [1, D] float32 → [1, V] float32."""
         if not np.isfinite(x).all():  # which whole numbers would hide
             return linear(x, self.head)
-        return refined(linear(x, self.four_bits), x, self.head)
+        return likely_logits(x, self.packed, self.order, self.head)
 
 
 def preview_bytes(rows: int, columns: int) -> int:
-    """What a preview of a head [R, D] takes: 18 bytes for each 32 weights."""
-    return rows * columns // BLOCK * (int4.BYTES // int4.SIDE)
+    """What a preview of a head [R, D] takes: 18 bytes for 32 columns in four bits, or for 64 in two."""
+    fine = fine_columns(columns)
+    return rows * (fine // BLOCK + (columns - fine) // COARSE) * (int4.BYTES // SIDE)
 
 
-def preview_of(head: Weight) -> Preview | None:
-    """A preview of a head that is large and takes more than four bits; else None."""
+def preview_of(head: Weight, final_norm: F32) -> Preview | None:
+    """A preview of a head that is large and takes more than four bits; else None. final_norm: the w of the norm."""
     (R, D), name = rows_columns(head), format_of(head)
-    fits = name in FROM and name != "f32" and R % int4.SIDE == 0 and D % BLOCK == 0
-    return Preview(head) if fits and R * D >= LARGE else None
+    fits = name in FROM and name != "f32" and R % SIDE == 0 and D % COARSE == 0
+    return Preview(head, by_gain(final_norm)) if fits and R * D >= LARGE else None

@@ -36,7 +36,7 @@ from .few_tokens import few_tokens, few_tokens_blocks, in_whole_numbers
 from .formats import BLOCK, Weight, block_bytes, flat, format_of, rows_columns
 from .int4 import BYTES
 from .linear import NO_ROWS
-from .one_layer import add, attention_layer, recurrent_layer
+from .one_layer import STEPS, attention_layer, of_layer, recurrent_layer
 from .rmsnorm import rms_norm
 from .rope import angles
 from .simd import LANES
@@ -83,78 +83,79 @@ def array_at(typingctx, table, row, i, like):
 
 @jit_inner
 def _common(table, i, likes):
-    """What every layer has between its branch and its end: gains and biases, matrices."""
+    """What every layer has after its branch: gains, biases and matrices, and the first matrix of the next layer."""
     like_first, like_out, like_gate, like_down = likes
     post, pre_ffn = array_at(table, i, POST, ABSENT), array_at(table, i, PRE_FFN, ABSENT)
     out_bias, gate_bias = array_at(table, i, OUT_BIAS, ABSENT), array_at(table, i, GATE_BIAS, ABSENT)
+    up_bias, down_bias = array_at(table, i, UP_BIAS, ABSENT), array_at(table, i, DOWN_BIAS, ABSENT)
     out, down = array_at(table, i, OUT, like_out), array_at(table, i, DOWN, like_down)
     gate, up = array_at(table, i, GATE, like_gate), array_at(table, i, UP, like_gate)
-    vectors = post, pre_ffn, out_bias, gate_bias, array_at(table, i, UP_BIAS, ABSENT)
+    vectors = post, pre_ffn, array_at(table, i, POST_FFN, ABSENT), out_bias, gate_bias, up_bias, down_bias
     return vectors, (out, gate, up, down, array_at(table, i, NEXT, like_first))
 
 
 @jit_inner
-def _room(D, F, workers):
-    """For what the threads make in `_rest`."""
-    y, opened, z = np.empty((1, D), np.float32), np.empty((2, F), np.float32), np.empty((1, D), np.float32)
-    return y, opened, z, np.empty((workers, D), np.float32)
+def _room(count, D, F):
+    """For what the threads make together in `rest` of each layer."""
+    y, opened = np.empty((count, 1, D), np.float32), np.empty((count, 2, F), np.float32)
+    return y, opened, np.empty((count, 1, D), np.float32)
 
 
 @jit_inner
-def _end(x, table, i, eps, out):
-    """x [D] becomes the residual after the layer."""
-    add(out[3][0], out[2][0], array_at(table, i, DOWN_BIAS, ABSENT), array_at(table, i, POST_FFN, ABSENT), eps, x)
-
-
-@jit
-def _attention_layers(workers, x, layers, now):
-    """x [D] becomes the residual after these layers; their rings take in the token's key and value.
-
-    layers: the table of their arrays; an array of the type of W_q, of W_o, W_gate and W_down; N · H, K · H, H and F;
-    the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope.
-    now: cosine and sine of each rope [ropes, R/2]; the table of the rings' keys, values and positions; which slot of
-    each ring is the token's; an array of the keys' type; its position [1].
-    """
-    table, likes, (NH, KH, H, F), sizes, eps, limits, which = layers
+def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
+    table, likes, (_, KH, H, _), sizes, eps, limits, which = layers
     cos, sin, rings, slots, kept, position = now
-    K, G, out = KH // H, NH // KH, _room(x.size, F, workers)
-    qs, ks, vs = np.empty((1, NH), np.float32), np.empty((1, KH), np.float32), np.empty((1, KH), np.float32)
-    states, totals = np.empty((K * workers, G, 2), np.float32), np.empty((K * workers, G, H), np.float32)
+    qs, ks, vs, states, totals, (y, opened, z) = room
+    K, residual = KH // H, x.copy()
     for i in range(len(table)):
         wq, wk = array_at(table, i, WQ, likes[0]), array_at(table, i, WK, likes[0])
         head_norms = array_at(table, i, Q_NORM, ABSENT), array_at(table, i, K_NORM, ABSENT)
         keys, values = array_at(rings, i, 0, kept).reshape(-1, K, H), array_at(rings, i, 1, kept).reshape(-1, K, H)
         places = array_at(rings, i, 2, PLACES)
         parts = K * max(1, min(workers, len(places) * K // SPLIT))
-        arguments = (
-            new_board(5, workers),
-            x,
+        common = _common(table, i, likes)
+        attention_layer(
+            worker,
+            workers,
+            of_layer(board, i, workers),
+            residual,
             eps,
             (array_at(table, i, PRE, ABSENT), (wq, wk, array_at(table, i, WV, likes[0])), head_norms),
-            _common(table, i, likes),
+            common,
             sizes,
             (cos[which[i]], sin[which[i]]),
             (limits[i, 0], limits[i, 1], limits[i, 2]),
             (keys[: len(places)], values[: len(places)], slots[i], places, position),
-            (qs, ks, vs, states[:parts], totals[:parts]),
-            out,
+            (qs[i], ks[i], vs[i], states[i, :parts], totals[i, :parts]),
+            (y[i], opened[i], z[i]),
         )
-        share_out(attention_layer, workers, arguments)
-        _end(x, table, i, eps, out)
+    if worker == 0:
+        out[:] = residual
 
 
 @jit
-def _recurrent_layers(workers, x, layers, now):
-    """x [D] becomes the residual after these layers.
+def _attention_layers(workers, x, layers, now, out):
+    """out [D] = the residual after these layers, x [D] before them; their rings take in the token's key and value.
 
-    layers: the table of their arrays; an array of the type of W_y, of W_out, W_gate, W_down and the gates; M, E and F;
-    the bytes of 32 weights in each of the four; ε.
-    now: the table of the tails and the states h before the token; room for those after it [layers, C, E], h last; is it
-    the first token?
+    layers: the table of their arrays; an array of the type of W_q, of W_o, W_gate and W_down; N · H, K · H, H and F;
+    the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope.
+    now: cosine and sine of each rope [ropes, R/2]; the table of the rings' keys, values and positions; which slot of
+    each ring is the token's; an array of the keys' type; its position [1].
     """
-    table, (likes, like_gates), (M, E, F), sizes, eps = layers
+    count, (NH, KH, H, F) = len(layers[0]), layers[2]
+    K, G = KH // H, NH // KH
+    qs, ks = np.empty((count, 1, NH), np.float32), np.empty((count, 1, KH), np.float32)
+    vs, states = np.empty((count, 1, KH), np.float32), np.empty((count, K * workers, G, 2), np.float32)
+    room = qs, ks, vs, states, np.empty((count, K * workers, G, H), np.float32), _room(count, x.size, F)
+    share_out(_some_attention_layers, workers, (new_board(STEPS * count, workers), x, layers, now, room, out))
+
+
+@jit_inner
+def _some_recurrent_layers(worker, workers, board, x, layers, now, room, out):
+    table, (likes, like_gates), (M, E, _), sizes, eps = layers
     before, made, start = now
-    out, ys, xs = _room(x.size, F, workers), np.empty((1, E), np.float32), np.empty((1, E), np.float32)
+    ys, xs, (y, opened, z) = room
+    residual = x.copy()
     for i in range(len(table)):
         r_gate, i_gate = array_at(table, i, R_GATE, like_gates), array_at(table, i, I_GATE, like_gates)
         r_bias, i_bias = array_at(table, i, R_BIAS, ABSENT), array_at(table, i, I_BIAS, ABSENT)
@@ -167,9 +168,35 @@ def _recurrent_layers(workers, x, layers, now):
             array_at(table, i, DECAY, ABSENT),
         )
         tail, h = array_at(before, i, 0, ABSENT).reshape(-1, E), array_at(before, i, 1, ABSENT)
-        state, board = (tail, h, start, made[i]), new_board(5, workers)
-        share_out(recurrent_layer, workers, (board, x, eps, own, _common(table, i, likes), sizes, state, (ys, xs), out))
-        _end(x, table, i, eps, out)
+        recurrent_layer(
+            worker,
+            workers,
+            of_layer(board, i, workers),
+            residual,
+            eps,
+            own,
+            _common(table, i, likes),
+            sizes,
+            (tail, h, start, made[i]),
+            (ys[i], xs[i]),
+            (y[i], opened[i], z[i]),
+        )
+    if worker == 0:
+        out[:] = residual
+
+
+@jit
+def _recurrent_layers(workers, x, layers, now, out):
+    """out [D] = the residual after these layers, x [D] before them.
+
+    layers: the table of their arrays; an array of the type of W_y, of W_out, W_gate, W_down and the gates; M, E and F;
+    the bytes of 32 weights in each of the four; ε.
+    now: the table of the tails and the states h before the token; room for those after it [layers, C, E], h last; is it
+    the first token?
+    """
+    count, (_, E, F) = len(layers[0]), layers[2]
+    room = np.empty((count, 1, E), np.float32), np.empty((count, 1, E), np.float32), _room(count, x.size, F)
+    share_out(_some_recurrent_layers, workers, (new_board(STEPS * count, workers), x, layers, now, room, out))
 
 
 def _matrices(block: Any) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
@@ -253,11 +280,13 @@ class OneToken:
         before, made = arrays_of([state.read() for state in states]), np.empty((len(states), *self.memory), np.float32)
         attention = self._attention(cache)
         for recurrent, rows, layers in self.runs:
+            after = np.empty_like(x)
             if recurrent:
-                _recurrent_layers(workers, x[0], layers, (before[rows], made[rows], start))
+                _recurrent_layers(workers, x[0], layers, (before[rows], made[rows], start), after[0])
             else:
                 turns, table, slots, *rest = attention
-                _attention_layers(workers, x[0], layers, (*turns, table[rows], slots[rows], *rest))
+                _attention_layers(workers, x[0], layers, (*turns, table[rows], slots[rows], *rest), after[0])
+            x = after
         for state, new in zip(states, made, strict=True):
             state.propose(new[:-1], new[-1])
         return x
