@@ -15,6 +15,8 @@ that widening is a shift and every bit pattern of the file stays where it is.
 
 from __future__ import annotations
 
+from threading import Lock
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,6 +53,33 @@ def aligned(size: int, dtype: type) -> NDArray:
     room = np.empty(size * np.dtype(dtype).itemsize + 64, np.uint8)
     first = -room.ctypes.data % 64
     return room[first : first + room.size - 64].view(dtype)
+
+
+class LargePages:
+    """Room for small arrays in few large allocations, from which on NumPy has Linux use pages of 2 MB.
+
+    A core looks up where each page lies. Of 4 KB a layer's weights have hundreds, more than it can remember from one
+    token to the next.
+    """
+
+    ALLOCATION = 1 << 25  # bytes
+    LARGE = 1 << 22  # bytes: NumPy asks for large pages from here on
+
+    def __init__(self) -> None:
+        self._room, self._lock = np.empty(0, np.uint8), Lock()
+
+    def hold(self, x: NDArray) -> NDArray:
+        """A copy of x there; x itself if it is large or empty. Threads may call at once."""
+        size = -(-x.nbytes // 64) * 64
+        if not 0 < size < self.LARGE:
+            return x
+        with self._lock:
+            if size > len(self._room):
+                self._room = aligned(self.ALLOCATION, np.uint8)
+            place, self._room = self._room[: x.nbytes], self._room[size:]
+        held = place.view(x.dtype).reshape(x.shape)
+        held[...] = x
+        return held
 
 
 def read_only(x: NDArray) -> NDArray:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import F32, read_only, round_bf16
+from .arrays import F32, LargePages, read_only, round_bf16
 from .backend import most_threads
 from .config import TextConfig
 from .config_file import config_from_gguf, config_from_json, vision_from_gguf
@@ -188,9 +188,10 @@ def load(
 def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
     """Every tensor in the format that it runs in, by our names."""
     total, done, weights = sum(t.array.nbytes for t in files.tensors.values()), 0, {}
+    pages = LargePages()
 
     def convert(named: tuple[str, Stored]) -> Any:
-        return _weight(*named, dtype, files.norm_offset)
+        return _weight(*named, dtype, files.norm_offset, pages)
 
     with ThreadPoolExecutor(most_threads()) as pool:
         for (ours, tensor), weight in zip(files.tensors.items(), pool.map(convert, files.tensors.items()), strict=True):
@@ -366,11 +367,11 @@ def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
             )
 
 
-def _weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float) -> Any:
+def _weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float, pages: LargePages) -> Any:
     """A tensor as the models want it: matrices in their format, gates as stored, all that is small in float32."""
     tensor = _laid_out(ours, tensor)
     if is_matrix(ours, tensor):
-        return _matrix(tensor, dtype, ours)
+        return _matrix(tensor, dtype, ours, pages)
     if len(tensor.shape) == 3 and ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32":
         return read_only(tensor.array)
     wide = np.array(dequantise(tensor.kind, tensor.array), np.float32)
@@ -409,15 +410,15 @@ def format_for(tensor: Stored, dtype: str | None, ours: str) -> str:
     return wanted
 
 
-def _matrix(tensor: Stored, dtype: str | None, ours: str) -> Weight:
-    """The matrix in its format: where it lies if it is stored in that one, else converted."""
+def _matrix(tensor: Stored, dtype: str | None, ours: str, pages: LargePages) -> Weight:
+    """The matrix in its format: where it lies if it is stored in that one, else converted, in large pages."""
     kind, array, wanted = tensor.kind, tensor.array, format_for(tensor, dtype, ours)
     if AS_STORED.get(kind) == wanted and not (
         kind == "Q4_0" and dtype == "int4" and can_lie_side_by_side(tensor.shape[0])
     ):
         return read_only(np.ascontiguousarray(array))
     first, *others = (converted(kind, rows, wanted, tensor.shape) for rows in some_rows(tensor))
-    return read_only(np.concatenate([first, *others]) if others else np.ascontiguousarray(first))
+    return read_only(pages.hold(np.concatenate([first, *others]) if others else np.ascontiguousarray(first)))
 
 
 def some_rows(tensor: Stored) -> Iterator[NDArray]:

@@ -49,36 +49,16 @@ AHEAD = 8192  # bytes read ahead into the second-level cache: the processor's ow
 
 
 @jit_inlined
-def dot_numbers(weight, at, x, k, count, ahead):
-    """`count` float32 or bf16 from weight[at] on, times x[k : k + count]; what lies `ahead` of them is asked for. Four
-    sums at once hide the four cycles that each multiply-add takes.
+def dot_numbers(weight, at, other, x, k, count, ahead, beyond):
+    """`count` float32 or bf16 from weight[at] on, times x[k : k + count]; then those from weight[other] on. What begins
+    at weight[ahead] and at weight[beyond] is asked for. Four sums of each hide the cycles that a multiply-add takes.
     """
-    a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    a, b, c, d, e, f, g, h = zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros()
     step = 4 * LANES
     whole = count // step * step
     for j in range(0, whole, step):
-        prefetch_four(weight, at + j + ahead)
-        a = fma(load(weight, at + j), load(x, k + j), a)
-        b = fma(load(weight, at + j + LANES), load(x, k + j + LANES), b)
-        c = fma(load(weight, at + j + 2 * LANES), load(x, k + j + 2 * LANES), c)
-        d = fma(load(weight, at + j + 3 * LANES), load(x, k + j + 3 * LANES), d)
-    total = sum_lanes((a + b) + (c + d))
-    for j in range(whole, count):
-        total += load_one(weight, at + j) * load_one(x, k + j)
-    return total
-
-
-@jit_inlined
-def _dots_of_two(weight, at, other, x, k, count):
-    """The same for the rows at weight[at] and at weight[other], both read at once: a core that waits for two places in
-    memory waits less for each.
-    """
-    a, b, c, d, e, f, g, h = zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros()
-    step, ahead = 4 * LANES, AHEAD // weight.itemsize
-    whole = count // step * step
-    for j in range(0, whole, step):
-        prefetch_four(weight, at + j + ahead)
-        prefetch_four(weight, other + j + ahead)
+        prefetch_four(weight, ahead + j)
+        prefetch_four(weight, beyond + j)
         p, q, r, s = load(x, k + j), load(x, k + j + LANES), load(x, k + j + 2 * LANES), load(x, k + j + 3 * LANES)
         a, e = fma(load(weight, at + j), p, a), fma(load(weight, other + j), p, e)
         b, f = fma(load(weight, at + j + LANES), q, b), fma(load(weight, other + j + LANES), q, f)
@@ -93,7 +73,7 @@ def _dots_of_two(weight, at, other, x, k, count):
 
 def _dot_whole(size):
     """A function: `blocks` times 32 whole numbers of `size` bytes from weight[at] on, times int16 x[k :], whose offsets
-    begin at x[o]. What lies `ahead` of them is asked for.
+    begin at x[o]; then those from weight[other] on. What begins at weight[ahead] and at weight[beyond] is asked for.
     """
     scaled = size % 16  # the bytes of a block's scale, 2; or 0, where the row has one for all
 
@@ -106,20 +86,20 @@ def _dot_whole(size):
         return fma(products, splat_half(weight, at), total) if scaled else products + total
 
     @jit_inlined
-    def dot(weight, at, x, k, o, blocks, ahead):
+    def dot(weight, at, other, x, k, o, blocks, ahead, beyond):
         a, b, c, d = zeros(), zeros(), zeros(), zeros()
-        for _ in range(blocks // 4):
-            for line in range(0, 4 * size, 64):
-                prefetch(weight, at + ahead + line)
-            a = block(weight, at, x, k, o, a)
-            b = block(weight, at + size, x, k + 32, o + OFFSETS, b)
-            c = block(weight, at + 2 * size, x, k + 64, o + 2 * OFFSETS, c)
-            d = block(weight, at + 3 * size, x, k + 96, o + 3 * OFFSETS, d)
-            at, k, o = at + 4 * size, k + 128, o + 4 * OFFSETS
-        for _ in range(blocks % 4):
-            a = block(weight, at, x, k, o, a)
-            at, k, o = at + size, k + 32, o + OFFSETS
-        return sum_lanes((a + b) + (c + d))
+        for _ in range(blocks // 2):
+            for line in range(0, 2 * size, 64):
+                prefetch(weight, ahead + line)
+                prefetch(weight, beyond + line)
+            a, b = block(weight, at, x, k, o, a), block(weight, other, x, k, o, b)
+            c = block(weight, at + size, x, k + 32, o + OFFSETS, c)
+            d = block(weight, other + size, x, k + 32, o + OFFSETS, d)
+            at, other, k, o = at + 2 * size, other + 2 * size, k + 64, o + 2 * OFFSETS
+            ahead, beyond = ahead + 2 * size, beyond + 2 * size
+        for _ in range(blocks % 2):
+            a, b = block(weight, at, x, k, o, a), block(weight, other, x, k, o, b)
+        return sum_lanes(a + c), sum_lanes(b + d)
 
     return dot
 
@@ -143,63 +123,65 @@ def _dot_sfp8(weight, at, x, k, count):
 
 
 @jit_inner
-def _rows_of(piece, pieces, per, count):
-    """Which of `count` rows are a piece, of which each thread has `per`: a range of rows, how far behind each of them
-    the other one is that is read together with it, and a range of single rows.
+def _pairs(piece, pieces, per, count):
+    """Which of `count` rows are a piece, of which each thread has `per`. Two are read at once, line by line: a core
+    that waits for two places in memory waits less for each. Returns the one of each two, how far behind it the other
+    lies, and the last row: where a number is odd, one row is its own partner.
 
-    A thread reads from two places, where two STREAMS are best: the first half of its share and the second, from which
-    each piece takes the next rows of both. So what is asked for ahead of a piece is what the next one begins with.
+    Where two STREAMS are best, a thread reads the first half of its share and the second, and each piece takes the next
+    rows of both, so that what is asked for ahead of a piece is what the next one begins with. Else neighbours are read.
     """
-    mine, own = share(piece // per, pieces // per, count), piece % per
-    half = len(mine) // 2 if STREAMS == 2 else 0
-    pairs, single, first = share(own, per, half), share(own, per, len(mine) - 2 * half), mine.start
-    single = range(first + 2 * half + single.start, first + 2 * half + single.stop)
-    return range(first + pairs.start, first + pairs.stop), half, single
+    mine = share(piece // per, pieces // per, count)
+    half = (len(mine) + 1) // 2
+    own, step = share(piece % per, per, half), 1 if STREAMS == 2 else 2
+    rows = range(mine.start + own.start * step, mine.start + own.stop * step, step)
+    return rows, half if STREAMS == 2 else 1, mine.stop - 1
 
 
 @jit_inner
-def _few_rows(x, D, weight, rows, y):
-    pairs, half, single = rows
-    for r in pairs:
+def _few_rows(x, D, weight, pairs, y):
+    (rows, half, last), ahead = pairs, AHEAD // weight.itemsize
+    for r in rows:
+        other = min(r + half, last)
+        at, there = r * D, other * D
         for t in range(len(y)):
-            y[t, r], y[t, r + half] = _dots_of_two(weight, r * D, (r + half) * D, x, t * D, D)
-    for r in single:
-        for t in range(len(y)):
-            y[t, r] = dot_numbers(weight, r * D, x, t * D, D, AHEAD // weight.itemsize)
+            y[t, r], y[t, other] = dot_numbers(weight, at, there, x, t * D, D, at + ahead, there + ahead)
 
 
-def dot_blocks(weight, at, x, k, o, blocks, ahead):
-    """The dot product of `blocks` that have each their scale."""
+def dot_blocks(weight, at, other, x, k, o, blocks, ahead, beyond):
+    """The dot products of two rows of `blocks` that have each their scale."""
 
 
-def _dot_row(weight, at, x, k, o, blocks, ahead):
-    """The dot product of `blocks` that share a scale."""
+def _dot_row(weight, at, other, x, k, o, blocks, ahead, beyond):
+    """The dot products of two rows of `blocks` that share a scale."""
 
 
 @overload(dot_blocks, jit_options=INLINED)
-def _choose_dot_blocks(weight, at, x, k, o, blocks, ahead):
+def _choose_dot_blocks(weight, at, other, x, k, o, blocks, ahead, beyond):
     return (_dot_int8 if weight.dtype == types.int8 else _dot_int4).py_func
 
 
 @overload(_dot_row, jit_options=INLINED)
-def _choose_dot_row(weight, at, x, k, o, blocks, ahead):
+def _choose_dot_row(weight, at, other, x, k, o, blocks, ahead, beyond):
     return (_dot_int8_row if weight.dtype == types.int8 else _dot_int4_row).py_func
 
 
 @jit_inner
-def _few_block_rows(x, blocks, weight, size, rows, y):
-    (whole, scales), (pairs, half, single), twice = x, rows, 2 * len(rows[0])
-    for i in range(twice + len(single)):  # in turns: one from here, one from there
-        r = pairs.start + i // 2 + i % 2 * half if i < twice else single.start + i - twice
-        at = r * (blocks * size + (0 if size % 16 else SCALE_BYTES))
+def _few_block_rows(x, blocks, weight, size, pairs, y):
+    (whole, scales), (rows, half, last), stride = x, pairs, blocks * size + (0 if size % 16 else SCALE_BYTES)
+    for r in rows:
+        other = min(r + half, last)
+        at, there = r * stride, other * stride
         for t in range(len(y)):
             k, scale = t * blocks * (32 + OFFSETS), load_one(scales, t)
             o = k + blocks * 32
             if size % 16:
-                y[t, r] = dot_blocks(weight, at, whole, k, o, blocks, AHEAD) * scale
+                one, two = dot_blocks(weight, at, there, whole, k, o, blocks, at + AHEAD, there + AHEAD)
+                y[t, r], y[t, other] = one * scale, two * scale
             else:
-                scale *= load_float(weight, at)
-                y[t, r] = _dot_row(weight, at + SCALE_BYTES, whole, k, o, blocks, AHEAD) * scale
+                a, b = at + SCALE_BYTES, there + SCALE_BYTES
+                one, two = _dot_row(weight, a, b, whole, k, o, blocks, a + AHEAD, b + AHEAD)
+                y[t, r], y[t, other] = one * scale * load_float(weight, at), two * scale * load_float(weight, there)
 
 
 @jit_inner
@@ -214,7 +196,7 @@ def _few_sfp8_rows(x, D, weight, rows, y):
 def few_tokens_piece(piece, pieces, per, x, D, weights, ys):
     """One of `pieces` of the rows of each weight, `per` of them a thread: each row is read once, in order."""
     for i in range(len(weights)):
-        _few_rows(x, D, weights[i], _rows_of(piece, pieces, per, ys[i].shape[1]), ys[i])
+        _few_rows(x, D, weights[i], _pairs(piece, pieces, per, ys[i].shape[1]), ys[i])
 
 
 def _block_rows_piece(piece, pieces, per, x, blocks, weight, size, y):
@@ -223,16 +205,14 @@ def _block_rows_piece(piece, pieces, per, x, blocks, weight, size, y):
 
 @jit_inner
 def _row_by_row_piece(piece, pieces, per, x, blocks, weight, size, y):
-    _few_block_rows(x, blocks, weight, size, _rows_of(piece, pieces, per, y.shape[1]), y)
+    _few_block_rows(x, blocks, weight, size, _pairs(piece, pieces, per, y.shape[1]), y)
 
 
 @jit_inner
 def _side_by_side_piece(piece, pieces, per, x, blocks, weight, size, y):
-    pairs, half, single = _rows_of(piece, pieces, per, y.shape[1] // int4.SIDE)
-    for group in pairs:
-        int4.few_rows_of_two(x, blocks, weight, group, group + half, y)
-    for group in single:
-        int4.few_rows(x, blocks, weight, group, y)
+    groups, half, last = _pairs(piece, pieces, per, y.shape[1] // int4.SIDE)
+    for group in groups:
+        int4.few_rows(x, blocks, weight, group, min(group + half, last), y)
 
 
 @overload(_block_rows_piece, jit_options=INNER)

@@ -365,22 +365,10 @@ def tile_add_scaled(typingctx, tile, x_scales, starts, first, step, scales, at, 
 
 
 @jit_inner
-def few_rows(x, blocks, weight, group, y):
-    """y[:, 16 group : 16 group + 16] = the products of sixteen rows with each token; x as `in_8_bits` makes it."""
-    (whole, scales, starts), R = x, y.shape[1]
-    for t in range(len(y)):
-        sums, at = no_sums(), group * blocks * WORDS
-        for block in range(t * blocks, t * blocks + blocks):
-            for line in range(0, WORDS, 16):
-                prefetch(weight, at + AHEAD + line)
-            sums = add_block(sums, weight, at, whole, block * BLOCK, scales[block], starts[block])
-            at += WORDS
-        store_sums(sums, y.reshape(-1), t * R + group * SIDE)
-
-
-@jit_inner
-def few_rows_of_two(x, blocks, weight, group, other, y):
-    """The same for two groups of sixteen rows, both read at once: see few_tokens.py."""
+def few_rows(x, blocks, weight, group, other, y):
+    """y[:, 16 group : 16 group + 16] = the products of sixteen rows with each token, and those of the group `other`;
+    both are read at once: see few_tokens.py. x as `in_8_bits` makes it.
+    """
     (whole, scales, starts), R = x, y.shape[1]
     for t in range(len(y)):
         one, two, at, there = no_sums(), no_sums(), group * blocks * WORDS, other * blocks * WORDS

@@ -316,25 +316,26 @@ def _sums(logits, rows):
 # ---- the second pass
 
 
-def _row(x, D, weight, size, v, other):
-    """Row v of the weight times x, while row `other` is asked for."""
+def _two_rows(x, D, weight, size, rows, following):
+    """Two rows of the weight times x, while two others are asked for."""
 
 
 @jit_inlined
-def _row_of_numbers(x, D, weight, size, v, other):
-    return dot_numbers(weight, v * D, x, 0, D, (other - v) * D)
+def _rows_of_numbers(x, D, weight, size, rows, following):
+    (v, w), (after, beyond) = rows, following
+    return dot_numbers(weight, v * D, w * D, x, 0, D, after * D, beyond * D)
 
 
 @jit_inlined
-def _row_of_blocks(x, D, weight, size, v, other):
-    whole, scales = x
-    step = D // BLOCK * size
-    return dot_blocks(weight, v * step, whole, 0, D, D // BLOCK, (other - v) * step) * scales[0]
+def _rows_of_blocks(x, D, weight, size, rows, following):
+    (whole, scales), (v, w), (after, beyond), step = x, rows, following, D // BLOCK * size
+    one, two = dot_blocks(weight, v * step, w * step, whole, 0, D, D // BLOCK, after * step, beyond * step)
+    return one * scales[0], two * scales[0]
 
 
-@overload(_row, jit_options=INLINED)
-def _choose_row(x, D, weight, size, v, other):
-    return (_row_of_blocks if weight.dtype == types.int8 else _row_of_numbers).py_func
+@overload(_two_rows, jit_options=INLINED)
+def _choose_two_rows(x, D, weight, size, rows, following):
+    return (_rows_of_blocks if weight.dtype == types.int8 else _rows_of_numbers).py_func
 
 
 @jit_inner
@@ -346,8 +347,10 @@ def _refine_rows(x, D, weight, size, rows, lowest, found, y):
             for v in range(first, first + LANES):
                 found[count] = v
                 count += logits[v] > lowest
-    for i in range(count):  # they lie far apart
-        logits[found[i]] = _row(x, D, weight, size, found[i], found[min(i + AHEAD, count - 1)])
+    for i in range(0, count, 2):  # they lie far apart
+        rows = found[i], found[min(i + 1, count - 1)]
+        following = found[min(i + AHEAD, count - 1)], found[min(i + AHEAD + 1, count - 1)]
+        logits[rows[0]], logits[rows[1]] = _two_rows(x, D, weight, size, rows, following)
 
 
 @jit_inner

@@ -112,7 +112,7 @@ from minigemma.backend import KERNEL
 
 
 def rows(whole, scales, starts, blocks, weight, y):
-    int4.few_rows((whole, scales, starts), blocks, weight, 0, y)
+    int4.few_rows((whole, scales, starts), blocks, weight, 0, 1, y)
 
 
 x, weight = [t.Array(kind, 1, "C") for kind in (t.int8, t.float32, t.int32)], t.Array(t.uint32, 1, "C")
@@ -126,13 +126,13 @@ print(compiled.inspect_asm(compiled.signatures[0]))
 @pytest.mark.parametrize(
     "name, features, instruction, count",
     [
-        ("haswell", BASE, "vpmaddubsw", 16),
-        ("skylake-avx512", AVX512, "vpmaddubsw", 8),
-        ("icelake-server", f"{AVX512},+avx512vnni", "vpdpbusd", 8),
+        ("haswell", BASE, "vpmaddubsw", 32),
+        ("skylake-avx512", AVX512, "vpmaddubsw", 16),
+        ("icelake-server", f"{AVX512},+avx512vnni", "vpdpbusd", 16),
     ],
 )
 def test_products_of_bytes_are_one_instruction(name, features, instruction, count):
-    """A block is 8 words of each of 16 rows, in one vector or two; compiled for processors that need not be here."""
+    """Two blocks of 8 words of each of 16 rows, in one vector or two; compiled for processors that need not be here."""
     environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "MINIGEMMA_CPU": ""}
     program = COMPILED.format(features=features)
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
