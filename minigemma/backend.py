@@ -151,6 +151,9 @@ def threads(count: int) -> Iterator[None]:
             yield
         return
     before = numba.get_num_threads()
+    if before == count:
+        yield
+        return
     numba.set_num_threads(count)
     try:
         yield

@@ -10,8 +10,10 @@ layer's ring is as long as the context and so never wraps. Both begin small and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +28,10 @@ def _slot_positions(count: int, slots: int) -> I32:
     """Which of the positions 0 … count - 1 each slot holds: the last one that is its number modulo `slots`."""
     if count <= slots:
         return _up_to(1 << count.bit_length())[:count]
-    latest = np.arange(count - slots, count, dtype=np.int32)
-    return read_only(np.roll(latest, count % slots))
+    first = count - count % slots  # in slot 0
+    return read_only(
+        np.concatenate([np.arange(*each, dtype=np.int32) for each in ((first, count), (count - slots, first))])
+    )
 
 
 @lru_cache(maxsize=2)
@@ -63,6 +67,11 @@ class KeyValueRing:
         self.values: NDArray
         self._hold(np.zeros(shape, dtype), np.zeros(shape, dtype))
         self._pending: tuple[NDArray, NDArray] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or what was pickled, lies elsewhere."""
+        self.__dict__.update(state)
+        self._hold(self.keys, self.values)
 
     def _hold(self, keys: NDArray, values: NDArray) -> None:
         self.keys, self.values = keys, values
@@ -104,6 +113,11 @@ class KeyValueRing:
         self._pending = None
         self._grow(min(position + 1, self.limit))
         return position % self.limit, _slot_positions(position + 1, self.limit)
+
+    @property
+    def settled(self) -> bool:
+        """Is nothing held back?"""
+        return self._pending is None
 
     def skip_to(self, position: int) -> None:
         """Be as full as after `position` tokens, of keys and values that mean nothing."""
@@ -177,6 +191,41 @@ class RecurrentState:
 LayerState = KeyValueRing | RecurrentState
 
 
+class Rings:
+    """Rings as compiled code takes them, for one token after the other: what does not change from one to the next is
+    not found out anew. Whoever holds one asks `follow`, and makes another where that is not so.
+    """
+
+    def __init__(self, rings: Sequence[KeyValueRing], position: int) -> None:
+        placed = [ring.place(position) for ring in rings]  # here they grow
+        self.table = np.empty((len(rings), 3, 2), np.int64)  # of keys, values and positions: address, numbers
+        self.slots = np.empty(len(rings), np.int64)  # that of the token in each
+        self.like = rings[0].keys[:0].reshape(-1)  # an array of the keys' type
+        self._held = [(ring, ring.where) for ring in rings]
+        self._next, self._until = position, min(len(r.keys) if len(r.keys) < r.limit else 1 << 62 for r in rings)
+        self._alike: list[tuple[int, list[int], I32]] = []  # rings of one length: limit, which, positions of all slots
+        for limit, size in dict.fromkeys((ring.limit, len(ring.keys)) for ring in rings):
+            which = [i for i, ring in enumerate(rings) if (ring.limit, len(ring.keys)) == (limit, size)]
+            positions = np.arange(size, dtype=np.int32)
+            positions[: len(placed[which[0]][1])] = placed[which[0]][1]
+            self._alike.append((limit, which, positions))
+            self.table[which, 2, 0] = positions.ctypes.data
+        self.table[:, :2] = [ring.where for ring in rings]
+
+    def follow(self, position: int) -> bool:
+        """Is `position` the next, and is everything where it was? Then the table and the slots are made to be its."""
+        if position != self._next or position >= self._until:
+            return False
+        for ring, where in self._held:
+            if ring.where is not where or not ring.settled:
+                return False
+        for limit, which, positions in self._alike:
+            slot = position % limit
+            positions[slot], self.slots[which], self.table[which, 2, 1] = position, slot, min(position + 1, limit)
+        self._next += 1
+        return True
+
+
 class Cache:
     """The state of one sequence: that of each layer, and how many tokens they have seen."""
 
@@ -184,7 +233,12 @@ class Cache:
         self.layers = layers
         self.max_tokens = max_tokens
         self.position = 0
+        self.rings: Rings | None = None  # what the last token alone left for the next
         self._moving_to: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: all but addresses."""
+        return self.__dict__ | {"rings": None}
 
     @property
     def nbytes(self) -> int:

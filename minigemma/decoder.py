@@ -150,18 +150,16 @@ class Decoder(ABC):
         Raises ValueError for ids outside the vocabulary, no ids, more of them than the cache has room for, and images
         that do not fit them.
         """
-        if images is not None and len(images):
-            self._tower(len(images))
+        pictures = 0 if images is None else len(images)
+        if pictures:
+            self._tower(pictures)
         tokens = self._checked(ids)
+        if cache and len(tokens) == 1 and not pictures and taps is None and self._alone(tokens[0]):
+            return self._next(tokens, cache, likely_only)
         runs = self.image_runs(tokens)
         images = self._checked_images(images, len(runs))
         cache = cache or self.new_cache(len(tokens))
-        cache.settle()
-        if cache.position + len(tokens) > cache.max_tokens:
-            held = f"{cache.position} held + {len(tokens)} new tokens"
-            raise ValueError(
-                f"{held} are more than the cache's {cache.max_tokens}; make it with new_cache(max_tokens=…)"
-            )
+        _settled(cache, len(tokens))
         taps = NO_TAPS if taps is None else taps
         features = images if images.ndim == 3 else self.image_features(images, taps)
         spans = [ImageSpan(*run, feature) for run, feature in zip(runs, features, strict=True)]
@@ -172,7 +170,7 @@ class Decoder(ABC):
                 if not last_only:
                     outputs.append(self._head(x, taps))
             if last_only:
-                return self._head(x[-1:], taps, likely_only and len(tokens) == 1)
+                return self._head(x[-1:], taps)
             return np.concatenate(outputs) if outputs[1:] else outputs[0]
 
     @abstractmethod
@@ -227,6 +225,10 @@ class Decoder(ABC):
         here = ids[first:last]
         if self.vision:  # not every embedding has a row for the image token
             here = np.where(here == self.vision.image_token, 0, here)
+        if len(here) == 1 and not taps.patterns and self._alone(here[0]) and self._one_token:
+            x = self._one_token.residual(here, cache)
+            cache.advance(1)
+            return x
         x = embed(here, self.weights.embedding, self.embedding_scale)
         positions = np.arange(cache.position, cache.position + last - first, dtype=np.int32)
         until = positions.copy()
@@ -235,10 +237,6 @@ class Decoder(ABC):
                 inside = slice(span.first - first, span.last - first)
                 x[inside], until[inside] = span.features, positions[inside][-1]
         x, places = taps("embedding", x), Places(positions, until, len(here))
-        if len(here) == 1 and _unwatched(taps) and self._one_token:
-            x = self._one_token(x, cache)
-            cache.advance(1)
-            return x
         for layer, state in enumerate(cache.layers):
             if layer == len(cache.layers) - 1 and last_only and not taps.patterns:
                 places = replace(places, outputs=1)  # what the others are for, keys and values, the layer still makes
@@ -249,30 +247,46 @@ class Decoder(ABC):
     @cached_property
     def _one_token(self) -> OneToken | None:
         w = self.weights
-        return one_token(self.config, w.blocks, w.final_norm, w.scores)
+        return one_token(self.config, w.embedding, self.embedding_scale, w.blocks, w.final_norm, w.scores)
 
     @cached_property
     def preview(self) -> Preview | None:
         """What likely next tokens are found by, made when it is first asked for. None in the exact mode, where there is
         no room for it, and for a head that is small or has few bits already.
         """
-        return preview_of(self.weights.scores, self.weights.final_norm) if self.previews and not self.exact else None
+        if not self.previews or self.exact:
+            return None
+        return preview_of(self.weights.scores, self.weights.final_norm, self.config.eps)
 
-    def _head(self, x: F32, taps: Taps, likely_only: bool = False) -> F32:
-        w = self.weights
-        if likely_only and _unwatched(taps) and self.preview:
-            logits = self.preview.logits(rms_norm(x, w.final_norm, self.config.eps))
-        elif len(x) == 1 and _unwatched(taps) and self._one_token:
+    def _alone(self, token: int) -> bool:
+        """May compiled code stand for the blocks, for one token that nobody looks inside of and that is no image's?"""
+        if self.backend == "numpy" or runs_formulas() or (self.vision and token == self.vision.image_token):
+            return False
+        return self._one_token is not None
+
+    def _next(self, tokens: np.ndarray, cache: Cache, likely_only: bool) -> F32:
+        """`forward` for one token that is alone."""
+        assert self._one_token
+        _settled(cache, 1)
+        with threads(self.threads):
+            logits = self._one_token.next(tokens, cache, self.preview if likely_only else None)
+            cache.advance(1)
+            return logits if self.config.logit_cap is None else soft_cap(logits, self.config.logit_cap)
+
+    def _head(self, x: F32, taps: Taps) -> F32:
+        if len(x) == 1 and not taps.patterns and not runs_formulas() and self._one_token:
             logits = self._one_token.logits(x)
         else:
-            x = taps("final_norm", rms_norm(x, w.final_norm, self.config.eps))
-            logits = linear(x, w.scores)
+            x = taps("final_norm", rms_norm(x, self.weights.final_norm, self.config.eps))
+            logits = linear(x, self.weights.scores)
         if self.config.logit_cap is not None:
             logits = soft_cap(logits, self.config.logit_cap)
         return taps("logits", logits)
 
     def _checked(self, ids: Sequence[int]) -> np.ndarray:
         """The ids as an array, or a ValueError that says what is wrong with them: kernels check no index."""
+        if type(ids) is list and len(ids) == 1 and type(ids[0]) is int and 0 <= ids[0] < self.config.vocab:
+            return np.array(ids)  # at once: so comes each token that is generated
         tokens = np.asarray(ids)
         if tokens.ndim != 1 or not len(tokens):
             raise ValueError(f"ids must be a sequence of at least one token id, not of shape {list(tokens.shape)}")
@@ -310,9 +324,12 @@ class Decoder(ABC):
         return np.ascontiguousarray(array)
 
 
-def _unwatched(taps: Taps) -> bool:
-    """Does nobody look inside: may compiled code stand for blocks and head?"""
-    return not taps.patterns and not runs_formulas()
+def _settled(cache: Cache, tokens: int) -> None:
+    """Finish what a call left undone that was interrupted; ValueError if there is no room for so many tokens more."""
+    cache.settle()
+    if cache.position + tokens > cache.max_tokens:
+        held = f"{cache.position} held + {tokens} new tokens"
+        raise ValueError(f"{held} are more than the cache's {cache.max_tokens}; make it with new_cache(max_tokens=…)")
 
 
 def pieces(count: int, runs: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:

@@ -63,7 +63,8 @@ def _whole(x, weight):
 
 
 @jit_inner
-def _whole_for_rows(x, weight):
+def in_whole(x, weight):
+    """x [D] in whole numbers of 16 bits, and their scale."""
     size = x.size // BLOCK * (BLOCK + OFFSETS)
     whole, scales = on_cache_line(np.empty(size + 32, np.int16), size), np.empty(1, np.float32)
     round_to_16_bits(x, whole, scales)
@@ -80,7 +81,7 @@ def _whole_for_rows_side_by_side(x, weight):
 
 @overload(_whole, jit_options=INNER)
 def _choose_whole(x, weight):
-    return (_whole_for_rows_side_by_side if weight.dtype == types.uint32 else _whole_for_rows).py_func
+    return (_whole_for_rows_side_by_side if weight.dtype == types.uint32 else in_whole).py_func
 
 
 @jit_inner

@@ -30,6 +30,8 @@ cover 32 columns, then those in two bits, which cover 64. A block of these is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from llvmlite import ir
 from numba import float32, get_num_threads, types
@@ -40,11 +42,13 @@ from . import int4, simd
 from .arrays import F32, U8, read_only
 from .backend import INLINED, definition, jit, jit_inlined, jit_inner, require
 from .crew import claim, new_board, share, share_out, together
-from .few_tokens import dot_blocks, dot_numbers, in_whole_numbers
+from .few_tokens import dot_blocks, dot_numbers
 from .formats import BLOCK, Weight, block_bytes, flat, format_of, rows_columns, widen
 from .int4 import SIDE, WORDS
 from .linear import linear
 from .many_tokens import widen_row
+from .one_layer import in_whole
+from .rmsnorm import norm_row, rms_norm
 from .simd import (
     LANES,
     fma,
@@ -69,6 +73,7 @@ STEP = 0.625  # d in mean |w| of a block: what misses normally distributed numbe
 FROM = ("f32", "bf16", "int8")  # formats of a head that can have a preview
 LARGE = 1 << 24  # weights of a head that are worth it
 AHEAD = 4  # likely rows that are asked for ahead
+NO_GAIN = read_only(np.empty(0, np.float32))  # of a norm that has been
 PIECES = 128  # parts of the vocabulary that threads take one by one: likely tokens lie together
 
 Order = NDArray[np.int32]
@@ -377,15 +382,35 @@ def _likely_some(worker, workers, few, fine, packed, x, D, weight, size, sums, b
         piece = claim(board, 1, worker, workers, PIECES)
 
 
+def _own(x, weight):
+    """x [D] as rows of this weight want it."""
+
+
+@jit_inlined
+def _as_it_is(x, weight):
+    return x
+
+
+@overload(_own, jit_options=INLINED)
+def _choose_own(x, weight):
+    return (in_whole if weight.dtype == types.int8 else _as_it_is).py_func
+
+
 @jit
-def _likely_all(workers, ordered, fine, packed, x, weight, size, y):
-    """x [D] in the order of the columns is rounded to 8 bits, then the threads do both passes; for the second x is as
-    rows of the weight want it.
+def _likely_all(workers, x, gain, eps, order, fine, packed, weight, size, y):
+    """The logits y [1, V] of x [D], after an RMSNorm where there is a gain; False, and nothing done, if x has an
+    infinity or what is no number, which whole numbers would hide.
     """
-    D = ordered.size
-    whole = np.empty(D, np.int8)
+    D, normed = x.size, x.copy()
+    ordered, whole = np.empty(D, np.float32), np.empty(D, np.int8)
     blocks = fine // BLOCK + (D - fine) // COARSE
     scales, starts = np.empty(blocks, np.float32), np.empty(blocks, np.int32)
+    if gain.size:
+        norm_row(x, gain, eps, normed)
+    for k in range(D):
+        ordered[k] = normed[order[k]]
+        if not np.isfinite(ordered[k]):
+            return False
     int4.round_blocks(ordered, whole, scales, starts, 0, fine // BLOCK)
     for block in range(fine // BLOCK, blocks):
         k = fine + (block - fine // BLOCK) * COARSE
@@ -395,39 +420,50 @@ def _likely_all(workers, ordered, fine, packed, x, weight, size, y):
         spread[i] = fours[fine // 4 + i // LANES]
     few = whole, spread.view(np.int8), scales, starts
     sums, board = np.empty((PIECES, 2), np.float32), new_board(2, workers)
-    share_out(_likely_some, workers, (few, fine, packed, x, D, weight, size, sums, board, y))
+    share_out(_likely_some, workers, (few, fine, packed, _own(normed, weight), D, weight, size, sums, board, y))
+    return True
 
 
 @likely_logits.kernel
 def _likely_logits(x, packed, order, weight):
-    (V, D), size = rows_columns(weight), block_bytes(weight)
-    fits = x.shape == (1, D) and x.dtype == np.float32 and order.shape == (D,) and order.dtype == np.int32
-    fits = fits and format_of(weight) in FROM and D % COARSE == 0 and V % SIDE == 0 and packed.dtype == np.uint8
-    fits = fits and packed.shape == (V // SIDE, preview_bytes(SIDE, D) // int4.BYTES, int4.BYTES)
+    (V, D), made = rows_columns(weight), packed.dtype == np.uint8 and packed.ndim == 3
+    fits = x.shape == (1, D) and x.dtype == np.float32 and np.array_equal(np.sort(order), np.arange(D, dtype=np.int32))
+    fits = fits and order.dtype == np.int32 and format_of(weight) in FROM and D % COARSE == 0 and V % SIDE == 0
+    fits = fits and made and packed.shape == (V // SIDE, preview_bytes(SIDE, D) // int4.BYTES, int4.BYTES)
     require(fits, "likely_logits", x, packed, order, weight)
-    x, y = np.ascontiguousarray(x), np.empty((1, V), np.float32)
-    words, own = packed.reshape(-1).view(np.uint32), in_whole_numbers(x, False) if size else x[0]
-    _likely_all(get_num_threads(), x[0, order], fine_columns(D), words, own, flat(weight), size, y)
+    y, arguments = np.empty((1, V), np.float32), _arguments(packed, order, weight)
+    if not _likely_all(get_num_threads(), np.ascontiguousarray(x)[0], NO_GAIN, 0.0, *arguments, y):
+        return linear(x, weight)
     return y
 
 
+def _arguments(packed: U8, order: Order, weight: Weight) -> tuple[NDArray | int, ...]:
+    """Both forms of a head as the kernel takes them."""
+    words, fine = read_only(packed.reshape(-1).view(np.uint32)), fine_columns(len(order))
+    return read_only(np.array(order)), fine, words, flat(weight), block_bytes(weight)
+
+
 class Preview:
-    """A head, and the same in few bits beside it."""
+    """A head, and the same in few bits beside it. final_norm: the w of the norm before it."""
 
-    def __init__(self, head: Weight, order: Order) -> None:
-        self.head, self.order = head, order
-        self.packed = read_only(in_few_bits(head, order))
+    def __init__(self, head: Weight, final_norm: F32, eps: float) -> None:
+        self.head, self.final_norm, self.eps = head, final_norm, eps
+        order = by_gain(final_norm)
+        packed = read_only(in_few_bits(head, order))
+        self.nbytes = packed.nbytes  # which each token reads instead of the head
+        self._rows, self._arguments = rows_columns(head)[0], _arguments(packed, order, head)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the few bits, which each token reads instead of the head."""
-        return self.packed.nbytes
+    def later(self, x: F32) -> Callable[[], F32]:
+        """A function that makes logits [1, V] of the residual after the last layer, x [1, D], when that is there. What
+        Python has to do for it is done now.
+        """
+        y = np.empty((1, self._rows), np.float32)
+        arguments = get_num_threads(), x[0], self.final_norm, self.eps, *self._arguments, y
 
-    def logits(self, x: F32) -> F32:
-        """x [1, D] float32 → [1, V] float32."""
-        if not np.isfinite(x).all():  # which whole numbers would hide
-            return linear(x, self.head)
-        return likely_logits(x, self.packed, self.order, self.head)
+        def logits() -> F32:
+            return y if _likely_all(*arguments) else linear(rms_norm(x, self.final_norm, self.eps), self.head)
+
+        return logits
 
 
 def preview_bytes(rows: int, columns: int) -> int:
@@ -436,8 +472,8 @@ def preview_bytes(rows: int, columns: int) -> int:
     return rows * (fine // BLOCK + (columns - fine) // COARSE) * (int4.BYTES // SIDE)
 
 
-def preview_of(head: Weight, final_norm: F32) -> Preview | None:
-    """A preview of a head that is large and takes more than four bits; else None. final_norm: the w of the norm."""
+def preview_of(head: Weight, final_norm: F32, eps: float) -> Preview | None:
+    """A preview of a head that is large and takes more than four bits; else None."""
     (R, D), name = rows_columns(head), format_of(head)
     fits = name in FROM and name != "f32" and R % SIDE == 0 and D % COARSE == 0
-    return Preview(head, by_gain(final_norm)) if fits and R * D >= LARGE else None
+    return Preview(head, final_norm, eps) if fits and R * D >= LARGE else None

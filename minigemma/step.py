@@ -29,16 +29,19 @@ from numpy.typing import NDArray
 from .arrays import F32, read_only
 from .attention import EVERYTHING, SPLIT
 from .backend import jit, jit_inner
-from .cache import Cache, KeyValueRing, RecurrentState
+from .cache import Cache, KeyValueRing, RecurrentState, Rings
 from .config import TextConfig
 from .crew import new_board, share_out
 from .few_tokens import few_tokens, few_tokens_blocks, in_whole_numbers
-from .formats import BLOCK, Weight, block_bytes, flat, format_of, rows_columns
+from .formats import BLOCK, Weight, block_bytes, flat, format_of, is_side_by_side, rows_columns
 from .int4 import BYTES
-from .linear import NO_ROWS
+from .linear import NO_ROWS, embed
+from .many_tokens import widen_row
 from .one_layer import STEPS, attention_layer, of_layer, recurrent_layer
+from .preview import Preview
 from .rmsnorm import rms_norm
-from .rope import angles
+from .rope import frequencies
+from .sfp8 import SCALE_BYTES
 from .simd import LANES
 
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
@@ -103,9 +106,9 @@ def _room(count, D, F):
 
 @jit_inner
 def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
-    table, likes, (_, KH, H, _), sizes, eps, limits, which = layers
-    cos, sin, rings, slots, kept, position = now
-    qs, ks, vs, states, totals, (y, opened, z) = room
+    table, likes, (_, KH, H, _), sizes, eps, limits, which, _ = layers
+    rings, slots, kept, position = now
+    cos, sin, qs, ks, vs, states, totals, (y, opened, z) = room
     K, residual = KH // H, x.copy()
     for i in range(len(table)):
         wq, wk = array_at(table, i, WQ, likes[0]), array_at(table, i, WK, likes[0])
@@ -138,15 +141,21 @@ def _attention_layers(workers, x, layers, now, out):
     """out [D] = the residual after these layers, x [D] before them; their rings take in the token's key and value.
 
     layers: the table of their arrays; an array of the type of W_q, of W_o, W_gate and W_down; N · H, K · H, H and F;
-    the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope.
-    now: cosine and sine of each rope [ropes, R/2]; the table of the rings' keys, values and positions; which slot of
-    each ring is the token's; an array of the keys' type; its position [1].
+    the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope; radians
+    a position of each rope [ropes, R/2].
+    now: the table of the rings' keys, values and positions; which slot of each ring is the token's; an array of the
+    keys' type; its position [1].
     """
-    count, (NH, KH, H, F) = len(layers[0]), layers[2]
+    count, (NH, KH, H, F), frequencies, position = len(layers[0]), layers[2], layers[7], now[3]
     K, G = KH // H, NH // KH
+    cos, sin = np.empty_like(frequencies), np.empty_like(frequencies)
+    for i in range(len(frequencies)):
+        for j in range(frequencies.shape[1]):
+            angle = np.float32(position[0]) * frequencies[i, j]
+            cos[i, j], sin[i, j] = np.cos(angle), np.sin(angle)
     qs, ks = np.empty((count, 1, NH), np.float32), np.empty((count, 1, KH), np.float32)
     vs, states = np.empty((count, 1, KH), np.float32), np.empty((count, K * workers, G, 2), np.float32)
-    room = qs, ks, vs, states, np.empty((count, K * workers, G, H), np.float32), _room(count, x.size, F)
+    room = cos, sin, qs, ks, vs, states, np.empty((count, K * workers, G, H), np.float32), _room(count, x.size, F)
     share_out(_some_attention_layers, workers, (new_board(STEPS * count, workers), x, layers, now, room, out))
 
 
@@ -199,6 +208,16 @@ def _recurrent_layers(workers, x, layers, now, out):
     share_out(_some_recurrent_layers, workers, (new_board(STEPS * count, workers), x, layers, now, room, out))
 
 
+@jit
+def _embed_row(rows, token, size, scale, x):
+    """x [D] = a row of the embedding, times `scale`."""
+    D = x.size
+    stride = D // BLOCK * size + (0 if size % 16 else SCALE_BYTES) if size else D
+    widen_row(rows, token * stride, size, 0, D, x, 0)
+    for d in range(D):
+        x[d] *= np.float32(scale)
+
+
 def _matrices(block: Any) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
     """Those that meet the normed x together, W_q, W_k and W_v or W_y and W_x; and W_out, W_gate, W_up and W_down."""
     a, r, f = block.attention, getattr(block, "recurrent", None), block.ffn
@@ -242,16 +261,28 @@ class OneToken:
     of the same formats.
     """
 
-    def __init__(self, config: TextConfig, blocks: Sequence[Any], final_norm: F32, head: Weight) -> None:
+    def __init__(
+        self,
+        config: TextConfig,
+        embedding: Weight,
+        embedding_scale: float,
+        blocks: Sequence[Any],
+        final_norm: F32,
+        head: Weight,
+    ) -> None:
         own, self.eps = flat(head), config.eps
+        self.embedding, self.embedding_scale = embedding, embedding_scale
+        self.table = flat(embedding), block_bytes(embedding), rows_columns(embedding)[1]
+        self.rows_apart = not is_side_by_side(embedding) and format_of(embedding) != "sfp8"
         self.head = final_norm, (own, own[:0], own[:0]), block_bytes(head), rows_columns(head)[0]
         self.recurrent = [i for i, block in enumerate(blocks) if block.attention is None]
         self.attentive = [i for i, block in enumerate(blocks) if block.attention is not None]
         attentions = [config.attention(i) for i in self.attentive]
         ropes = [(c.rope_base, c.rope_scale, int(config.head_dim * c.rope_fraction)) for c in attentions]
         limits = np.array([(c.window or EVERYTHING, c.query_scale, c.soft_cap or 0) for c in attentions], np.float32)
-        self.ropes = list(dict.fromkeys(ropes))
-        which = np.array([self.ropes.index(rope) for rope in ropes])
+        kinds = list(dict.fromkeys(ropes))
+        which = np.array([kinds.index(rope) for rope in ropes])
+        turning = np.array([frequencies(*rope) for rope in kinds])
         H, F = config.head_dim, config.ffn_width
         self.memory = next((block.recurrent.conv.shape for block in blocks if block.attention is None), (0, 0))
         self.arrays = _arrays(blocks)  # which the tables speak of
@@ -268,43 +299,64 @@ class OneToken:
                 layers: tuple[Any, ...] = table, (likes, some[I_GATE][:0]), widths, sizes, config.eps
             else:
                 widths = config.heads * H, config.kv_heads * H, H, F
-                layers = table, likes, widths, sizes, config.eps, limits[rows], which[rows]
+                layers = table, likes, widths, sizes, config.eps, limits[rows], which[rows], turning
             self.runs.append((bool(gates), rows, layers))
 
-    def __call__(self, x: F32, cache: Cache) -> F32:
-        """x [1, D], the token's embedding, → [1, D], the residual after the last layer; each ring takes it in, and each
-        state is told what it will be.
+    def embed(self, ids: np.ndarray) -> F32:
+        """The embedding of one token, [1] → [1, D]: as linear.embed, and compiled where a row lies in one place."""
+        rows, size, D = self.table
+        if not self.rows_apart:
+            return embed(ids, self.embedding, self.embedding_scale)
+        x = np.empty((1, D), np.float32)
+        _embed_row(rows, int(ids[0]), size, self.embedding_scale, x[0])
+        return x
+
+    def residual(self, ids: np.ndarray, cache: Cache) -> F32:
+        """One token, [1] → [1, D], the residual after the last layer; each ring takes it in, and each state is told
+        what it will be.
         """
-        workers, start = get_num_threads(), cache.position == 0
+        return self._run(*self._work(ids, cache))
+
+    def next(self, ids: np.ndarray, cache: Cache, preview: Preview | None) -> F32:
+        """The same, and the logits [1, V] of the token after it, without a cap."""
+        x, *work = self._work(ids, cache)
+        likely = preview.later(x) if preview else None
+        self._run(x, *work)
+        return likely() if likely else self.logits(x)
+
+    def _work(self, ids: np.ndarray, cache: Cache) -> tuple[F32, list[Any], list[Any]]:
+        """All that Python has to do for a token's layers, before the weights drive its code out of the caches: where
+        the last residual will be; each run's kernel and arguments; the states, and where what they will be is to be.
+        """
+        calls: list[Any] = []
+        x, workers, start = self.embed(ids), get_num_threads(), cache.position == 0
         states = cast(list[RecurrentState], [cache.layers[i] for i in self.recurrent])
         before, made = arrays_of([state.read() for state in states]), np.empty((len(states), *self.memory), np.float32)
-        attention = self._attention(cache)
+        rings, position = self._rings(cache), np.array([cache.position], np.int32)
         for recurrent, rows, layers in self.runs:
             after = np.empty_like(x)
             if recurrent:
-                _recurrent_layers(workers, x[0], layers, (before[rows], made[rows], start), after[0])
+                calls.append((_recurrent_layers, (workers, x[0], layers, (before[rows], made[rows], start), after[0])))
             else:
-                turns, table, slots, *rest = attention
-                _attention_layers(workers, x[0], layers, (*turns, table[rows], slots[rows], *rest), after[0])
+                assert rings
+                now = rings.table[rows], rings.slots[rows], rings.like, position
+                calls.append((_attention_layers, (workers, x[0], layers, now, after[0])))
             x = after
-        for state, new in zip(states, made, strict=True):
+        return x, calls, list(zip(states, made, strict=True))
+
+    def _run(self, x: F32, calls: list[Any], states: list[Any]) -> F32:
+        for kernel, arguments in calls:
+            kernel(*arguments)
+        for state, new in states:
             state.propose(new[:-1], new[-1])
         return x
 
-    def _attention(self, cache: Cache) -> tuple[Any, ...]:
-        """Cosine and sine of each rope; the table of the rings, and the token's slot in each; the type of their keys;
-        its position.
-        """
-        if not self.attentive:
-            return ()
-        position = np.array([cache.position], np.int32)
-        turns = tuple(np.concatenate(a) for a in zip(*(angles(position, *rope) for rope in self.ropes), strict=True))
-        rings = cast(list[KeyValueRing], [cache.layers[i] for i in self.attentive])
-        slots, places = zip(*(ring.place(cache.position) for ring in rings), strict=True)
-        lengths = {id(array): array for array in places}  # rings of one length share it
-        held = {name: (array.ctypes.data, array.size) for name, array in lengths.items()}
-        table = np.array([(*ring.where, held[id(array)]) for ring, array in zip(rings, places, strict=True)])
-        return turns, table, np.array(slots), rings[0].keys[:0].reshape(-1), position
+    def _rings(self, cache: Cache) -> Rings | None:
+        """Those of the layers with attention, with the token's slots; None if there are no such layers."""
+        if self.attentive and not (cache.rings and cache.rings.follow(cache.position)):
+            cache.rings = Rings(cast(list[KeyValueRing], [cache.layers[i] for i in self.attentive]), cache.position)
+            cache.rings.follow(cache.position)
+        return cache.rings
 
     def logits(self, x: F32) -> F32:
         """Norm and head, without a cap: x [1, D] → [1, V]. linear, without what it would find out anew each time."""
@@ -318,8 +370,15 @@ class OneToken:
         return ys[0]
 
 
-def one_token(config: TextConfig, blocks: Sequence[Any], final_norm: F32, head: Weight) -> OneToken | None:
-    """Layers and head for one token at a time; None where they are not all of the kinds that this file knows."""
+def one_token(
+    config: TextConfig,
+    embedding: Weight,
+    embedding_scale: float,
+    blocks: Sequence[Any],
+    final_norm: F32,
+    head: Weight,
+) -> OneToken | None:
+    """Embedding, layers and head for one token at a time; None where they are not all of kinds that this file knows."""
     for block in blocks:
         r, (first, rest) = getattr(block, "recurrent", None), _matrices(block)
         if r is None and config.head_dim % (2 * LANES):
@@ -331,4 +390,4 @@ def one_token(config: TextConfig, blocks: Sequence[Any], final_norm: F32, head: 
             return None
         if len(set(kinds[4:])) > 1 or len(set(kinds[1:3])) > 1:
             return None
-    return OneToken(config, blocks, final_norm, head)
+    return OneToken(config, embedding, embedding_scale, blocks, final_norm, head)

@@ -76,13 +76,20 @@ def test_the_kernels_do_what_the_definitions_say(kind, columns):
     np.testing.assert_allclose(got[refined], whole[refined], rtol=1e-6, atol=1e-5)
 
 
+def normed_logits(weight, x):
+    """The norm's gain makes of x / (1 + w), of mean square 1, x again."""
+    before = x / (1 + gain())
+    return preview_of(weight, gain(), 0.0).later(before)()[0], before / np.sqrt(np.mean(before**2)) * (1 + gain())
+
+
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_likely_logits_are_those_of_the_whole_product(kind, threads, monkeypatch):
     monkeypatch.setattr(preview, "LARGE", 0)
     weight, x = head(kind, rows=32768), final()
     with mg.backend.threads(threads):
-        got, whole = preview_of(weight, gain()).logits(x)[0], linear(x, weight)[0]
+        got, x = normed_logits(weight, x)
+        whole = linear(x, weight)[0]
     high = np.flatnonzero(whole > whole.mean() + 3.2 * whole.std())
     assert len(high) > 10
     np.testing.assert_allclose(got[high], whole[high], rtol=1e-6, atol=1e-5)
@@ -110,19 +117,19 @@ def test_one_row_above_all_others_and_all_rows_alike():
 def test_what_is_no_number_is_not_hidden(wrong, monkeypatch):
     monkeypatch.setattr(preview, "LARGE", 0)
     x = np.full((1, 256), wrong, np.float32)
-    assert not np.isfinite(preview_of(head("bf16"), gain()).logits(x)).any()
+    assert not np.isfinite(preview_of(head("bf16"), gain(), 1e-6).later(x)()).any()
 
 
 def test_which_heads_have_a_preview(monkeypatch):
     rng = np.random.default_rng(0)
-    assert preview_of(head("int8"), gain()) is None  # too small to be worth it
+    assert preview_of(head("int8"), gain(), 1e-6) is None  # too small to be worth it
     monkeypatch.setattr(preview, "LARGE", 0)
-    made = preview_of(head("int8"), gain())
+    made = preview_of(head("int8"), gain(), 1e-6)
     assert made.nbytes == preview_bytes(8192, 256) == 8192 * (64 // 32 + 192 // 64) * 18
     for other in (quantise_sfp8, quantise_int4, lambda w: w):
-        assert preview_of(other(rng.standard_normal((64, 64), np.float32)), gain(64)) is None
-    assert preview_of(head("bf16", rows=24), gain()) is None  # no whole sixteens
-    assert preview_of(head("bf16", columns=32), gain(32)) is None  # no whole block in two bits
+        assert preview_of(other(rng.standard_normal((64, 64), np.float32)), gain(64), 1e-6) is None
+    assert preview_of(head("bf16", rows=24), gain(), 1e-6) is None  # no whole sixteens
+    assert preview_of(head("bf16", columns=32), gain(32), 1e-6) is None  # no whole block in two bits
 
 
 @pytest.mark.parametrize("name", CONFIGS)
