@@ -123,26 +123,33 @@ def _dot_sfp8(weight, at, x, k, count):
 
 
 @jit_inner
-def _pairs(piece, pieces, per, count):
-    """Which of `count` rows are a piece, of which each thread has `per`. Two are read at once, line by line: a core
-    that waits for two places in memory waits less for each. Returns the one of each two, how far behind it the other
-    lies, and the last row: where a number is odd, one row is its own partner.
+def pairs(piece, pieces, per, count):
+    """Which of `count` rows are a piece, of which each thread has `per`: the rows of the first of two places in memory
+    that a thread reads at once, how far behind each its partner lies, and the last row of all.
 
-    Where two STREAMS are best, a thread reads the first half of its share and the second, and each piece takes the next
-    rows of both, so that what is asked for ahead of a piece is what the next one begins with. Else neighbours are read.
+    Where two STREAMS are best, a thread reads both halves of its share, a line of the one and a line of the other: a
+    core that waits for two places waits less for each. A piece takes the next rows of both halves, so that what is
+    asked for ahead of it is what the next one begins with.
     """
     mine = share(piece // per, pieces // per, count)
-    half = (len(mine) + 1) // 2
-    own, step = share(piece % per, per, half), 1 if STREAMS == 2 else 2
-    rows = range(mine.start + own.start * step, mine.start + own.stop * step, step)
-    return rows, half if STREAMS == 2 else 1, mine.stop - 1
+    half = len(mine) if STREAMS == 1 else (len(mine) + 1) // 2
+    own = share(piece % per, per, half)
+    return range(mine.start + own.start, mine.start + own.stop), half, mine.stop - 1
+
+
+@jit_inlined
+def partner(row, half, last):
+    """The row that is read together with this one: itself, if one place is best, or if it has none. The compiler sees
+    that both are the same, and leaves out what it would do twice.
+    """
+    return row if STREAMS == 1 else min(row + half, last)
 
 
 @jit_inner
-def _few_rows(x, D, weight, pairs, y):
-    (rows, half, last), ahead = pairs, AHEAD // weight.itemsize
+def _few_rows(x, D, weight, places, y):
+    (rows, half, last), ahead = places, AHEAD // weight.itemsize
     for r in rows:
-        other = min(r + half, last)
+        other = partner(r, half, last)
         at, there = r * D, other * D
         for t in range(len(y)):
             y[t, r], y[t, other] = dot_numbers(weight, at, there, x, t * D, D, at + ahead, there + ahead)
@@ -167,10 +174,10 @@ def _choose_dot_row(weight, at, other, x, k, o, blocks, ahead, beyond):
 
 
 @jit_inner
-def _few_block_rows(x, blocks, weight, size, pairs, y):
-    (whole, scales), (rows, half, last), stride = x, pairs, blocks * size + (0 if size % 16 else SCALE_BYTES)
+def _few_block_rows(x, blocks, weight, size, places, y):
+    (whole, scales), (rows, half, last), stride = x, places, blocks * size + (0 if size % 16 else SCALE_BYTES)
     for r in rows:
-        other = min(r + half, last)
+        other = partner(r, half, last)
         at, there = r * stride, other * stride
         for t in range(len(y)):
             k, scale = t * blocks * (32 + OFFSETS), load_one(scales, t)
@@ -185,18 +192,20 @@ def _few_block_rows(x, blocks, weight, size, pairs, y):
 
 
 @jit_inner
-def _few_sfp8_rows(x, D, weight, rows, y):
-    for r in rows:
-        at = r * (SCALE_BYTES + D)
-        for t in range(len(y)):
-            y[t, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, t * D, D) * load_float(weight, at)
+def _few_sfp8_rows(x, D, weight, places, y):
+    rows, half, last = places
+    for first in rows:
+        for r in (first, partner(first, half, last)):
+            at = r * (SCALE_BYTES + D)
+            for t in range(len(y)):
+                y[t, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, t * D, D) * load_float(weight, at)
 
 
 @jit_inner
 def few_tokens_piece(piece, pieces, per, x, D, weights, ys):
     """One of `pieces` of the rows of each weight, `per` of them a thread: each row is read once, in order."""
     for i in range(len(weights)):
-        _few_rows(x, D, weights[i], _pairs(piece, pieces, per, ys[i].shape[1]), ys[i])
+        _few_rows(x, D, weights[i], pairs(piece, pieces, per, ys[i].shape[1]), ys[i])
 
 
 def _block_rows_piece(piece, pieces, per, x, blocks, weight, size, y):
@@ -205,14 +214,14 @@ def _block_rows_piece(piece, pieces, per, x, blocks, weight, size, y):
 
 @jit_inner
 def _row_by_row_piece(piece, pieces, per, x, blocks, weight, size, y):
-    _few_block_rows(x, blocks, weight, size, _pairs(piece, pieces, per, y.shape[1]), y)
+    _few_block_rows(x, blocks, weight, size, pairs(piece, pieces, per, y.shape[1]), y)
 
 
 @jit_inner
 def _side_by_side_piece(piece, pieces, per, x, blocks, weight, size, y):
-    groups, half, last = _pairs(piece, pieces, per, y.shape[1] // int4.SIDE)
+    groups, half, last = pairs(piece, pieces, per, y.shape[1] // int4.SIDE)
     for group in groups:
-        int4.few_rows(x, blocks, weight, group, min(group + half, last), y)
+        int4.few_rows(x, blocks, weight, group, partner(group, half, last), y)
 
 
 @overload(_block_rows_piece, jit_options=INNER)
@@ -231,7 +240,7 @@ def few_tokens_blocks_piece(piece, pieces, per, x, blocks, weights, size, ys):
 def _few_sfp8_piece(piece, pieces, x, D, weights, ys):
     """The same for rows of codes."""
     for i in range(len(weights)):
-        _few_sfp8_rows(x, D, weights[i], share(piece, pieces, ys[i].shape[1]), ys[i])
+        _few_sfp8_rows(x, D, weights[i], pairs(piece, pieces, 1, ys[i].shape[1]), ys[i])
 
 
 @jit

@@ -35,6 +35,7 @@ from .crew import share, share_out
 from .simd import (
     LANES,
     ROWS,
+    STREAMS,
     bf16_bits,
     load,
     magnitude,
@@ -367,7 +368,7 @@ def tile_add_scaled(typingctx, tile, x_scales, starts, first, step, scales, at, 
 @jit_inner
 def few_rows(x, blocks, weight, group, other, y):
     """y[:, 16 group : 16 group + 16] = the products of sixteen rows with each token, and those of the group `other`;
-    both are read at once: see few_tokens.py. x as `in_8_bits` makes it.
+    both are read at once, where two STREAMS are best: see few_tokens.py. x as `in_8_bits` makes it.
     """
     (whole, scales, starts), R = x, y.shape[1]
     for t in range(len(y)):
@@ -375,12 +376,15 @@ def few_rows(x, blocks, weight, group, other, y):
         for block in range(t * blocks, t * blocks + blocks):
             for line in range(0, WORDS, 16):
                 prefetch(weight, at + AHEAD + line)
-                prefetch(weight, there + AHEAD + line)
+                if STREAMS == 2:
+                    prefetch(weight, there + AHEAD + line)
             one = add_block(one, weight, at, whole, block * BLOCK, scales[block], starts[block])
-            two = add_block(two, weight, there, whole, block * BLOCK, scales[block], starts[block])
+            if STREAMS == 2:
+                two = add_block(two, weight, there, whole, block * BLOCK, scales[block], starts[block])
             at, there = at + WORDS, there + WORDS
         store_sums(one, y.reshape(-1), t * R + group * SIDE)
-        store_sums(two, y.reshape(-1), t * R + other * SIDE)
+        if STREAMS == 2:
+            store_sums(two, y.reshape(-1), t * R + other * SIDE)
 
 
 # ---- many tokens

@@ -42,7 +42,7 @@ from . import int4, simd
 from .arrays import F32, U8, read_only
 from .backend import INLINED, definition, jit, jit_inlined, jit_inner, require
 from .crew import claim, new_board, share, share_out, together
-from .few_tokens import dot_blocks, dot_numbers
+from .few_tokens import dot_blocks, dot_numbers, pairs, partner
 from .formats import BLOCK, Weight, block_bytes, flat, format_of, rows_columns, widen
 from .int4 import SIDE, WORDS
 from .linear import linear
@@ -51,6 +51,7 @@ from .one_layer import in_whole
 from .rmsnorm import norm_row, rms_norm
 from .simd import (
     LANES,
+    STREAMS,
     fma,
     load,
     load_half,
@@ -282,30 +283,31 @@ def _add_coarse_block(typingctx, sums, weight, at, x, k, scale, start):
 
 
 @jit_inner
-def _preview_rows(x, fine, packed, groups, y):
-    """y[0, 16 · group :] = the previews of the rows of `groups`, of which two are read at once: see few_tokens.py."""
-    whole, spread, scales, starts = x
-    blocks, half = scales.size, (len(groups) + 1) // 2
-    for i in range(half):
-        group, other = groups.start + i, min(groups.start + half + i, groups.stop - 1)
+def _preview_rows(x, fine, packed, places, y):
+    """y[0, 16 · group :] = the previews of groups of sixteen rows, of which two are read at once: see few_tokens.py."""
+    (whole, spread, scales, starts), (groups, half, last) = x, places
+    blocks = scales.size
+    for group in groups:
+        other = partner(group, half, last)
         one, two, at, there = int4.no_sums(), int4.no_sums(), group * blocks * WORDS, other * blocks * WORDS
-        for block in range(fine // BLOCK):
+        for block in range(blocks):
             for line in range(0, WORDS, 16):
                 prefetch(packed, at + int4.AHEAD + line)
-                prefetch(packed, there + int4.AHEAD + line)
-            one = int4.add_block(one, packed, at, whole, block * BLOCK, scales[block], starts[block])
-            two = int4.add_block(two, packed, there, whole, block * BLOCK, scales[block], starts[block])
-            at, there = at + WORDS, there + WORDS
-        for block in range(fine // BLOCK, blocks):
-            for line in range(0, WORDS, 16):
-                prefetch(packed, at + int4.AHEAD + line)
-                prefetch(packed, there + int4.AHEAD + line)
-            k = (block - fine // BLOCK) * COARSE * LANES
-            one = _add_coarse_block(one, packed, at, spread, k, scales[block], starts[block])
-            two = _add_coarse_block(two, packed, there, spread, k, scales[block], starts[block])
+                if STREAMS == 2:
+                    prefetch(packed, there + int4.AHEAD + line)
+            scale, start, k = scales[block], starts[block], (block - fine // BLOCK) * COARSE * LANES
+            if block < fine // BLOCK:
+                one = int4.add_block(one, packed, at, whole, block * BLOCK, scale, start)
+                if STREAMS == 2:
+                    two = int4.add_block(two, packed, there, whole, block * BLOCK, scale, start)
+            else:
+                one = _add_coarse_block(one, packed, at, spread, k, scale, start)
+                if STREAMS == 2:
+                    two = _add_coarse_block(two, packed, there, spread, k, scale, start)
             at, there = at + WORDS, there + WORDS
         int4.store_sums(one, y.reshape(-1), group * SIDE)
-        int4.store_sums(two, y.reshape(-1), other * SIDE)
+        if STREAMS == 2:
+            int4.store_sums(two, y.reshape(-1), other * SIDE)
 
 
 @jit_inner
@@ -365,7 +367,7 @@ def _likely_some(worker, workers, few, fine, packed, x, D, weight, size, sums, b
     piece = claim(board, 0, worker, workers, PIECES)
     while piece >= 0:
         groups = share(piece, PIECES, V // SIDE)
-        _preview_rows(few, fine, packed, groups, y)
+        _preview_rows(few, fine, packed, pairs(piece, PIECES, 1, V // SIDE), y)
         sums[piece, 0], sums[piece, 1] = _sums(logits, range(groups.start * SIDE, groups.stop * SIDE))
         done += 1
         piece = claim(board, 0, worker, workers, PIECES)

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from minigemma import few_tokens
 from minigemma.backend import jit, jit_inner, most_threads
 from minigemma.crew import claim, new_board, share, share_out, together
 
@@ -126,3 +127,17 @@ def test_every_threading_layer(layer):
     if "No threading layer could be loaded" in run.stderr:
         pytest.skip(f"{layer} is not installed")
     assert run.stdout.strip() == layer, run.stderr
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_pairs_and_their_partners_are_all_rows(streams, monkeypatch):
+    monkeypatch.setattr(few_tokens, "STREAMS", streams)
+    for count in (0, 1, 2, 7, 40):
+        for per in (1, 3, 8):
+            for workers in (1, 2, 5):
+                found = []
+                for piece in range(per * workers):
+                    rows, half, last = few_tokens.pairs.py_func(piece, per * workers, per, count)
+                    found += rows
+                    found += {few_tokens.partner.py_func(row, half, last) for row in rows} - set(found)
+                assert sorted(found) == list(range(count))
