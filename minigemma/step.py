@@ -40,11 +40,12 @@ from .many_tokens import widen_row
 from .one_layer import STEPS, attention_layer, of_layer, recurrent_layer
 from .preview import Preview
 from .rmsnorm import rms_norm
-from .rope import frequencies
+from .rope import angles
 from .sfp8 import SCALE_BYTES
 from .simd import LANES
 
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
+POSITIONS = 64  # whose cosines and sines are made together
 PLACES = read_only(np.empty(0, np.int32))  # the type of what says where the keys of a ring stand
 # A layer's row of arrays: what every layer has, then what one with attention has, or a recurrent one.
 PRE, POST, PRE_FFN, POST_FFN, OUT_BIAS, GATE_BIAS, UP_BIAS, DOWN_BIAS, OUT, GATE, UP, DOWN, NEXT, FIRST = range(14)
@@ -106,9 +107,9 @@ def _room(count, D, F):
 
 @jit_inner
 def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
-    table, likes, (_, KH, H, _), sizes, eps, limits, which, _ = layers
-    rings, slots, kept, position = now
-    cos, sin, qs, ks, vs, states, totals, (y, opened, z) = room
+    table, likes, (_, KH, H, _), sizes, eps, limits, which = layers
+    cos, sin, rings, slots, kept, position = now
+    qs, ks, vs, states, totals, (y, opened, z) = room
     K, residual = KH // H, x.copy()
     for i in range(len(table)):
         wq, wk = array_at(table, i, WQ, likes[0]), array_at(table, i, WK, likes[0])
@@ -141,21 +142,15 @@ def _attention_layers(workers, x, layers, now, out):
     """out [D] = the residual after these layers, x [D] before them; their rings take in the token's key and value.
 
     layers: the table of their arrays; an array of the type of W_q, of W_o, W_gate and W_down; N · H, K · H, H and F;
-    the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope; radians
-    a position of each rope [ropes, R/2].
-    now: the table of the rings' keys, values and positions; which slot of each ring is the token's; an array of the
-    keys' type; its position [1].
+    the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope.
+    now: cosine and sine of each rope [ropes, R/2]; the table of the rings' keys, values and positions; which slot of
+    each ring is the token's; an array of the keys' type; its position [1].
     """
-    count, (NH, KH, H, F), frequencies, position = len(layers[0]), layers[2], layers[7], now[3]
+    count, (NH, KH, H, F) = len(layers[0]), layers[2]
     K, G = KH // H, NH // KH
-    cos, sin = np.empty_like(frequencies), np.empty_like(frequencies)
-    for i in range(len(frequencies)):
-        for j in range(frequencies.shape[1]):
-            angle = np.float32(position[0]) * frequencies[i, j]
-            cos[i, j], sin[i, j] = np.cos(angle), np.sin(angle)
     qs, ks = np.empty((count, 1, NH), np.float32), np.empty((count, 1, KH), np.float32)
     vs, states = np.empty((count, 1, KH), np.float32), np.empty((count, K * workers, G, 2), np.float32)
-    room = cos, sin, qs, ks, vs, states, np.empty((count, K * workers, G, H), np.float32), _room(count, x.size, F)
+    room = qs, ks, vs, states, np.empty((count, K * workers, G, H), np.float32), _room(count, x.size, F)
     share_out(_some_attention_layers, workers, (new_board(STEPS * count, workers), x, layers, now, room, out))
 
 
@@ -280,9 +275,9 @@ class OneToken:
         attentions = [config.attention(i) for i in self.attentive]
         ropes = [(c.rope_base, c.rope_scale, int(config.head_dim * c.rope_fraction)) for c in attentions]
         limits = np.array([(c.window or EVERYTHING, c.query_scale, c.soft_cap or 0) for c in attentions], np.float32)
-        kinds = list(dict.fromkeys(ropes))
-        which = np.array([kinds.index(rope) for rope in ropes])
-        turning = np.array([frequencies(*rope) for rope in kinds])
+        self.ropes = list(dict.fromkeys(ropes))
+        which = np.array([self.ropes.index(rope) for rope in ropes])
+        self._turned = 0, np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.float32)
         H, F = config.head_dim, config.ffn_width
         self.memory = next((block.recurrent.conv.shape for block in blocks if block.attention is None), (0, 0))
         self.arrays = _arrays(blocks)  # which the tables speak of
@@ -299,7 +294,7 @@ class OneToken:
                 layers: tuple[Any, ...] = table, (likes, some[I_GATE][:0]), widths, sizes, config.eps
             else:
                 widths = config.heads * H, config.kv_heads * H, H, F
-                layers = table, likes, widths, sizes, config.eps, limits[rows], which[rows], turning
+                layers = table, likes, widths, sizes, config.eps, limits[rows], which[rows]
             self.runs.append((bool(gates), rows, layers))
 
     def embed(self, ids: np.ndarray) -> F32:
@@ -339,7 +334,7 @@ class OneToken:
                 calls.append((_recurrent_layers, (workers, x[0], layers, (before[rows], made[rows], start), after[0])))
             else:
                 assert rings
-                now = rings.table[rows], rings.slots[rows], rings.like, position
+                now = *self._turns(cache.position), rings.table[rows], rings.slots[rows], rings.like, position
                 calls.append((_attention_layers, (workers, x[0], layers, now, after[0])))
             x = after
         return x, calls, list(zip(states, made, strict=True))
@@ -357,6 +352,17 @@ class OneToken:
             cache.rings = Rings(cast(list[KeyValueRing], [cache.layers[i] for i in self.attentive]), cache.position)
             cache.rings.follow(cache.position)
         return cache.rings
+
+    def _turns(self, position: int) -> tuple[F32, F32]:
+        """Cosine and sine of each rope [ropes, R/2], of which some positions' are made together."""
+        first, cos, sin = self._turned
+        if not first <= position < first + len(cos):
+            first, positions = position, np.arange(position, position + POSITIONS, dtype=np.int32)
+            cos, sin = (
+                np.stack(a, axis=1) for a in zip(*(angles(positions, *rope) for rope in self.ropes), strict=True)
+            )
+            self._turned = first, cos, sin
+        return cos[position - first], sin[position - first]
 
     def logits(self, x: F32) -> F32:
         """Norm and head, without a cap: x [1, D] → [1, V]. linear, without what it would find out anew each time."""

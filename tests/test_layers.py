@@ -18,7 +18,8 @@ ROWS = """
     attention layernorm
     gqa feedforward griffin siglip
     one_layer
-    step preview
+    preview
+    step
     decoder
     gemma gemma2 gemma3 recurrentgemma
     safetensors_file
