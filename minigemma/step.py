@@ -358,9 +358,8 @@ class OneToken:
         first, cos, sin = self._turned
         if not first <= position < first + len(cos):
             first, positions = position, np.arange(position, position + POSITIONS, dtype=np.int32)
-            cos, sin = (
-                np.stack(a, axis=1) for a in zip(*(angles(positions, *rope) for rope in self.ropes), strict=True)
-            )
+            both = [angles(positions, *rope) for rope in self.ropes]
+            cos, sin = (np.stack([of_rope[i] for of_rope in both], axis=1) for i in range(2))
             self._turned = first, cos, sin
         return cos[position - first], sin[position - first]
 
