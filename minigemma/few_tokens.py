@@ -195,7 +195,8 @@ def _few_block_rows(x, blocks, weight, size, places, y):
 def _few_sfp8_rows(x, D, weight, places, y):
     rows, half, last = places
     for first in rows:
-        for r in (first, partner(first, half, last)):
+        for stream in range(STREAMS):
+            r = partner(first, half, last) if stream else first
             at = r * (SCALE_BYTES + D)
             for t in range(len(y)):
                 y[t, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, t * D, D) * load_float(weight, at)

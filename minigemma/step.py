@@ -375,24 +375,17 @@ class OneToken:
         return ys[0]
 
 
-def one_token(
-    config: TextConfig,
-    embedding: Weight,
-    embedding_scale: float,
-    blocks: Sequence[Any],
-    final_norm: F32,
-    head: Weight,
-) -> OneToken | None:
-    """Embedding, layers and head for one token at a time; None where they are not all of kinds that this file knows."""
+def can_be_compiled(config: TextConfig, blocks: Sequence[Any], head: Weight) -> bool:
+    """Are layers and head all of kinds that this file knows?"""
     for block in blocks:
         r, (first, rest) = getattr(block, "recurrent", None), _matrices(block)
         if r is None and config.head_dim % (2 * LANES):
-            return None
+            return False
         if r is not None and (r.input_gate.shape[1] % LANES or r.input_gate.dtype != r.recurrence_gate.dtype):
-            return None
+            return False
         kinds = [(weight.dtype, weight.ndim, weight.shape[2:]) for weight in (*rest, *first)]
         if "sfp8" in map(format_of, (*rest, *first, head)) or len({kind[:2] for kind in kinds}) > 1:
-            return None
+            return False
         if len(set(kinds[4:])) > 1 or len(set(kinds[1:3])) > 1:
-            return None
-    return OneToken(config, embedding, embedding_scale, blocks, final_norm, head)
+            return False
+    return True
