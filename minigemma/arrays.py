@@ -15,6 +15,9 @@ that widening is a shift and every bit pattern of the file stays where it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
@@ -53,6 +56,38 @@ def aligned(size: int, dtype: type) -> NDArray:
     room = np.empty(size * np.dtype(dtype).itemsize + 64, np.uint8)
     first = -room.ctypes.data % 64
     return room[first : first + room.size - 64].view(dtype)
+
+
+@dataclass(frozen=True)
+class Strings:
+    """Byte strings, joined: a list of a quarter of a million would take longer to make than its use."""
+
+    joined: U8
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, strings: Sequence[bytes]) -> Strings:
+        """These strings."""
+        return cls(np.frombuffer(b"".join(strings), np.uint8), np.fromiter(map(len, strings), np.int64, len(strings)))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each begins."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    def __getitem__(self, i: int) -> bytes:
+        start = self.starts[i]  # an IndexError beyond the last, which ends a loop
+        return self.joined[start : start + self.lengths[i]].tobytes()
+
+
+def letters(lengths: NDArray[np.int64], head: int) -> Bool:
+    """Which bytes are of strings of these lengths, that lie one after the other, each with `head` bytes before it."""
+    runs = np.full((len(lengths), 2), head)
+    runs[:, 1] = lengths
+    return np.repeat(np.tile([False, True], len(lengths)), runs.ravel())
 
 
 class LargePages:

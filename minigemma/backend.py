@@ -28,8 +28,11 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import numba
 from numba import types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.environment import Environment
+from numba.core.runtime import rtsys
 from threadpoolctl import threadpool_limits
 
 P = ParamSpec("P")
@@ -74,9 +77,33 @@ INNER: dict[str, Any] = {**KERNEL, "no_cpython_wrapper": True, "pipeline_class":
 INLINED: dict[str, Any] = {**INNER, "forceinline": True}
 
 
+class _MachineCode(CompileResultCacheImpl):
+    def reduce(self, cres: Any) -> tuple[Any, ...]:
+        return tuple(
+            () if isinstance(part, tuple) and part and isinstance(part[0], Environment) else part
+            for part in super().reduce(cres)
+        )
+
+
+class _Compiled(FunctionCache):
+    """Kernels compiled by an earlier run. Numba would import all that its compiler may need, and the modules of all
+    functions that are part of a kernel, which takes as long as importing Numba itself. Machine code needs only the
+    runtime that it calls.
+    """
+
+    _impl_class = _MachineCode
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
 def jit(function: Callable) -> Any:
     """Decorator: a kernel, during which Python's other threads may run. Several cores are put to it by crew.py."""
-    return numba.njit(cache=True, nogil=True, **KERNEL)(function)
+    made = numba.njit(nogil=True, **KERNEL)(function)
+    made._cache = _Compiled(function)
+    return made
 
 
 def jit_inner(function: Callable) -> Any:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import F32, I32
+from .arrays import F32, I32, Strings, letters
 from .backend import jit
 from .errors import ModelFormatError
 from .safetensors_file import DAMAGED, short, unreadable
@@ -109,13 +109,14 @@ class GGUF:
     tensors: dict[str, GGUFTensor]
     data: mmap.mmap
 
-    def strings(self, key: str) -> list[bytes]:
+    def strings(self, key: str) -> Strings:
         """An array of strings."""
         array = self._array(key, STRING)
-        data, ends = self.data[array.start : array.end], np.empty(array.count, np.int64)
-        _walk(np.frombuffer(data, np.uint8), 0, array.count, len(data), ends)
-        starts = np.concatenate([[0], ends[:-1]]) + 8
-        return [data[first:last] for first, last in zip(starts.tolist(), ends.tolist(), strict=True)]
+        size, ends = array.end - array.start, np.empty(array.count, np.int64)
+        data = np.frombuffer(self.data, np.uint8, size, array.start)
+        _walk(data, 0, array.count, size, ends)
+        lengths = np.diff(ends, prepend=0) - 8  # which 8 bytes before each string say
+        return Strings(data[letters(lengths, 8)], lengths)
 
     def numbers(self, key: str, kind: int) -> NDArray:
         """An array of numbers of the metadata type `kind`."""
@@ -129,7 +130,7 @@ class GGUF:
         return array
 
     @property
-    def vocabulary(self) -> tuple[list[bytes], F32, I32]:
+    def vocabulary(self) -> tuple[Strings, F32, I32]:
         """The pieces, their scores and types: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte."""
         if (count := self._array("tokenizer.ggml.tokens", STRING).count) > MAX_PIECES:
             raise ModelFormatError(self.path, f"its vocabulary has {count} tokens; a Gemma's has 262144", DAMAGED)

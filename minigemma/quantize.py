@@ -27,7 +27,24 @@ from .backend import definition, jit, jit_inner, require
 from .crew import share, share_out
 from .errors import ModelFormatError
 from .formats import widen
-from .simd import LANES, fma, load, load_half, load_one, maximum, minimum, round_lanes, splat, store, store_half, zeros
+from .simd import (
+    LANES,
+    fma,
+    load,
+    load_half,
+    load_one,
+    magnitude,
+    max_lanes,
+    maximum,
+    minimum,
+    round_lanes,
+    splat,
+    store,
+    store_half,
+    store_whole,
+    where_less,
+    zeros,
+)
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 BYTES = (18, 20, 22, 24, 34, 144, 176, 210)  # of a block of each
@@ -332,40 +349,43 @@ def int8_blocks(blocks: U8, kind: int) -> U8:
 
 
 @jit_inner
-def _largest(x):
-    largest = float32(0)
-    for j in range(32):
-        largest = max(largest, abs(x[j]))
-    return largest
+def _largest(x, at):
+    """max |w| of the 32 weights from x[at] on."""
+    highest = zeros()
+    for j in range(at, at + 32, LANES):
+        highest = maximum(highest, magnitude(load(x, j)))
+    return max_lanes(highest)
 
 
 @jit_inner
-def _closest_steps(x, steps, missed):
+def _closest_steps(x, steps):
     """How many steps of the scale the largest weight should be, so that all lie closest to whole ones.
 
-    x [32]: weights divided by the largest; `steps` are the numbers to try and the lanes of this search, `missed` is
-    room for what each of them misses.
+    x [32]: weights divided by the largest; `steps` are the numbers to try and the lanes of this search. Of two that
+    come equally close the first counts, which is the larger.
     """
+    fewest, best = splat(float32(np.inf)), zeros()
     for i in range(0, steps.size, LANES):
-        k, total = load(steps, i), zeros()
-        for j in range(32):
-            scaled = splat(load_one(x, j)) * k
-            off = scaled - round_lanes(scaled)
-            total = fma(off, off, total)
-        store(missed, i, total / (k * k))
-    best = 0
-    for i in range(1, steps.size):
-        best = i if missed[i] < missed[best] else best
-    return steps[best]
+        k, even, odd = load(steps, i), zeros(), zeros()  # two sums: in one, each product would wait for the last
+        for j in range(0, 32, 2):
+            one, two = splat(load_one(x, j)) * k, splat(load_one(x, j + 1)) * k
+            one, two = one - round_lanes(one), two - round_lanes(two)
+            even, odd = fma(one, one, even), fma(two, two, odd)
+        missed = (even + odd) / (k * k)
+        best = where_less(missed, fewest, k, best)
+        fewest = minimum(missed, fewest)
+    lowest = -max_lanes(zeros() - fewest)
+    return max_lanes(where_less(splat(lowest), fewest, zeros(), best))
 
 
 @jit_inner
-def _int8_block(x, d, out):
-    store_half(out, 0, d)
-    d = load_half(out, 0)
-    for j in range(32):
-        q = np.rint(x[j] / d) if d > 0 else float32(0)
-        out[2 + j] = np.uint8(np.int32(min(max(q, float32(-127)), float32(127))) & 255)
+def _int8_block(x, at, d, out, whole, to):
+    """The weights x[at : at + 32] as an int8 block of scale d in out[to : to + 34]; `whole` is `out`, as int8."""
+    store_half(out, to, d)
+    d = load_half(out, to)
+    for j in range(0, 32, LANES):
+        q = load(x, at + j) / splat(d) if d > 0 else zeros()
+        store_whole(whole, to + 2 + j, maximum(minimum(q, splat(float32(127))), splat(float32(-127))))
 
 
 @jit_inner
@@ -410,25 +430,26 @@ def _int4_block(x, scales, r, room, out):
 
 
 @jit_inner
-def _quantise_some(worker, workers, x, bits, scales, out):
+def _quantise_some(worker, workers, x, bits, scales, out, whole):
     r, room = np.empty(32, np.float32), np.empty(2 * scales.size, np.float32)
-    for b in share(worker, workers, len(x)):
+    for b in share(worker, workers, x.size // 32):
         if bits == 8:
-            _int8_block(x[b], _largest(x[b]) / float32(127), out[b])
+            _int8_block(x, 32 * b, _largest(x, 32 * b) / float32(127), out, whole, 34 * b)
         else:
-            _int4_block(x[b], scales, r, room, out[b])
+            _int4_block(x[32 * b : 32 * b + 32], scales, r, room, out[18 * b : 18 * b + 18])
 
 
 @jit
-def _quantise_all(workers, x, bits, scales, out):
-    share_out(_quantise_some, workers, (x, bits, scales, out))
+def _quantise_all(workers, x, bits, scales, out, whole):
+    share_out(_quantise_some, workers, (x, bits, scales, out, whole))
 
 
 @quantise_blocks.kernel
 def _quantise(x, bits):
     require(x.ndim == 2 and x.shape[1] == 32, "quantise_blocks", x)
     out = np.empty((len(x), 34 if bits == 8 else 18), np.uint8)
-    _quantise_all(get_num_threads(), np.ascontiguousarray(x), bits, SCALES, out)
+    flat = out.reshape(-1)
+    _quantise_all(get_num_threads(), np.ascontiguousarray(x).reshape(-1), bits, SCALES, flat, flat.view(np.int8))
     return out
 
 
@@ -450,18 +471,19 @@ def _int8_moved(blocks, five, out):
 
 
 @jit
-def _int8_searched(blocks, kind, steps, out):
-    """Blocks of any other kind, [B, bytes] → [B, weights / 32, 34]."""
-    room, divided, missed = np.empty(256, np.float32), np.empty(32, np.float32), np.empty(steps.size, np.float32)
+def _int8_searched(blocks, kind, weights, steps, out, whole):
+    """Blocks of any other kind, [B, bytes] of so many weights → [B · weights / 32 · 34]; `whole` is `out`, as int8."""
+    room, divided, to = np.empty(256, np.float32), np.empty(32, np.float32), 0
     for b in range(len(blocks)):
         _block(blocks[b], kind, room)
-        for i in range(out.shape[1]):
-            x = room[32 * i : 32 * i + 32]
-            largest = _largest(x)
-            for j in range(32):
-                divided[j] = x[j] / largest if largest > 0 else float32(0)
-            best = _closest_steps(divided, steps, missed) if largest > 0 else float32(127)
-            _int8_block(x, largest / best, out[b, i])
+        for at in range(0, weights, 32):
+            largest, best = _largest(room, at), float32(127)
+            if largest > 0:
+                for j in range(0, 32, LANES):
+                    store(divided, j, load(room, at + j) / splat(largest))
+                best = _closest_steps(divided, steps)
+            _int8_block(room, at, largest / best, out, whole, to)
+            to += 34
 
 
 @int8_blocks.kernel
@@ -475,7 +497,8 @@ def _int8(blocks, kind):
         if kind in (Q4_0, Q5_0):
             _int8_moved(blocks[first:last].reshape(-1), kind == Q5_0, out[first:last].reshape(-1))
         else:
-            _int8_searched(blocks[first:last], kind, STEPS, out[first:last])
+            made = out[first:last].reshape(-1)
+            _int8_searched(blocks[first:last], kind, WEIGHTS[KINDS[kind]], STEPS, made, made.view(np.int8))
 
     # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands at the start.
     workers = get_num_threads() if len(blocks) >= SHARED else 1

@@ -23,7 +23,6 @@ import numpy as np
 from llvmlite import ir
 from numba import get_num_threads, types
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
 from .arrays import F32, read_only
@@ -70,6 +69,8 @@ def array_at(typingctx, table, row, i, like):
     """Array i of a row of `arrays_of`, which is of the type of `like`: one axis, without gaps."""
 
     def codegen(context, builder, signature, args):
+        from numba.np.arrayobj import populate_array  # of the compiler, which kernels compiled before do not need
+
         rows, row, i, _ = args
         of_table, _, _, kind = signature.args
         described = context.make_array(of_table)(context, builder, rows)

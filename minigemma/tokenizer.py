@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-from numpy.typing import NDArray
 
-from .arrays import F32, I32, U8
+from .arrays import F32, I32, Strings, letters
 from .errors import ModelFormatError
 
 SPACE = "\u2581"  # what a piece has for a blank
@@ -69,19 +68,15 @@ class Tokenizer:
         return cls(_with_controls_marked(model), path)
 
     @classmethod
-    def from_vocabulary(
-        cls, pieces: Sequence[bytes], scores: F32, types: I32, path: str | Path = "vocabulary"
-    ) -> Tokenizer:
+    def from_vocabulary(cls, pieces: Strings, scores: F32, types: I32, path: str | Path = "vocabulary") -> Tokenizer:
         """From the pieces, scores and types of a GGUF file, which has the SentencePiece model taken apart."""
         if not len(pieces) == len(scores) == len(types):
             raise ValueError(f"{len(pieces)} pieces, but {len(scores)} scores and {len(types)} types")
-        pieces = list(pieces)
-        for i in np.flatnonzero(types == USER_DEFINED):  # runs of blanks, which GGUF files store as such
-            pieces[i] = pieces[i].replace(b" ", SPACE.encode())
-        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        for i in np.flatnonzero((lengths < 1) | (lengths > LONGEST)):
-            raise ModelFormatError(path, f"has a piece of {lengths[i]} bytes in its vocabulary (id {i})", DAMAGED)
-        return cls(_model_of(pieces, lengths, scores, types), path, DAMAGED)
+        pieces = _with_blanks_written(pieces, types)
+        for i in np.flatnonzero((pieces.lengths < 1) | (pieces.lengths > LONGEST)):
+            problem = f"has a piece of {pieces.lengths[i]} bytes in its vocabulary (id {i})"
+            raise ModelFormatError(path, problem, DAMAGED)
+        return cls(_model_of(pieces, scores, types), path, DAMAGED)
 
     def encode(self, text: str, control: bool = False) -> list[int]:
         """Ids of a text, without BOS. With `control`, the names of control tokens in it become these tokens.
@@ -172,33 +167,44 @@ ENTRY = np.dtype(
 )
 
 
-def _model_of(pieces: list[bytes], lengths: NDArray[np.int64], scores: F32, types: I32) -> bytes:
+def _with_blanks_written(pieces: Strings, types: I32) -> Strings:
+    """With U+2581 for a blank also in user-defined pieces, runs of blanks, which GGUF files store as such."""
+    blanks = np.flatnonzero((pieces.joined == ord(" ")) & np.repeat(types == USER_DEFINED, pieces.lengths))
+    first, *rest = SPACE.encode()
+    joined = pieces.joined.copy()
+    joined[blanks] = first
+    joined = np.insert(joined, np.repeat(blanks + 1, len(rest)), np.tile(np.array(rest, np.uint8), len(blanks)))
+    inside = np.searchsorted(np.cumsum(pieces.lengths), blanks, "right")
+    return Strings(joined, pieces.lengths + len(rest) * np.bincount(inside, minlength=len(pieces)))
+
+
+def _model_of(pieces: Strings, scores: F32, types: I32) -> bytes:
     """A ModelProto: entries (1), trainer settings (2), normaliser settings (3)."""
-    text, kinds = np.frombuffer(b"".join(pieces), np.uint8), np.clip(types, NORMAL, BYTE)
+    kinds = np.clip(types, NORMAL, BYTE)
     # Of a quarter of a million pieces a few thousand begin as a control token's name does.
-    begins, is_name = text[np.cumsum(lengths) - lengths], re.compile(CONTROL_NAME.encode()).fullmatch
+    begins, is_name = pieces.joined[pieces.starts], re.compile(CONTROL_NAME.encode()).fullmatch
     perhaps = np.flatnonzero((begins == ord("<")) | (begins == ord("[")))
-    kinds[[i for i in perhaps if is_name(pieces[i])]] = CONTROL
+    joined, ends = pieces.joined.tobytes(), pieces.starts + pieces.lengths
+    kinds[[i for i in perhaps if is_name(joined, pieces.starts[i], ends[i])]] = CONTROL
     kinds[Tokenizer.unknown : Tokenizer.unknown + 1] = UNKNOWN
     # Byte-pair encoding; what no piece covers becomes bytes. (Digits stay single because no piece has two.)
     trainer: dict[int, int | bytes] = {3: 2, 35: 1}
     # Characters stay as they are; no blank is put in front, none taken away, and each is written as U+2581.
     normaliser: dict[int, int | bytes] = {1: b"identity", 3: 0, 4: 0, 5: 1}
-    return _entries(text, lengths, scores, kinds) + _message(2, trainer) + _message(3, normaliser)
+    return _entries(pieces, scores, kinds) + _message(2, trainer) + _message(3, normaliser)
 
 
-def _entries(text: U8, lengths: NDArray[np.int64], scores: F32, kinds: I32) -> bytes:
+def _entries(pieces: Strings, scores: F32, kinds: I32) -> bytes:
     """The vocabulary's entries one after the other, all heads and all texts put into their places at once."""
-    heads = np.zeros(len(lengths), ENTRY)
+    heads, lengths = np.zeros(len(pieces), ENTRY), pieces.lengths
     for name, tag in (("piece", 0x0A), ("score", 0x15), ("type", 0x18), ("text", 0x0A)):
         heads[name] = tag
     heads["value"], heads["kind"] = scores, kinds
     for name, size in (("size", lengths + 10), ("length", lengths)):
         heads[name] = size & 127 | 128 | size >> 7 << 8
-    runs = np.stack([np.full(len(lengths), ENTRY.itemsize), lengths], axis=1)
-    is_text = np.repeat(np.tile([False, True], len(lengths)), runs.ravel())
+    is_text = letters(lengths, ENTRY.itemsize)
     out = np.empty(len(is_text), np.uint8)
-    out[~is_text], out[is_text] = heads.view(np.uint8), text
+    out[~is_text], out[is_text] = heads.view(np.uint8), pieces.joined
     return out.tobytes()
 
 
