@@ -141,22 +141,18 @@ def _old_block(block, kind, out):
             out[j] = d * float32(np.int8(block[2 + j]))
         return
     with_minimum, five = kind in (Q4_1, Q5_1), kind in (Q5_0, Q5_1)
-    m = load_half(block, 2) if with_minimum else (d * float32(-16) if five else d * float32(-8))
+    m = load_half(block, 2) if with_minimum else float32(0)
+    zero = float32(0) if with_minimum else (float32(16) if five else float32(8))
     at = 4 if with_minimum else 2
     bits = np.uint32(0)
     if five:
         for i in range(4):
             bits |= np.uint32(block[at + i]) << np.uint32(8 * i)
         at += 4
-    for j in range(16):
-        low, high = np.uint32(block[at + j] & 15), np.uint32(block[at + j] >> 4)
-        low |= (bits >> np.uint32(j) & np.uint32(1)) << np.uint32(4)
-        high |= (bits >> np.uint32(j + 16) & np.uint32(1)) << np.uint32(4)
-        if with_minimum:
-            out[j], out[j + 16] = d * float32(low) + m, d * float32(high) + m
-        else:  # d (q - 8): subtracted before the product, so that the result is rounded once, as in the definition
-            zero = float32(16) if five else float32(8)
-            out[j], out[j + 16] = d * (float32(low) - zero), d * (float32(high) - zero)
+    for j in range(32):
+        q = np.uint32(block[at + j % 16]) >> np.uint32(j // 16 * 4) & np.uint32(15)
+        q |= (bits >> np.uint32(j) & np.uint32(1)) << np.uint32(4)
+        out[j] = d * (float32(q) - zero) + m
 
 
 @jit_inner
