@@ -27,6 +27,7 @@ from .crew import share, share_out
 from .simd import (
     LANES,
     ROWS,
+    STREAMS,
     as_two,
     exp,
     fma,
@@ -34,12 +35,11 @@ from .simd import (
     load,
     load_one,
     load_two,
-    max_lanes,
     maximum,
     prefetch,
     splat,
     store,
-    sum_lanes,
+    store_sums,
     tile_add_outer,
     tile_load,
     tile_store,
@@ -122,10 +122,10 @@ def attention(
 # ---- the weighted sum of values; a new maximum rescales what was summed (Milakov & Gimelshein 2018, "online softmax").
 
 FEW = 8  # queries that still count as decoding
-FEW_BLOCK = 64  # keys at a time while decoding
+FEW_BLOCK = 64  # keys at a time while decoding: pairs from two places
 HEADS = 4  # query heads that share what is loaded of a key: eight sums, of two keys, in registers
 AHEAD = 8  # keys that are read ahead into the second-level cache
-AT_ONCE = 16  # values of them that are added up together: as many lie in the first-level cache, whatever their stride
+AT_ONCE = 2  # pairs of values that are added up together
 SPLIT = 32  # keys, of one key head each, that a thread takes at least while decoding
 MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
 COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
@@ -138,9 +138,10 @@ def _four(first, last, size):
 
 
 @jit_inner
-def _dots(k, at, other, q, heads, H, ahead):
-    """Σ_h k[at + h] · q[i + h] for i in `heads`, then the same of the key at `other`; k float32 or bf16, and q in the
-    order of `load_two`. What lies `ahead` of the keys is asked for. H is a multiple of 2 · LANES.
+def _dots(k, at, other, q, heads, H, ahead, scores, to):
+    """scores[to : to + 2 · HEADS] = Σ_h k[at + h] · q[i + h] for i in `heads`, then the same of the key at `other`; k
+    float32 or bf16, and q in the order of `load_two`. What lies `ahead` of the keys is asked for. H is a multiple of
+    2 · LANES.
     """
     (i, j, m, n), (a, b, c, d), (e, f, g, o) = (
         heads,
@@ -159,58 +160,82 @@ def _dots(k, at, other, q, heads, H, ahead):
         c, g = fma(y, r, fma(x, p, c)), fma(v, r, fma(u, p, g))
         p, r = load(q, n + h), load(q, n + h + LANES)
         d, o = fma(y, r, fma(x, p, d)), fma(v, r, fma(u, p, o))
-    first = sum_lanes(a), sum_lanes(b), sum_lanes(c), sum_lanes(d)
-    return first, (sum_lanes(e), sum_lanes(f), sum_lanes(g), sum_lanes(o))
+    store_sums(scores, to, (a, b, c, d, e, f, g, o))
 
 
 @jit_inner
-def _softmax_step(scores, first, cap, state, i, total, at, H):
-    """One query, one block: scores become exponentials; its maximum and sum, state[i] and state[i + 1], and its
-    weighted values, total[at : at + H], are brought up to date.
+def _hide(query, until, keys, window, pairs, last, hidden):
+    """hidden [FEW_BLOCK · HEADS]: 0 for each head of a key that is seen, -inf for others and where there is none."""
+    first, apart, each, count = pairs
+    for s in range(FEW_BLOCK):
+        key = first + s // 2 * each + s % 2 * apart
+        seen = s < 2 * count and key < last and keys[key] <= until and query - keys[key] < window
+        for i in range(s * HEADS, s * HEADS + HEADS):
+            hidden[i] = 0 if seen else -np.inf
+
+
+@jit_inner
+def _softmax_step(scores, hidden, scale, cap, state, total, first, heads, H, room):
+    """One block, as many heads as share it, the lanes of scores [FEW_BLOCK · HEADS] in turn: products of q and k become
+    exponentials. The maximum and sum, `state`, and the weighted values, `total`, of the `heads` from `first` on are
+    brought up to date. `room` has 3 · LANES numbers.
     """
-    before = load_one(state, i)
-    highest = splat(before)
-    for s in range(first, first + FEW_BLOCK, LANES):
-        x = load(scores, s)
+    for i in range(LANES):
+        room[i] = state[2 * (first + min(i % HEADS, heads - 1))]
+    before = load(room, 0)
+    highest = before
+    for s in range(0, FEW_BLOCK * HEADS, LANES):
+        x = load(scores, s) * splat(scale)
         if cap > 0:
-            x = where_less(x, splat(LOWEST), x, soft_cap_lanes(x, cap))
-            store(scores, s, x)
+            x = soft_cap_lanes(x, cap)
+        x = x + load(hidden, s)
+        store(scores, s, x)
         highest = maximum(highest, x)
-    top = max_lanes(highest)
-    summed = zeros()
-    for s in range(first, first + FEW_BLOCK, LANES):
-        p = exp(load(scores, s) - splat(top))
+    store(room, 0, highest)
+    for i in range(LANES):
+        room[LANES + i] = room[i]
+        for j in range(i % HEADS, LANES, HEADS):  # a head's other lanes have other keys
+            room[LANES + i] = max(room[LANES + i], room[j])
+    top, summed = load(room, LANES), zeros()
+    for s in range(0, FEW_BLOCK * HEADS, LANES):
+        p = exp(load(scores, s) - top)
         store(scores, s, p)
         summed = summed + p
-    shrink = np.exp(before - top)
-    state[i], state[i + 1] = top, load_one(state, i + 1) * shrink + sum_lanes(summed)
-    for h in range(at, at + H if top > before else at, LANES):
-        store(total, h, load(total, h) * splat(shrink))
+    store(room, 0, exp(before - top))
+    store(room, 2 * LANES, summed)
+    for i in range(heads):
+        here, shrink, added = first + i, room[i], np.float32(0)
+        for j in range(i, LANES, HEADS):
+            added += room[2 * LANES + j]
+        state[2 * here], state[2 * here + 1] = room[LANES + i], state[2 * here + 1] * shrink + added
+        for h in range(here * H, here * H + H if shrink < 1 else here * H, LANES):
+            store(total, h, load(total, h) * splat(shrink))
 
 
 @jit_inner
-def _add_values(scores, ps, v, step, offset, first, last, ahead, total, heads, H):
-    """total[i : i + H] += Σ_s scores[p + s] · v[s · step + offset : … + H], s = first … last - 1, for i in `heads` and
-    p in `ps`; total in the order of `load_two`. What lies `ahead` of a value is asked for.
+def _add_values(scores, p, v, at, apart, each, count, end, total, heads, H):
+    """total[i : i + H] += Σ_s scores[p + …] · v[at + s · each : … + H], and the same of the value `apart` from it, s =
+    0 … count - 1, for i in `heads`; total in the order of `load_two`. A value behind the last one, which begins at
+    `end`, is that one, with a score of 0. What comes two times as far on is asked for.
     """
-    (i, j, m, n), (pi, pj, pm, pn) = heads, ps
+    (i, j, m, n), ahead = heads, 2 * count * each
     for h in range(0, H, 2 * LANES):
         a, b = load(total, i + h), load(total, i + h + LANES)
         c, d = load(total, j + h), load(total, j + h + LANES)
         e, f = load(total, m + h), load(total, m + h + LANES)
         g, o = load(total, n + h), load(total, n + h + LANES)
-        for s in range(first, last):
-            row = s * step + offset + h
+        for s in range(2 * count):
+            row, its = min(at + s // 2 * each + s % 2 * apart, end) + h, p + s * HEADS
             prefetch(v, row + ahead)
             x, y = load_two(v, row)
-            p = splat(load_one(scores, pi + s))
-            a, b = fma(p, x, a), fma(p, y, b)
-            p = splat(load_one(scores, pj + s))
-            c, d = fma(p, x, c), fma(p, y, d)
-            p = splat(load_one(scores, pm + s))
-            e, f = fma(p, x, e), fma(p, y, f)
-            p = splat(load_one(scores, pn + s))
-            g, o = fma(p, x, g), fma(p, y, o)
+            share = splat(load_one(scores, its))
+            a, b = fma(share, x, a), fma(share, y, b)
+            share = splat(load_one(scores, its + 1))
+            c, d = fma(share, x, c), fma(share, y, d)
+            share = splat(load_one(scores, its + 2))
+            e, f = fma(share, x, e), fma(share, y, f)
+            share = splat(load_one(scores, its + 3))
+            g, o = fma(share, x, g), fma(share, y, o)
         store(total, i + h, a)
         store(total, i + h + LANES, b)
         store(total, j + h, c)
@@ -223,35 +248,36 @@ def _add_values(scores, ps, v, step, offset, first, last, ahead, total, heads, H
 
 @jit_inner
 def _few_block(
-    q, k, v, K, G, H, query, until, keys, window, scale, cap, first, last, task, parts, states, totals, scores
+    q, k, v, K, G, H, query, until, keys, window, scale, cap, pairs, last, task, parts, states, totals, scores
 ):
-    """One query position, all its heads, q [K · G · H]. Keys first … last - 1, whose row s of k and v [K · H] begins at
-    s · K · H. Heads of a group go in fours, keys in pairs; who has no partner is its own. Memory is read in order.
+    """One query position, all its heads, q [K · G · H], and a block of keys, whose row s of k and v [K · H] begins at
+    s · K · H: `pairs` are the first key, how far behind each its partner lies, how far the next one, and how many
+    there are; from `last` on are none. Heads of a group go in fours; who has no partner is its own.
     """
-    step, count, state, total = K * H, last - first, states.reshape(-1), totals.reshape(-1)
-    for s in range(first, last, 2):
-        other = min(s + 1, last - 1)
+    step, state, total = K * H, states.reshape(-1), totals.reshape(-1)
+    (first, apart, each, count), fours, size = pairs, (G + HEADS - 1) // HEADS, FEW_BLOCK * HEADS
+    hidden, room = scores[K * fours * size :], scores[K * fours * size + size :]
+    _hide(query, until, keys, window, pairs, last, hidden)
+    for s in range(count):
+        here = first + s * each
+        other = min(here + apart, last - 1)
         for head in range(K):
-            for g in range(head * G, head * G + G, HEADS):
-                heads, places = _four(g, head * G + G - 1, H), _four(g, head * G + G - 1, FEW_BLOCK)
-                dots = _dots(k, s * step + head * H, other * step + head * H, q, heads, H, AHEAD * step)
-                for key, numbers in ((s, dots[0]), (other, dots[1])):
-                    seen = keys[key] <= until and query - keys[key] < window
-                    for i in range(HEADS):
-                        scores[places[i] + key - first] = numbers[i] * scale if seen else -np.inf
-    for g in range(K * G):
-        p, here = g * FEW_BLOCK, (task + g // G * parts) * G + g % G
-        for s in range(count, FEW_BLOCK):
-            scores[p + s] = -np.inf
-        _softmax_step(scores, p, cap, state, 2 * here, total, here * H, H)
-    together = max(4, AT_ONCE // K)
-    for s in range(0, count, together):
+            for i in range(fours):
+                g, to = head * G + i * HEADS, (head * fours + i) * size + 2 * s * HEADS
+                places = _four(g, head * G + G - 1, H)
+                _dots(k, here * step + head * H, other * step + head * H, q, places, H, AHEAD * step, scores, to)
+    for head in range(K):
+        for i in range(fours):
+            at, here = (head * fours + i) * size, (task + head * parts) * G + i * HEADS
+            heads = min(HEADS, G - i * HEADS)
+            _softmax_step(scores[at : at + size], hidden, scale, cap, state, total, here, heads, H, room)
+    for s in range(0, count, AT_ONCE):
+        here, several = first + s * each, min(AT_ONCE, count - s)
         for head in range(K):
-            here = (task + head * parts) * G
-            for g in range(0, G, HEADS):
-                heads, places = _four(here + g, here + G - 1, H), _four(head * G + g, head * G + G - 1, FEW_BLOCK)
-                at, end = first * step + head * H, min(s + together, count)
-                _add_values(scores, places, v, step, at, s, end, 2 * together * step, total, heads, H)
+            at, end, group = here * step + head * H, (last - 1) * step + head * H, (task + head * parts) * G
+            for i in range(fours):
+                places, p = _four(group + i * HEADS, group + G - 1, H), (head * fours + i) * size + 2 * s * HEADS
+                _add_values(scores, p, v, at, apart * step, each * step, several, end, total, places, H)
 
 
 @jit_inner
@@ -265,11 +291,15 @@ def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, t
         a, b = as_two(flat_k, load(flat_q, h), load(flat_q, h + LANES))
         store(flat_q, h, a)
         store(flat_q, h + LANES, b)
-    scores, here, last = np.empty(K * G * FEW_BLOCK, np.float32), t * K * parts + part, min(len(k), part * size + size)
+    here, last = t * K * parts + part, min(len(k), part * size + size)
+    scores = np.zeros((K * ((G + HEADS - 1) // HEADS) + 1) * FEW_BLOCK * HEADS + 3 * LANES, np.float32)
     for i in range(here, here + K * parts, parts):
         states[i, :, 0], states[i, :, 1], totals[i] = LOWEST, 0, 0
-    for s in range(part * size, last, FEW_BLOCK):
-        end, position = min(s + FEW_BLOCK, last), query_positions[t]
+    first, position = part * size, query_positions[t]
+    count = (max(0, last - first) + 1) // 2
+    apart, each = (count, 1) if STREAMS == 2 else (1, 2)  # the halves of the part side by side, or neighbours
+    for s in range(0, count, FEW_BLOCK // 2):
+        pairs = first + s * each, apart, each, min(FEW_BLOCK // 2, count - s)
         _few_block(
             flat_q,
             flat_k,
@@ -283,8 +313,8 @@ def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, t
             window,
             scale,
             cap,
-            s,
-            end,
+            pairs,
+            last,
             here,
             parts,
             states,

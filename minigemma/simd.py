@@ -648,6 +648,31 @@ sum_lanes, max_lanes = _reduction("fadd", 0.0), _reduction("fmax", None)
 
 
 @intrinsic
+def store_sums(typingctx, out, index, vectors):
+    """out[index : index + 8] = the sums of the lanes of eight vectors, float32."""
+
+    def codegen(context, builder, signature, args):
+        def paired(x, y, *places):
+            some, others = (ir.Constant(ir.VectorType(_I32, 8), lanes) for lanes in places)
+            return builder.fadd(builder.shuffle_vector(x, y, some), builder.shuffle_vector(x, y, others))
+
+        rows = [builder.extract_value(args[2], i) for i in range(8)]
+        if LANES == 16:
+            rows = [paired(row, row, [*range(8)], [*range(8, 16)]) for row in rows]
+        for places in (NEIGHBOURS, NEIGHBOURS, HALVES):
+            rows = [paired(x, y, *places) for x, y in zip(rows[::2], rows[1::2], strict=True)]
+        _write(context, builder, signature.args[0], args[0], args[1], rows[0])
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, types.UniTuple(VECTOR, 8)), codegen
+
+
+# Which of the lanes of two vectors are added to which: within each four, as processors shuffle; at last the halves.
+NEIGHBOURS = [0, 2, 8, 10, 4, 6, 12, 14], [1, 3, 9, 11, 5, 7, 13, 15]
+HALVES = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
+
+
+@intrinsic
 def root(typingctx, x):
     """The square root of each lane."""
 

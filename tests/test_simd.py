@@ -7,7 +7,19 @@ import sys
 import numpy as np
 
 from minigemma.backend import jit
-from minigemma.simd import LANES, ROWS, exp, load, load_half, store, tanh, tile_add_outer, tile_store, tile_zeros
+from minigemma.simd import (
+    LANES,
+    ROWS,
+    exp,
+    load,
+    load_half,
+    store,
+    store_sums,
+    tanh,
+    tile_add_outer,
+    tile_store,
+    tile_zeros,
+)
 
 
 @jit
@@ -34,6 +46,31 @@ def outer(a, b, out, depth):
     for d in range(depth):
         tile = tile_add_outer(tile, a, d, depth, b, d * 2 * LANES)
     tile_store(tile, out, 0, 2 * LANES)
+
+
+@jit
+def sums(rows, out):
+    store_sums(
+        out,
+        1,
+        (
+            load(rows, 0),
+            load(rows, LANES),
+            load(rows, 2 * LANES),
+            load(rows, 3 * LANES),
+            load(rows, 4 * LANES),
+            load(rows, 5 * LANES),
+            load(rows, 6 * LANES),
+            load(rows, 7 * LANES),
+        ),
+    )
+
+
+def test_sums_of_eight_vectors():
+    rows, out = np.random.default_rng(0).standard_normal((8, LANES), np.float32), np.zeros(10, np.float32)
+    sums(rows.reshape(-1), out)
+    np.testing.assert_allclose(out[1:9], rows.astype(np.float64).sum(axis=1), atol=1e-5)
+    assert out[0] == out[9] == 0
 
 
 def test_exp_relative_error():
