@@ -306,8 +306,8 @@ before, on another grid, so that they may lose less of a bf16 checkpoint.
 
 The first is the reference with another cache: for {chunk:,} tokens it holds {narrow:.1f} MB instead of {wide:.1f}. The
 others are decoding, where each of the {tokens:,} tokens went through by itself. The products of int8 then round x to 16
-bits. "Likely ones in full" is what generation asks for: the logits of unlikely tokens are those of a head in four bits
-([preview.py](../minigemma/preview.py)).
+bits. "Likely ones in full" is what generation asks for: the logits of unlikely tokens are those of a head in two to
+four bits ([preview.py](../minigemma/preview.py)).
 
 {rest}
 

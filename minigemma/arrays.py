@@ -58,7 +58,7 @@ def aligned(size: int, dtype: type) -> NDArray:
     return room[first : first + room.size - 64].view(dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Strings:
     """Byte strings, joined: a list of a quarter of a million would take longer to make than its use."""
 

@@ -188,7 +188,8 @@ def _softmax_step(scores, hidden, scale, cap, state, total, first, heads, H, roo
         x = load(scores, s) * splat(scale)
         if cap > 0:
             x = soft_cap_lanes(x, cap)
-        x = x + load(hidden, s)
+        shown = load(hidden, s)
+        x = where_less(shown, zeros(), shown, x)
         store(scores, s, x)
         highest = maximum(highest, x)
     store(room, 0, highest)

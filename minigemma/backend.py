@@ -5,7 +5,7 @@
         return cap * np.tanh(x / cap)
 
     @soft_cap.kernel
-    @njit(cache=True)
+    @jit
     def _soft_cap(x, cap): ...             # the same arguments, the same result, faster
 
 Whoever calls `soft_cap` gets the kernel; inside `with formulas_only():` the definition. The choice is a context
@@ -69,7 +69,7 @@ class _Part(JITCodeLibrary):
 NEEDLESS = {
     *("nopython_rewrites", "inline_closure_likes", "make_function_op_code_to_jit_function", "inline_inlinables"),
     *("inline_overloads", "with_lifting", "literal_unroll", "find_literally", "LiteralPropagation"),
-    *("nopython_supported_feature_validation", "Rewrite dynamic raises", "dump_parfor_diagnostics"),
+    *("Rewrite dynamic raises", "dump_parfor_diagnostics"),
 }
 
 
@@ -92,6 +92,10 @@ INLINED: dict[str, Any] = {**INNER, "forceinline": True}
 
 
 class _MachineCode(CompileResultCacheImpl):
+    """What is written to the cache: all but the environments of functions that became part of a kernel. Only code that
+    handles objects of Python looks into one.
+    """
+
     def reduce(self, cres: Any) -> tuple[Any, ...]:
         return tuple(
             () if isinstance(part, tuple) and part and isinstance(part[0], Environment) else part

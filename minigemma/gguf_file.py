@@ -33,7 +33,7 @@ MAX_HEADER = 100_000_000  # bytes before the tensors' data; Gemma 3 270M has 6 m
 MAX_ENTRIES = 100_000  # tensors, and pairs: the largest Gemma has about 1,300 tensors, and 270M 33 pairs
 MAX_KEY = 65_535
 MAX_AXES = 4
-MAX_PIECES = 1 << 20  # of a vocabulary: as objects of Python they take ten times the bytes of their file
+MAX_PIECES = 1 << 20  # of a vocabulary, of which Gemma 3 has a quarter
 MAX_ELEMENTS = 1 << 40
 
 # Metadata types by number; strings are 8, arrays 9.

@@ -42,6 +42,7 @@ from .simd import (
     store,
     store_half,
     store_whole,
+    sum_lanes,
     where_less,
     zeros,
 )
@@ -55,6 +56,7 @@ Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
 SCALES = np.arange(9, 5, -0.25, dtype=np.float32)  # steps that the largest weight of a block may be, of int4's 8
 CLIPS = (8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 24)  # steps that the largest weight of a row may be, of which int4 has 8
 CLIPPED_TOGETHER = 1 << 18  # weights that stay in the cache while their scale is looked for
+TOO_LARGE = 65_520.0  # what is rounded to infinity in float16
 SHARED = 1 << 18  # blocks of one tensor that several threads convert; smaller ones are converted side by side
 
 
@@ -346,11 +348,12 @@ def int8_blocks(blocks: U8, kind: int) -> U8:
 
 @jit_inner
 def _largest(x, at):
-    """max |w| of the 32 weights from x[at] on."""
-    highest = zeros()
+    """max |w| of the 32 weights from x[at] on; NaN if one of them is, or is infinite."""
+    highest, wrong = zeros(), zeros()
     for j in range(at, at + 32, LANES):
-        highest = maximum(highest, magnitude(load(x, j)))
-    return max_lanes(highest)
+        w = load(x, j)
+        highest, wrong = maximum(highest, magnitude(w)), fma(w, zeros(), wrong)
+    return max_lanes(highest) + sum_lanes(wrong)
 
 
 @jit_inner
@@ -360,7 +363,7 @@ def _closest_steps(x, steps):
     x [32]: weights divided by the largest; `steps` are the numbers to try and the lanes of this search. Of two that
     come equally close the first counts, which is the larger.
     """
-    fewest, best = splat(float32(np.inf)), zeros()
+    fewest, best = splat(float32(np.inf)), splat(steps[0])
     for i in range(0, steps.size, LANES):
         k, even, odd = load(steps, i), zeros(), zeros()  # two sums: in one, each product would wait for the last
         for j in range(0, 32, 2):
@@ -376,9 +379,13 @@ def _closest_steps(x, steps):
 
 @jit_inner
 def _int8_block(x, at, d, out, whole, to):
-    """The weights x[at : at + 32] as an int8 block of scale d in out[to : to + 34]; `whole` is `out`, as int8."""
-    store_half(out, to, d)
-    d = load_half(out, to)
+    """The weights x[at : at + 32] as an int8 block of scale d in out[to : to + 34]; `whole` is `out`, as int8. NaN for
+    a scale that is none, or too large for a float16: what runs with it shall not look as if all were well.
+    """
+    store_half(out, to, d if d < TOO_LARGE else float32(0))
+    d = load_half(out, to) if d < TOO_LARGE else float32(np.nan)
+    if not d >= 0:
+        out[to], out[to + 1] = 0x00, 0x7E
     for j in range(0, 32, LANES):
         q = load(x, at + j) / splat(d) if d > 0 else zeros()
         store_whole(whole, to + 2 + j, maximum(minimum(q, splat(float32(127))), splat(float32(-127))))

@@ -169,13 +169,12 @@ ENTRY = np.dtype(
 
 def _with_blanks_written(pieces: Strings, types: I32) -> Strings:
     """With U+2581 for a blank also in user-defined pieces, runs of blanks, which GGUF files store as such."""
-    blanks = np.flatnonzero((pieces.joined == ord(" ")) & np.repeat(types == USER_DEFINED, pieces.lengths))
-    first, *rest = SPACE.encode()
-    joined = pieces.joined.copy()
-    joined[blanks] = first
-    joined = np.insert(joined, np.repeat(blanks + 1, len(rest)), np.tile(np.array(rest, np.uint8), len(blanks)))
-    inside = np.searchsorted(np.cumsum(pieces.lengths), blanks, "right")
-    return Strings(joined, pieces.lengths + len(rest) * np.bincount(inside, minlength=len(pieces)))
+    joined, lengths, done, parts = pieces.joined.tobytes(), pieces.lengths.copy(), 0, []
+    for i in np.flatnonzero(types == USER_DEFINED):
+        written = pieces[i].replace(b" ", SPACE.encode())
+        parts += [joined[done : pieces.starts[i]], written]
+        done, lengths[i] = pieces.starts[i] + pieces.lengths[i], len(written)
+    return Strings(np.frombuffer(b"".join([*parts, joined[done:]]), np.uint8), lengths)
 
 
 def _model_of(pieces: Strings, scores: F32, types: I32) -> bytes:

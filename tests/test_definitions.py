@@ -5,12 +5,14 @@ import pkgutil
 import re
 import warnings
 
+import numba
 import numpy as np
 import pytest
 
 import minigemma
 from minigemma.arrays import read_only, round_bf16
-from minigemma.backend import DEFINITIONS, definition, formulas_only
+from minigemma.attention import attention
+from minigemma.backend import DEFINITIONS, KERNEL, definition, formulas_only, jit_inner
 from minigemma.formats import format_of, is_side_by_side, rows_columns, widen
 from minigemma.int4 import side_by_side
 from minigemma.linear import FEW, linear, linears
@@ -144,6 +146,8 @@ CASES = {
         attention_case(1, 100, 4, 2, 32, 17, 2.0, shuffled=True),
         attention_case(5, 700, 6, 3, 96, 33, None, bf16=True),
         attention_case(1, 30, 4, 2, 20, 7, 3.0),
+        attention_case(1, 131, 3, 1, 64, None, None, bf16=True),
+        attention_case(3, 257, 10, 2, 32, 100, None, shuffled=True),
         attention_case(70, 70, 4, 2, 20, 7, None),
         attention_case(9, 200, 6, 1, 12, None, 3.0, bf16=True, shuffled=True),
         attention_case(40, 300, 16, 8, 34, 1, None),
@@ -283,6 +287,35 @@ def test_a_kernel_refuses_what_it_cannot_take(name):
                 if name != "int8_blocks":
                     assert (np.abs(found - formula) <= 2 * close).all(), (what, i)
     assert refused
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e38])
+def test_a_key_that_is_not_seen_may_be_anything(wrong):
+    """The last of three queries sees it, the others do not."""
+    q, k, v, *where = attention_case(3, 65, 4, 4, 64, None, None)
+    k[-1] = wrong
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = attention.formula(q, k, v, *where)
+    found = attention(q, k, v, *where)
+    np.testing.assert_allclose(found[:2], expected[:2], atol=1e-5)
+    assert np.isnan(expected[2]).any() and np.isnan(found[2]).any()
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_attention_reads_keys_from_one_place_or_two(streams, monkeypatch):
+    monkeypatch.setattr(minigemma.attention, "STREAMS", streams)
+    few_part = jit_inner(minigemma.attention.few_part.py_func)  # compiled now, for so many
+
+    @numba.njit(**KERNEL)
+    def one_query(q, k, v, here, until, where, states, totals):
+        few_part(q, k, v, here, until, where, np.float32(2**30), np.float32(0.1), np.float32(0), 1, 0, states, totals)
+
+    for S in (1, 2, 63, 64, 65, 131):
+        q, k, v, here, until, where, *_ = attention_case(1, S, 4, 1, 32, None, None, shuffled=True)
+        states, totals = np.empty((1, 4, 2), np.float32), np.empty((1, 4, 32), np.float32)
+        one_query(q[:, None], k, v, here, until, where, states, totals)
+        expected = attention.formula(q, k, v, here, until, where, None, 0.1, None)
+        np.testing.assert_allclose(totals / states[:, :, 1:], expected, atol=1e-5)
 
 
 def test_kernels_must_take_the_arguments_of_their_definition():

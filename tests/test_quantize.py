@@ -121,6 +121,20 @@ def test_to_int8_loses_nothing_where_a_block_has_one_scale_and_no_minimum(kind, 
     np.testing.assert_array_equal(widen(made), oracle(kind, blocks), strict=True)
 
 
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 65504.0])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in LOSSLESS])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the definition's arithmetic with them
+def test_to_int8_keeps_what_is_no_number(kind, scale):
+    """A damaged block must not become one of zeros. 65,504 is a scale, with some kinds one too large for int8."""
+    blocks = random_blocks(kind).copy()
+    for at in HALVES.get(kind, (0, 2)):
+        blocks[2, 1, at : at + 2] = np.array([scale], np.float16).view(np.uint8)
+    with formulas_only():
+        expected = np.isfinite(widen(to_int8(kind, blocks)))
+    assert (scale == 65504 or not expected[2].all()) and expected[:2].all() and expected[3:].all()
+    np.testing.assert_array_equal(np.isfinite(widen(to_int8(kind, blocks))), expected)
+
+
 def test_to_int8_of_int8_is_the_file_itself():
     blocks = random_blocks("Q8_0")
     assert np.shares_memory(to_int8("Q8_0", blocks), blocks)

@@ -19,6 +19,7 @@ import pytest
 import sentencepiece
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from test_gguf_file import at_most
 
 from minigemma.arrays import Strings
 from minigemma.errors import ModelFormatError
@@ -415,6 +416,12 @@ def test_odd_vocabularies_work():
     assert tokenizer.piece(261) == long.decode()
     blank_only = Tokenizer.from_vocabulary(*vocabulary("\u2581".encode()))
     assert blank_only.decode(blank_only.encode("né 🙂")) == "né 🙂"
+
+
+def test_a_piece_of_millions_of_blanks_is_refused_soon():
+    parts = vocabulary(b" " * 4_000_000, kinds=[USER_DEFINED])
+    with at_most(2, 100e6), pytest.raises(ModelFormatError, match="a piece of 12000000 bytes"):
+        Tokenizer.from_vocabulary(*parts)
 
 
 def test_from_vocabulary_leaves_what_it_is_given_alone():
