@@ -170,7 +170,7 @@ ENTRY = np.dtype(
 def _with_blanks_written(pieces: Strings, types: I32) -> Strings:
     """With U+2581 for a blank also in user-defined pieces, runs of blanks, which GGUF files store as such."""
     joined, lengths, done, parts = pieces.joined.tobytes(), pieces.lengths.copy(), 0, []
-    for i in np.flatnonzero(types == USER_DEFINED):
+    for i in np.flatnonzero(types == USER_DEFINED).tolist():
         written = pieces[i].replace(b" ", SPACE.encode())
         parts += [joined[done : pieces.starts[i]], written]
         done, lengths[i] = pieces.starts[i] + pieces.lengths[i], len(written)
