@@ -274,7 +274,10 @@ class Decoder(ABC):
         with threads(self.threads):
             logits = alone.next(tokens, cache, self.preview if likely_only else None)
             cache.advance(1)
-            return logits if self.config.logit_cap is None else soft_cap(logits, self.config.logit_cap)
+            return self._capped(logits)
+
+    def _capped(self, logits: F32) -> F32:
+        return logits if self.config.logit_cap is None else soft_cap(logits, self.config.logit_cap)
 
     def _head(self, x: F32, taps: Taps) -> F32:
         if len(x) == 1 and not taps.patterns and (alone := self._alone(None)):
@@ -282,9 +285,7 @@ class Decoder(ABC):
         else:
             x = taps("final_norm", rms_norm(x, self.weights.final_norm, self.config.eps))
             logits = linear(x, self.weights.scores)
-        if self.config.logit_cap is not None:
-            logits = soft_cap(logits, self.config.logit_cap)
-        return taps("logits", logits)
+        return taps("logits", self._capped(logits))
 
     def _checked(self, ids: Sequence[int]) -> np.ndarray:
         """The ids as an array, or a ValueError that says what is wrong with them: kernels check no index."""

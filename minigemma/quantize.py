@@ -154,7 +154,7 @@ def _old_block(block, kind, out):
     for j in range(32):
         q = np.uint32(block[at + j % 16]) >> np.uint32(j // 16 * 4) & np.uint32(15)
         q |= (bits >> np.uint32(j) & np.uint32(1)) << np.uint32(4)
-        out[j] = d * (float32(q) - zero) + m
+        out[j] = d * (float32(q) - zero) + m  # rounded once without a minimum, as in the definition
 
 
 @jit_inner
@@ -382,10 +382,11 @@ def _int8_block(x, at, d, out, whole, to):
     """The weights x[at : at + 32] as an int8 block of scale d in out[to : to + 34]; `whole` is `out`, as int8. NaN for
     a scale that is none, or too large for a float16: what runs with it shall not look as if all were well.
     """
-    store_half(out, to, d if d < TOO_LARGE else float32(0))
-    d = load_half(out, to) if d < TOO_LARGE else float32(np.nan)
-    if not d >= 0:
-        out[to], out[to + 1] = 0x00, 0x7E
+    if d < TOO_LARGE:
+        store_half(out, to, d)
+        d = load_half(out, to)
+    else:
+        out[to], out[to + 1], d = 0x00, 0x7E, float32(0)
     for j in range(0, 32, LANES):
         q = load(x, at + j) / splat(d) if d > 0 else zeros()
         store_whole(whole, to + 2 + j, maximum(minimum(q, splat(float32(127))), splat(float32(-127))))

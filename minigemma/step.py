@@ -40,7 +40,6 @@ from .one_layer import STEPS, attention_layer, of_layer, recurrent_layer
 from .preview import Preview
 from .rmsnorm import rms_norm
 from .rope import angles
-from .sfp8 import SCALE_BYTES
 from .simd import LANES
 
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
@@ -205,12 +204,10 @@ def _recurrent_layers(workers, x, layers, now, out):
 
 
 @jit
-def _embed_row(rows, token, size, scale, x):
-    """x [D] = a row of the embedding, times `scale`."""
-    D = x.size
-    stride = D // BLOCK * size + (0 if size % 16 else SCALE_BYTES) if size else D
-    widen_row(rows, token * stride, size, 0, D, x, 0)
-    for d in range(D):
+def _embed_row(rows, at, size, scale, x):
+    """x [D] = the row of the embedding that begins at rows[at], times `scale`."""
+    widen_row(rows, at, size, 0, x.size, x, 0)
+    for d in range(x.size):
         x[d] *= np.float32(scale)
 
 
@@ -268,7 +265,8 @@ class OneToken:
     ) -> None:
         own, self.eps = flat(head), config.eps
         self.embedding, self.embedding_scale = embedding, embedding_scale
-        self.table = flat(embedding), block_bytes(embedding), rows_columns(embedding)[1]
+        whole, (R, D) = flat(embedding), rows_columns(embedding)
+        self.table = whole, whole.size // R, block_bytes(embedding), D
         self.rows_apart = not is_side_by_side(embedding) and format_of(embedding) != "sfp8"
         self.head = final_norm, (own, own[:0], own[:0]), block_bytes(head), rows_columns(head)[0]
         self.recurrent = [i for i, block in enumerate(blocks) if block.attention is None]
@@ -300,11 +298,11 @@ class OneToken:
 
     def embed(self, ids: np.ndarray) -> F32:
         """The embedding of one token, [1] → [1, D]: as linear.embed, and compiled where a row lies in one place."""
-        rows, size, D = self.table
+        rows, stride, size, D = self.table
         if not self.rows_apart:
             return embed(ids, self.embedding, self.embedding_scale)
         x = np.empty((1, D), np.float32)
-        _embed_row(rows, int(ids[0]), size, self.embedding_scale, x[0])
+        _embed_row(rows, int(ids[0]) * stride, size, self.embedding_scale, x[0])
         return x
 
     def residual(self, ids: np.ndarray, cache: Cache) -> F32:
