@@ -30,8 +30,8 @@ from minigemma.amx import choice
 from minigemma.attention import attention
 from minigemma.backend import threading_layer, threads
 from minigemma.bench import READ_BYTES, arithmetic_peak, bench, read_all, read_bandwidth, unit_peak
-from minigemma.few_tokens import few_tokens, few_tokens_blocks, in_whole_numbers
-from minigemma.formats import BLOCK, flat, is_side_by_side, rows_columns
+from minigemma.few_tokens import few_tokens
+from minigemma.formats import block_bytes, flat, rows_columns
 from minigemma.int4 import side_by_side
 from minigemma.linear import NO_ROWS, TOGETHER, linear
 from minigemma.peers import weight_bytes
@@ -182,11 +182,8 @@ def product(*weights: np.ndarray) -> Callable[[], None]:
     rows, ys = [flat(w) for w in weights], [np.empty((1, rows_columns(w)[0]), np.float32) for w in weights]
     rows += [rows[0][:0]] * (TOGETHER - len(weights))
     outs = tuple(ys + [NO_ROWS] * (TOGETHER - len(weights)))
-    D = rows_columns(weights[0])[1]
-    if weights[0].dtype == np.uint16:
-        return partial(few_tokens, THREADS, np.ones(D, np.float32), D, tuple(rows), outs)
-    x = in_whole_numbers(RNG.standard_normal((1, D), np.float32), is_side_by_side(weights[0]))
-    return partial(few_tokens_blocks, THREADS, x, D // BLOCK, tuple(rows), weights[0].shape[2], outs)
+    x = RNG.standard_normal((1, rows_columns(weights[0])[1]), np.float32)
+    return partial(few_tokens, THREADS, x, tuple(rows), block_bytes(weights[0]), outs)
 
 
 def one_dtype(dtype: str) -> list[str]:

@@ -124,6 +124,14 @@ def jit(function: Callable) -> Any:
     return made
 
 
+def is_compiled(kernel: Any, *arguments: Any) -> bool:
+    """Has this run, or an earlier one, compiled the kernel for arguments of these types?"""
+    signature, cache = tuple(map(kernel.typeof_pyval, arguments)), kernel._cache
+    return signature in kernel.overloads or cache._index_key(signature, kernel.targetctx.codegen()) in (
+        cache._cache_file._load_index()
+    )
+
+
 def jit_inner(function: Callable) -> Any:
     """Decorator: a function that only kernels call."""
     made = numba.njit(**INNER)(function)

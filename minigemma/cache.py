@@ -108,11 +108,13 @@ class KeyValueRing:
         together = [np.concatenate([a[slots], b]) for a, b in ((self.keys, keys), (self.values, values))]
         return together[0], together[1], np.arange(count - len(together[0]), count, dtype=np.int32)
 
-    def place(self, position: int) -> tuple[int, I32]:
-        """For one token: which slot is to be its own, and the positions [S] that the first S slots then hold."""
+    def place(self, position: int, tokens: int) -> tuple[int, I32]:
+        """For one token, or several after which the ring is not yet full: which slot is to be the first one's, and the
+        positions [S] that the first S slots then hold.
+        """
         self._pending = None
-        self._grow(min(position + 1, self.limit))
-        return position % self.limit, _slot_positions(position + 1, self.limit)
+        self._grow(min(position + tokens, self.limit))
+        return position % self.limit, _slot_positions(position + tokens, self.limit)
 
     @property
     def settled(self) -> bool:
@@ -192,14 +194,14 @@ LayerState = KeyValueRing | RecurrentState
 
 
 class Rings:
-    """Rings as compiled code takes them, for one token after the other: what does not change from one to the next is
-    not found out anew. Whoever holds one asks `follow`, and makes another where that is not so.
+    """Rings as compiled code takes them, for a few tokens after the other: what does not change from one call to the
+    next is not found out anew. Whoever holds one asks `follow`, and makes another where that is not so.
     """
 
-    def __init__(self, rings: Sequence[KeyValueRing], position: int) -> None:
-        placed = [ring.place(position) for ring in rings]  # here they grow
+    def __init__(self, rings: Sequence[KeyValueRing], position: int, tokens: int) -> None:
+        placed = [ring.place(position, tokens) for ring in rings]  # here they grow
         self.table = np.empty((len(rings), 3, 2), np.int64)  # of keys, values and positions: address, numbers
-        self.slots = np.empty(len(rings), np.int64)  # that of the token in each
+        self.slots = np.empty(len(rings), np.int64)  # that of the first token in each
         self.like = rings[0].keys[:0].reshape(-1)  # an array of the keys' type
         self._held = [(ring, ring.where) for ring in rings]
         self._next, self._until = position, min(len(r.keys) if len(r.keys) < r.limit else 1 << 62 for r in rings)
@@ -212,17 +214,20 @@ class Rings:
             self.table[which, 2, 0] = positions.ctypes.data
         self.table[:, :2] = [ring.where for ring in rings]
 
-    def follow(self, position: int) -> bool:
-        """Is `position` the next, and is everything where it was? Then the table and the slots are made to be its."""
-        if position != self._next or position >= self._until:
+    def follow(self, position: int, tokens: int) -> bool:
+        """Is `position` the next, and is everything where it was? Then the table and the slots are made to be those of
+        the tokens from there on.
+        """
+        if position != self._next or position + tokens > self._until:
             return False
         for ring, where in self._held:
             if ring.where is not where or not ring.settled:
                 return False
         for limit, which, positions in self._alike:
             slot = position % limit
-            positions[slot], self.slots[which], self.table[which, 2, 1] = position, slot, min(position + 1, limit)
-        self._next += 1
+            positions[slot : slot + tokens] = range(position, position + tokens)
+            self.slots[which], self.table[which, 2, 1] = slot, min(position + tokens, limit)
+        self._next += tokens
         return True
 
 
@@ -233,7 +238,7 @@ class Cache:
         self.layers = layers
         self.max_tokens = max_tokens
         self.position = 0
-        self.rings: Rings | None = None  # what the last token alone left for the next
+        self.rings: Rings | None = None  # what the last few tokens left for the next
         self._moving_to: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from .preview import Preview, preview_of
 from .rmsnorm import rms_norm
 from .siglip import VisionWeights, soft_tokens, vision_tower
 from .softcap import soft_cap
-from .step import OneToken, can_be_compiled
+from .step import CompiledLayers, can_be_compiled
 from .taps import NO_TAPS, Scope, Taps
 
 PIECE = 256  # tokens that go through the layers together: what bounds the memory of a long prompt
@@ -154,8 +154,9 @@ class Decoder(ABC):
         if pictures:
             self._tower(pictures)
         tokens = self._checked(ids)
-        if cache and len(tokens) == 1 and not pictures and taps is None and (alone := self._alone(tokens[0])):
-            return self._next(alone, tokens, cache, likely_only)
+        alone = cache and len(tokens) == 1 and not pictures and taps is None
+        if cache and alone and (compiled := self._compiled_for(tokens, cache)):
+            return self._next(compiled, tokens, cache, likely_only)
         runs = self.image_runs(tokens)
         images = self._checked_images(images, len(runs))
         cache = cache or self.new_cache(len(tokens))
@@ -223,12 +224,12 @@ class Decoder(ABC):
         self, ids: np.ndarray, first: int, last: int, spans: list[ImageSpan], cache: Cache, taps: Taps, last_only: bool
     ) -> F32:
         here = ids[first:last]
+        if not taps.patterns and (compiled := self._compiled_for(here, cache)):
+            x = compiled.residual(here, cache)
+            cache.advance(len(here))
+            return x
         if self.vision:  # not every embedding has a row for the image token
             here = np.where(here == self.vision.image_token, 0, here)
-        if len(here) == 1 and not taps.patterns and (alone := self._alone(here[0])):
-            x = alone.residual(here, cache)
-            cache.advance(1)
-            return x
         x = embed(here, self.weights.embedding, self.embedding_scale)
         positions = np.arange(cache.position, cache.position + last - first, dtype=np.int32)
         until = positions.copy()
@@ -245,11 +246,11 @@ class Decoder(ABC):
         return x
 
     @cached_property
-    def _one_token(self) -> OneToken | None:
+    def _compiled(self) -> CompiledLayers | None:
         w = self.weights
         if not can_be_compiled(self.config, w.blocks, w.scores):
             return None
-        return OneToken(self.config, w.embedding, self.embedding_scale, w.blocks, w.final_norm, w.scores)
+        return CompiledLayers(self.config, w.embedding, self.embedding_scale, w.blocks, w.final_norm, w.scores)
 
     @cached_property
     def preview(self) -> Preview | None:
@@ -260,19 +261,19 @@ class Decoder(ABC):
             return None
         return preview_of(self.weights.scores, self.weights.final_norm, self.config.eps)
 
-    def _alone(self, token: int | None) -> OneToken | None:
-        """The compiled code that stands for blocks and head, for one token that nobody looks inside of and that is no
-        image's; None where it may not.
+    def _compiled_for(self, ids: np.ndarray, cache: Cache) -> CompiledLayers | None:
+        """The compiled code that stands for blocks and head, for a few tokens that nobody looks inside of and that are
+        no image's; None where it may not.
         """
-        if self.backend == "numpy" or runs_formulas() or (self.vision and token == self.vision.image_token):
+        if self.backend == "numpy" or runs_formulas() or (self.vision and (ids == self.vision.image_token).any()):
             return None
-        return self._one_token
+        return self._compiled if self._compiled and self._compiled.take(ids, cache) else None
 
-    def _next(self, alone: OneToken, tokens: np.ndarray, cache: Cache, likely_only: bool) -> F32:
+    def _next(self, compiled: CompiledLayers, tokens: np.ndarray, cache: Cache, likely_only: bool) -> F32:
         """`forward` for one token that is alone."""
         _settled(cache, 1)
         with threads(self.threads):
-            logits = alone.next(tokens, cache, self.preview if likely_only else None)
+            logits = compiled.next(tokens, cache, self.preview if likely_only else None)
             cache.advance(1)
             return self._capped(logits)
 
@@ -280,8 +281,8 @@ class Decoder(ABC):
         return logits if self.config.logit_cap is None else soft_cap(logits, self.config.logit_cap)
 
     def _head(self, x: F32, taps: Taps) -> F32:
-        if len(x) == 1 and not taps.patterns and (alone := self._alone(None)):
-            logits = alone.logits(x)
+        if len(x) == 1 and not taps.patterns and not runs_formulas() and self._compiled:
+            logits = self._compiled.logits(x)
         else:
             x = taps("final_norm", rms_norm(x, self.weights.final_norm, self.config.eps))
             logits = linear(x, self.weights.scores)

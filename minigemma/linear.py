@@ -13,13 +13,13 @@ from numba import get_num_threads
 from . import amx, int4
 from .arrays import F32
 from .backend import definition, require, runs_formulas
-from .few_tokens import few_tokens, few_tokens_blocks, few_tokens_sfp8, in_whole_numbers
-from .formats import BLOCK, Weight, block_bytes, flat, is_side_by_side, rows_columns, widen
+from .few_tokens import FEW, few_tokens, one_token_sfp8
+from .formats import Weight, block_bytes, flat, is_side_by_side, rows_columns, widen
 from .many_tokens import many_tokens_in_pairs, many_tokens_on_tiles, many_tokens_widened
 
 NO_ROWS = np.empty((0, 0), np.float32)
+FEW_BESIDE_UNIT = 8  # tokens that are a few where the matrix unit takes all others
 TOGETHER = 3  # weights that one x is multiplied by in one go: q, k and v
-FEW = 8  # up to so many tokens a row of weights is used as it is read, without a panel
 
 
 def embed(ids: np.ndarray, weight: Weight, scale: float) -> F32:
@@ -52,6 +52,11 @@ def plus(y: F32, bias: F32 | None) -> F32:
     return y if bias is None else y + bias
 
 
+def few() -> int:
+    """For up to so many tokens a row of weights is best used as it is read, and not as part of a panel."""
+    return FEW if amx.choice()[0] == "vectors" else FEW_BESIDE_UNIT
+
+
 def _products(x, weights):
     """x Wᵀ for up to TOGETHER weights of one format."""
     (T, D), rows, size = x.shape, [flat(weight) for weight in weights], block_bytes(weights[0])
@@ -59,22 +64,21 @@ def _products(x, weights):
     missing = TOGETHER - len(weights)  # a kernel is compiled for one number of weights
     padded, outs = tuple(rows + [rows[0][:0]] * missing), tuple(ys + [NO_ROWS] * missing)
     on_unit, side_by_side = amx.choice()[0] != "vectors", rows[0].dtype == np.uint32
-    if T > FEW and side_by_side and on_unit:
+    sfp8 = size == 0 and rows[0].dtype == np.uint8
+    if T == 1 and sfp8:
+        one_token_sfp8(workers, x[0], D, padded, outs)
+    elif not sfp8 and len(x) <= few():
+        few_tokens(workers, x, padded, size, outs)
+    elif side_by_side and on_unit:
         int4.many_tokens_on_tiles(workers, int4.tokens_in_tiles(x), amx.new_tiles(), padded, D, outs)
-    elif T > FEW and side_by_side:
+    elif side_by_side:
         int4.many_tokens_side_by_side(workers, int4.in_8_bits(x), padded, D, outs)
-    elif T > FEW and rows[0].dtype != np.float32 and on_unit:
+    elif rows[0].dtype != np.float32 and on_unit:
         many_tokens_on_tiles(workers, x, padded, size, outs)
-    elif T > FEW and size:
+    elif size:
         many_tokens_in_pairs(workers, x, padded, size, outs)
-    elif T > FEW:
-        many_tokens_widened(workers, x, padded, size, outs)
-    elif size == 0 and rows[0].dtype.itemsize > 1:
-        few_tokens(workers, x.reshape(-1), D, padded, outs)
-    elif size == 0:
-        few_tokens_sfp8(workers, x.reshape(-1), D, padded, outs)
     else:
-        few_tokens_blocks(workers, in_whole_numbers(x, side_by_side), D // BLOCK, padded, size, outs)
+        many_tokens_widened(workers, x, padded, size, outs)
     return ys
 
 

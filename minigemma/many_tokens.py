@@ -16,7 +16,7 @@ from . import amx
 from .arrays import aligned
 from .backend import INNER, jit, jit_inner, workers_for
 from .crew import share, share_out
-from .few_tokens import round_to_16_bits
+from .few_tokens import round_token
 from .formats import BLOCK
 from .sfp8 import SCALE_BYTES, VALUES
 from .simd import (
@@ -183,10 +183,9 @@ def _many_tokens(workers, packed, weights, size, columns, height, width, ys):
 
 @jit_inner
 def _round_some(worker, workers, x, whole, scales):
-    mine, D = share(worker, workers, len(x)), x.shape[1]
-    flat_x, first, last = x.reshape(-1), mine.start, mine.stop
-    if first < last:
-        round_to_16_bits(flat_x[first * D : last * D], whole[first * D : last * D], scales[first:last])
+    flat_x, D = x.reshape(-1), x.shape[1]
+    for t in share(worker, workers, len(x)):
+        scales[t] = round_token(flat_x, t * D, D, whole, t * D, -1, 1)
 
 
 @jit

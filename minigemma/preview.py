@@ -42,12 +42,11 @@ from . import int4, simd
 from .arrays import F32, U8, read_only
 from .backend import INLINED, definition, jit, jit_inlined, jit_inner, require
 from .crew import claim, new_board, share, share_out, together
-from .few_tokens import dot_blocks, dot_numbers, pairs, partner
+from .few_tokens import dot_blocks, dot_numbers, pairs, partner, ready
 from .formats import BLOCK, Weight, block_bytes, flat, format_of, rows_columns, widen
 from .int4 import SIDE, WORDS
 from .linear import linear
 from .many_tokens import widen_row
-from .one_layer import in_whole
 from .rmsnorm import norm_row, rms_norm
 from .simd import (
     LANES,
@@ -329,8 +328,8 @@ def _two_rows(x, D, weight, size, rows, following):
 
 @jit_inlined
 def _rows_of_numbers(x, D, weight, size, rows, following):
-    (v, w), (after, beyond) = rows, following
-    return dot_numbers(weight, v * D, w * D, x, 0, D, after * D, beyond * D)
+    (numbers, _), (v, w), (after, beyond) = x, rows, following
+    return dot_numbers(weight, v * D, w * D, numbers, 0, D, after * D, beyond * D)
 
 
 @jit_inlined
@@ -384,20 +383,6 @@ def _likely_some(worker, workers, few, fine, packed, x, D, weight, size, sums, b
         piece = claim(board, 1, worker, workers, PIECES)
 
 
-def _own(x, weight):
-    """x [D] as rows of this weight want it."""
-
-
-@jit_inlined
-def _as_it_is(x, weight):
-    return x
-
-
-@overload(_own, jit_options=INLINED)
-def _choose_own(x, weight):
-    return (in_whole if weight.dtype == types.int8 else _as_it_is).py_func
-
-
 @jit
 def _likely_all(workers, x, gain, eps, order, fine, packed, weight, size, y):
     """The logits y [1, V] of x [D], after an RMSNorm where there is a gain; False, and nothing done, if x has an
@@ -422,7 +407,8 @@ def _likely_all(workers, x, gain, eps, order, fine, packed, weight, size, y):
         spread[i] = fours[fine // 4 + i // LANES]
     few = whole, spread.view(np.int8), scales, starts
     sums, board = np.empty((PIECES, 2), np.float32), new_board(2, workers)
-    share_out(_likely_some, workers, (few, fine, packed, _own(normed, weight), D, weight, size, sums, board, y))
+    own = ready(normed.reshape(1, D), weight)
+    share_out(_likely_some, workers, (few, fine, packed, own, D, weight, size, sums, board, y))
     return True
 
 

@@ -181,7 +181,16 @@ def load(typingctx, array, index):
     return VECTOR(array, types.intp), codegen
 
 
-TWO = types.UniTuple(VECTOR, 2)
+TWO, EIGHT = types.UniTuple(VECTOR, 2), types.UniTuple(VECTOR, 8)
+
+
+def _two(builder, address, dtype):
+    """What `load_two` makes of 2 · LANES numbers."""
+    if dtype == types.float32:
+        return [_read(builder, builder.gep(address, [_I32(half * LANES)]), _F32) for half in range(2)]
+    words = _read(builder, address, _I32)
+    words = [builder.shl(words, _constant(16, _I32)), builder.and_(words, _constant(-65536, _I32))]
+    return [builder.bitcast(word, VECTOR.llvm) for word in words]
 
 
 @intrinsic
@@ -192,13 +201,7 @@ def load_two(typingctx, array, index):
 
     def codegen(context, builder, signature, args):
         address = _element(context, builder, signature.args[0], *args)
-        if signature.args[0].dtype == types.float32:
-            halves = [_read(builder, builder.gep(address, [_I32(half * LANES)]), _F32) for half in range(2)]
-        else:
-            words = _read(builder, address, _I32)
-            words = [builder.shl(words, _constant(16, _I32)), builder.and_(words, _constant(-65536, _I32))]
-            halves = [builder.bitcast(word, VECTOR.llvm) for word in words]
-        return context.make_tuple(builder, TWO, halves)
+        return context.make_tuple(builder, TWO, _two(builder, address, signature.args[0].dtype))
 
     return TWO(array, types.intp), codegen
 
@@ -270,18 +273,21 @@ def splat_half(typingctx, array, index):
     """The same number in every lane, spread before it is widened: two instructions, where one number takes three."""
 
     def codegen(context, builder, signature, args):
-        address = _element(context, builder, signature.args[0], *args)
-        if not _HALVES:
-            return _splat(builder, _half(builder, address))
-        kind = ir.VectorType(ir.HalfType(), LANES)
-        half = builder.load(builder.bitcast(address, ir.HalfType().as_pointer()))
-        half.align = 1
-        one = builder.insert_element(ir.Constant(kind, ir.Undefined), half, _I32(0))
-        return builder.fpext(
-            builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)), VECTOR.llvm
-        )
+        return _splat_half(builder, _element(context, builder, signature.args[0], *args))
 
     return VECTOR(array, types.intp), codegen
+
+
+def _splat_half(builder, address):
+    if not _HALVES:
+        return _splat(builder, _half(builder, address))
+    kind = ir.VectorType(ir.HalfType(), LANES)
+    half = builder.load(builder.bitcast(address, ir.HalfType().as_pointer()))
+    half.align = 1
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), half, _I32(0))
+    return builder.fpext(
+        builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)), VECTOR.llvm
+    )
 
 
 def _half(builder, address, lanes=0):
@@ -450,45 +456,50 @@ def _sums_of_fours(builder, total):
     return _products_of_pairs(builder, total, _opaque(builder, ones))
 
 
+def _whole_32(builder, address, dtype):
+    """The 32 whole numbers from an address on, in vectors of 2 · LANES: the bytes of int8; of uint8 16 bytes' nibbles,
+    low ones, then high ones, and 8 too large.
+    """
+    if dtype == types.int8:
+        return [_read(builder, builder.gep(address, [_I32(i)]), _I8, 2 * LANES) for i in range(0, 32, 2 * LANES)]
+    words = ir.VectorType(_I16, 16)
+    both = builder.zext(_read(builder, address, _I8, 16), words)
+    both = _opaque(builder, both)  # or LLVM would split first and widen each half, an instruction more of each
+    parts = [builder.and_(both, ir.Constant(words, [15] * 16)), builder.lshr(both, ir.Constant(words, [4] * 16))]
+    if LANES == 16:
+        return [builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, 32), list(range(32))))]
+    return parts
+
+
+def _dot_32(builder, parts, dtype, numbers, left):
+    """LANES partial sums, as float32, of the products of 32 whole numbers with as many int16. They are exact:
+    32 · 128 · 32,767 is less than 2³¹. Of nibbles Σ (n - 8) x = Σ n x + Σ (-8) x, and the second sum is what is `left`.
+    """
+    sums = _products_of_32(builder, parts, numbers)
+    if dtype != types.int8:
+        sums = builder.add(sums, _read(builder, builder.bitcast(left, _I32.as_pointer()), _I32))
+    return builder.sitofp(sums, VECTOR.llvm)
+
+
 @intrinsic
-def dot_32_signed(typingctx, row, at, x, k):
-    """LANES partial sums, as float32, of 32 products: int8 bytes row[at : at + 32] times int16 x[k : k + 32]. The sums
-    are exact: 32 · 128 · 32,767 is less than 2³¹.
+def dot_32(typingctx, row, at, x, k, offsets):
+    """LANES partial sums, as float32, of the products of the 32 whole numbers from row[at] on with int16 x[k : k + 32]:
+    of bytes if the row is int8, of nibbles less 8 if it is uint8. These want what `store_offsets` has left in
+    x[offsets : offsets + 2 · LANES].
     """
 
     def codegen(context, builder, signature, args):
-        weights = _element(context, builder, signature.args[0], args[0], args[1])
-        numbers = _element(context, builder, signature.args[2], args[2], args[3])
-        parts = [_read(builder, builder.gep(weights, [_I32(i)]), _I8, 2 * LANES) for i in range(0, 32, 2 * LANES)]
-        return builder.sitofp(_products_of_32(builder, parts, numbers), VECTOR.llvm)
-
-    return VECTOR(row, types.intp, x, types.intp), codegen
-
-
-@intrinsic
-def dot_32_nibbles(typingctx, row, at, x, k, offsets):
-    """The same of the 32 nibbles less 8 of row[at : at + 16]: Σ (n - 8) x = Σ n x + Σ (-8) x, and the second sum, which
-    all rows share, `store_offsets` has left in x[offsets : offsets + 2 · LANES].
-    """
-
-    def codegen(context, builder, signature, args):
-        words = ir.VectorType(_I16, 16)
-        both = builder.zext(_read(builder, _element(context, builder, signature.args[0], *args[:2]), _I8, 16), words)
-        both = _opaque(builder, both)  # or LLVM would split first and widen each half, an instruction more of each
-        parts = [builder.and_(both, ir.Constant(words, [15] * 16)), builder.lshr(both, ir.Constant(words, [4] * 16))]
-        if LANES == 16:
-            parts = [builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, 32), list(range(32))))]
-        sums = _products_of_32(builder, parts, _element(context, builder, signature.args[2], args[2], args[3]))
-        left = _element(context, builder, signature.args[2], args[2], args[4])
-        left = _read(builder, builder.bitcast(left, _I32.as_pointer()), _I32)
-        return builder.sitofp(builder.add(sums, left), VECTOR.llvm)
+        dtype, (row, at, x, k, offsets) = signature.args[0].dtype, args
+        parts = _whole_32(builder, _element(context, builder, signature.args[0], row, at), dtype)
+        numbers, left = (_element(context, builder, signature.args[2], x, i) for i in (k, offsets))
+        return _dot_32(builder, parts, dtype, numbers, left)
 
     return VECTOR(row, types.intp, x, types.intp, types.intp), codegen
 
 
 @intrinsic
 def store_offsets(typingctx, x, k, offsets):
-    """x[offsets : offsets + 2 · LANES] = the sums of dot_32_nibbles for int16 x[k : k + 32], were every weight -8."""
+    """x[offsets : offsets + 2 · LANES] = the sums of `dot_32` for int16 x[k : k + 32], were every weight -8."""
 
     def codegen(context, builder, signature, args):
         step = 2 * LANES
@@ -648,6 +659,75 @@ sum_lanes, max_lanes = _reduction("fadd", 0.0), _reduction("fmax", None)
 
 
 @intrinsic
+def eight_zeros(typingctx):
+    """Eight vectors of zeros."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(builder, EIGHT, [_constant(0.0)] * 8)
+
+    return EIGHT(), codegen
+
+
+@intrinsic
+def add_fours(typingctx, sums, weight, at, other, x, k):
+    """Eight sums, of a row and four tokens, then of another row: more by the products of the 2 · LANES numbers from
+    weight[at] on, or from weight[other] on, float32 or bf16, with as many of each token, which stand one after the
+    other from x[k] on, each in the order of `load_two`.
+    """
+
+    def codegen(context, builder, signature, args):
+        sums, weight, at, other, x, k = args
+        kind, numbers = signature.args[1], _element(context, builder, signature.args[4], x, k)
+        multiply_add = _llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4)
+        rows = [_two(builder, _element(context, builder, kind, weight, i), kind.dtype) for i in (at, other)]
+        for i in range(
+            8
+        ):  # each of a token's vectors meets both rows before the next is loaded: there are 16 registers
+            number = _read(builder, builder.gep(numbers, [_I32(i * LANES)]), _F32)
+            for total, row in zip((i // 2, 4 + i // 2), rows, strict=True):
+                more = builder.call(multiply_add, [row[i % 2], number, builder.extract_value(sums, total)])
+                sums = builder.insert_value(sums, more, total)
+        return sums
+
+    return EIGHT(EIGHT, weight, types.intp, types.intp, x, types.intp), codegen
+
+
+def _blocks_of_fours(scaled):
+    @intrinsic
+    def add_blocks(typingctx, sums, weight, at, other, x, k, offsets):
+        """The same of two blocks of 32 whole numbers; each token's 32 stand one after the other from x[k] on, and so do
+        their offsets from x[offsets] on: see `dot_32`.
+        """
+
+        def codegen(context, builder, signature, args):
+            sums, weight, at, other, x, k, offsets = args
+            kind, (numbers, left) = (
+                signature.args[1],
+                (_element(context, builder, signature.args[4], x, i) for i in (k, offsets)),
+            )
+            multiply_add, rows = _llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4), []
+            for begin in (at, other):
+                block = _element(context, builder, kind, weight, begin)
+                scale = _splat_half(builder, block) if scaled else _constant(1.0)
+                rows.append((_whole_32(builder, builder.gep(block, [_I32(2 * scaled)]), kind.dtype), scale))
+            for i in range(4):
+                token = builder.gep(numbers, [_I32(32 * i)]), builder.gep(left, [_I32(2 * LANES * i)])
+                for total, (parts, scale) in zip((i, 4 + i), rows, strict=True):
+                    products = _dot_32(builder, parts, kind.dtype, *token)
+                    more = builder.call(multiply_add, [products, scale, builder.extract_value(sums, total)])
+                    sums = builder.insert_value(sums, more, total)
+            return sums
+
+        return EIGHT(EIGHT, weight, *[types.intp] * 2, x, *[types.intp] * 2), codegen
+
+    return add_blocks
+
+
+# Of blocks that have each a float16 scale in front, and of those that have none.
+add_scaled_blocks, add_blocks = _blocks_of_fours(True), _blocks_of_fours(False)
+
+
+@intrinsic
 def store_sums(typingctx, out, index, vectors):
     """out[index : index + 8] = the sums of the lanes of eight vectors, float32."""
 
@@ -664,7 +744,7 @@ def store_sums(typingctx, out, index, vectors):
         _write(context, builder, signature.args[0], args[0], args[1], rows[0])
         return context.get_dummy_value()
 
-    return types.void(out, types.intp, types.UniTuple(VECTOR, 8)), codegen
+    return types.void(out, types.intp, EIGHT), codegen
 
 
 # Which of the lanes of two vectors are added to which: within each four, as processors shuffle; at last the halves.

@@ -1,13 +1,14 @@
-"""One token through all layers, in one call of compiled code.
+"""A few tokens through all layers, in one call of compiled code.
 
 Between two kernels Python takes a few microseconds, and more after each layer, whose weights have driven Python's own
-code out of the caches. Beside a prompt that is nothing; but a token calls twenty kernels a layer, and in 18 layers of
-the 270M Python would take as long as reading a third of the weights. So the layer stands in one_layer.py a second time,
-as Numba sees it. What a layer is, the block of the model's own file says; a test holds both to the same numbers. Where
-a value is tapped, or a weight is in SFP8, the block itself runs.
+code out of the caches. Beside a long prompt that is nothing; but a token calls twenty kernels a layer, and in 18 layers
+of the 270M Python would take as long as reading a third of the weights. So the layer stands in one_layer.py a second
+time, as Numba sees it. What a layer is, the block of the model's own file says; a test holds both to the same numbers.
+Where a value is tapped, or a weight is in SFP8, the block itself runs.
 
 Layers that follow one another, of one kind and of the same formats, are a run: they go in one call. Most Gemmas are one
-run; in RecurrentGemma recurrent layers take turns with attention.
+run; in RecurrentGemma recurrent layers take turns with attention, and the largest models are cut, so that what a call
+makes for sixteen tokens stays within 64 MB.
 
 A kernel of Numba's cannot be given a list of 18 layers' arrays at a cost that does not grow with them. It is given a
 table: of each array the address and the size (`arrays_of`, `array_at`), of arrays that Python holds as long as it runs.
@@ -27,14 +28,13 @@ from numpy.typing import NDArray
 
 from .arrays import F32, read_only
 from .attention import EVERYTHING, SPLIT
-from .backend import jit, jit_inner
+from .backend import is_compiled, jit, jit_inner
 from .cache import Cache, KeyValueRing, RecurrentState, Rings
 from .config import TextConfig
 from .crew import new_board, share_out
-from .few_tokens import few_tokens, few_tokens_blocks, in_whole_numbers
-from .formats import BLOCK, Weight, block_bytes, flat, format_of, is_side_by_side, rows_columns
-from .int4 import BYTES
-from .linear import NO_ROWS, embed
+from .few_tokens import FEW, few_tokens
+from .formats import Weight, block_bytes, flat, format_of, is_side_by_side, rows_columns
+from .linear import NO_ROWS, embed, few
 from .many_tokens import widen_row
 from .one_layer import STEPS, attention_layer, of_layer, recurrent_layer
 from .preview import Preview
@@ -44,6 +44,7 @@ from .simd import LANES
 
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
 POSITIONS = 64  # whose cosines and sines are made together
+ROOM = 1 << 24  # float32 numbers at most that the layers of one call make, for a few tokens, until it returns
 PLACES = read_only(np.empty(0, np.int32))  # the type of what says where the keys of a ring stand
 # A layer's row of arrays: what every layer has, then what one with attention has, or a recurrent one.
 PRE, POST, PRE_FFN, POST_FFN, OUT_BIAS, GATE_BIAS, UP_BIAS, DOWN_BIAS, OUT, GATE, UP, DOWN, NEXT, FIRST = range(14)
@@ -99,24 +100,51 @@ def _common(table, i, likes):
 
 
 @jit_inner
-def _room(count, D, F):
+def _room(count, T, D, F):
     """For what the threads make together in `rest` of each layer."""
-    y, opened = np.empty((count, 1, D), np.float32), np.empty((count, 2, F), np.float32)
-    return y, opened, np.empty((count, 1, D), np.float32)
+    gates, ups = np.empty((count, T, F), np.float32), np.empty((count, T, F), np.float32)
+    return np.empty((count, T, D), np.float32), gates, ups, np.empty((count, T, D), np.float32)
+
+
+@jit_inner
+def _attention_room(workers, count, x, widths):
+    """And in each layer with attention: q, k and v; maxima and sums, and weighted values."""
+    (T, D), (NH, KH, H, F) = x.shape, widths
+    G, parts = NH // KH, KH // H * T * ((workers + T - 1) // T)
+    qs, ks = np.empty((count, T, NH), np.float32), np.empty((count, T, KH), np.float32)
+    vs, states = np.empty((count, T, KH), np.float32), np.empty((count, parts, G, 2), np.float32)
+    return qs, ks, vs, states, np.empty((count, parts, G, H), np.float32), _room(count, T, D, F)
+
+
+@jit_inner
+def _recurrent_room(count, x, widths):
+    """And in each recurrent layer: both branches, and h."""
+    (T, D), (_, E, F) = x.shape, widths
+    ys, xs = np.empty((count, T, E), np.float32), np.empty((count, T, E), np.float32)
+    return ys, xs, np.empty((count, T, E), np.float32), _room(count, T, D, F)
+
+
+@jit_inner
+def _hand_over(worker, residual, out):
+    """The first thread's residual, which is everyone's, is the result."""
+    if worker == 0:
+        for t in range(len(out)):
+            for d in range(out.shape[1]):
+                out[t, d] = residual[t, d]
 
 
 @jit_inner
 def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
     table, likes, (_, KH, H, _), sizes, eps, limits, which = layers
-    cos, sin, rings, slots, kept, position = now
-    qs, ks, vs, states, totals, (y, opened, z) = room
-    K, residual = KH // H, x.copy()
+    cos, sin, at, rings, slots, kept, positions = now
+    qs, ks, vs, states, totals, (y, gates, ups, z) = room
+    K, T, residual = KH // H, len(x), x.copy()
     for i in range(len(table)):
         wq, wk = array_at(table, i, WQ, likes[0]), array_at(table, i, WK, likes[0])
         head_norms = array_at(table, i, Q_NORM, ABSENT), array_at(table, i, K_NORM, ABSENT)
         keys, values = array_at(rings, i, 0, kept).reshape(-1, K, H), array_at(rings, i, 1, kept).reshape(-1, K, H)
         places = array_at(rings, i, 2, PLACES)
-        parts = K * max(1, min(workers, len(places) * K // SPLIT))
+        parts = T * K * max(1, min((workers + T - 1) // T, len(places) * K // SPLIT))
         common = _common(table, i, likes)
         attention_layer(
             worker,
@@ -127,38 +155,34 @@ def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
             (array_at(table, i, PRE, ABSENT), (wq, wk, array_at(table, i, WV, likes[0])), head_norms),
             common,
             sizes,
-            (cos[which[i]], sin[which[i]]),
+            (cos[which[i]], sin[which[i]], at),
             (limits[i, 0], limits[i, 1], limits[i, 2]),
-            (keys[: len(places)], values[: len(places)], slots[i], places, position),
+            (keys[: len(places)], values[: len(places)], slots[i], (places, positions)),
             (qs[i], ks[i], vs[i], states[i, :parts], totals[i, :parts]),
-            (y[i], opened[i], z[i]),
+            (y[i], gates[i], ups[i], z[i]),
         )
-    if worker == 0:
-        out[:] = residual
+    _hand_over(worker, residual, out)
 
 
 @jit
 def _attention_layers(workers, x, layers, now, out):
-    """out [D] = the residual after these layers, x [D] before them; their rings take in the token's key and value.
+    """out [T, D] = the residual after these layers, x [T, D] before them; their rings take in keys and values.
 
     layers: the table of their arrays; an array of the type of W_q, of W_o, W_gate and W_down; N · H, K · H, H and F;
     the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope.
-    now: cosine and sine of each rope [ropes, R/2]; the table of the rings' keys, values and positions; which slot of
-    each ring is the token's; an array of the keys' type; its position [1].
+    now: cosine and sine of each rope at some positions [ropes, positions, R/2], and which of these is the first
+    token's; the table of the rings' keys, values and positions; which slot of each ring is the first token's; an array
+    of the keys' type; the positions [T].
     """
-    count, (NH, KH, H, F) = len(layers[0]), layers[2]
-    K, G = KH // H, NH // KH
-    qs, ks = np.empty((count, 1, NH), np.float32), np.empty((count, 1, KH), np.float32)
-    vs, states = np.empty((count, 1, KH), np.float32), np.empty((count, K * workers, G, 2), np.float32)
-    room = qs, ks, vs, states, np.empty((count, K * workers, G, H), np.float32), _room(count, x.size, F)
-    share_out(_some_attention_layers, workers, (new_board(STEPS * count, workers), x, layers, now, room, out))
+    room = _attention_room(workers, len(layers[0]), x, layers[2])
+    share_out(_some_attention_layers, workers, (new_board(STEPS * len(layers[0]), workers), x, layers, now, room, out))
 
 
 @jit_inner
 def _some_recurrent_layers(worker, workers, board, x, layers, now, room, out):
     table, (likes, like_gates), (M, E, _), sizes, eps = layers
     before, made, start = now
-    ys, xs, (y, opened, z) = room
+    ys, xs, hs, (y, gates, ups, z) = room
     residual = x.copy()
     for i in range(len(table)):
         r_gate, i_gate = array_at(table, i, R_GATE, like_gates), array_at(table, i, I_GATE, like_gates)
@@ -182,33 +206,32 @@ def _some_recurrent_layers(worker, workers, board, x, layers, now, room, out):
             _common(table, i, likes),
             sizes,
             (tail, h, start, made[i]),
-            (ys[i], xs[i]),
-            (y[i], opened[i], z[i]),
+            (ys[i], xs[i], hs[i]),
+            (y[i], gates[i], ups[i], z[i]),
         )
-    if worker == 0:
-        out[:] = residual
+    _hand_over(worker, residual, out)
 
 
 @jit
 def _recurrent_layers(workers, x, layers, now, out):
-    """out [D] = the residual after these layers, x [D] before them.
+    """out [T, D] = the residual after these layers, x [T, D] before them.
 
     layers: the table of their arrays; an array of the type of W_y, of W_out, W_gate, W_down and the gates; M, E and F;
     the bytes of 32 weights in each of the four; ε.
-    now: the table of the tails and the states h before the token; room for those after it [layers, C, E], h last; is it
-    the first token?
+    now: the table of the tails and the states h before the tokens; room for those after them [layers, C, E], h last; do
+    the tokens begin their sequence?
     """
-    count, (_, E, F) = len(layers[0]), layers[2]
-    room = np.empty((count, 1, E), np.float32), np.empty((count, 1, E), np.float32), _room(count, x.size, F)
-    share_out(_some_recurrent_layers, workers, (new_board(STEPS * count, workers), x, layers, now, room, out))
+    room = _recurrent_room(len(layers[0]), x, layers[2])
+    share_out(_some_recurrent_layers, workers, (new_board(STEPS * len(layers[0]), workers), x, layers, now, room, out))
 
 
 @jit
-def _embed_row(rows, at, size, scale, x):
-    """x [D] = the row of the embedding that begins at rows[at], times `scale`."""
-    widen_row(rows, at, size, 0, x.size, x, 0)
-    for d in range(x.size):
-        x[d] *= np.float32(scale)
+def _embed_rows(rows, ids, stride, size, scale, x):
+    """x [T, D] = the rows `ids` of the embedding, each of `stride` elements, times `scale`."""
+    for t in range(len(ids)):
+        widen_row(rows, ids[t] * stride, size, 0, x.shape[1], x[t], 0)
+        for d in range(x.shape[1]):
+            x[t, d] *= np.float32(scale)
 
 
 def _matrices(block: Any) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
@@ -249,7 +272,7 @@ def _formats(block: Any) -> tuple[Any, ...]:
     return gates, tuple((format_of(weight), block_bytes(weight)) for weight in four)
 
 
-class OneToken:
+class CompiledLayers:
     """The layers of a model, their arrays as kernels take them: a call for each run of layers that are of one kind and
     of the same formats.
     """
@@ -277,11 +300,14 @@ class OneToken:
         self.ropes = list(dict.fromkeys(ropes))
         which = np.array([self.ropes.index(rope) for rope in ropes])
         self._turned = 0, np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.float32)
+        self._is_compiled = False  # as far as is known
         H, F = config.head_dim, config.ffn_width
         self.memory = next((block.recurrent.conv.shape for block in blocks if block.attention is None), (0, 0))
         self.arrays = _arrays(blocks)  # which the tables speak of
         self.runs: list[tuple[bool, slice, tuple[Any, ...]]] = []
-        for (gates, formats), numbers in groupby(range(len(blocks)), lambda i: _formats(blocks[i])):
+        made = 2 * (config.width + F + config.heads * H + config.kv_heads * H)  # by a token in a layer
+        most = max(1, ROOM // (FEW * made))
+        for ((gates, formats), _), numbers in groupby(range(len(blocks)), lambda i: (_formats(blocks[i]), i // most)):
             run = list(numbers)
             some, table = self.arrays[run[0]], arrays_of(self.arrays[run[0] : run[-1] + 1])
             likes, sizes = tuple(some[i][:0] for i in (FIRST, OUT, GATE, DOWN)), tuple(size for _, size in formats)
@@ -297,44 +323,59 @@ class OneToken:
             self.runs.append((bool(gates), rows, layers))
 
     def embed(self, ids: np.ndarray) -> F32:
-        """The embedding of one token, [1] → [1, D]: as linear.embed, and compiled where a row lies in one place."""
+        """The embedding of a few tokens, [T] → [T, D]: as linear.embed, and compiled where a row lies in one place."""
         rows, stride, size, D = self.table
         if not self.rows_apart:
             return embed(ids, self.embedding, self.embedding_scale)
-        x = np.empty((1, D), np.float32)
-        _embed_row(rows, int(ids[0]) * stride, size, self.embedding_scale, x[0])
+        x = np.empty((len(ids), D), np.float32)
+        _embed_rows(rows, ids, stride, size, self.embedding_scale, x)
         return x
 
+    def take(self, ids: np.ndarray, cache: Cache) -> bool:
+        """Should these tokens go through the layers together? They must be few, and no ring may come to its end: there
+        the last of them would take the place of keys that the first one sees. And a first run of all does not compile
+        this for its prompt, which takes ten seconds longer than what the blocks call.
+        """
+        if len(ids) == 1:
+            return True
+        rings = (cast(KeyValueRing, cache.layers[i]) for i in self.attentive)
+        if len(ids) > few() or any(cache.position + len(ids) > ring.limit for ring in rings):
+            return False
+        if not self._is_compiled:
+            self._is_compiled = all(is_compiled(kernel, *arguments) for kernel, arguments in self._work(ids, cache)[1])
+        return self._is_compiled
+
     def residual(self, ids: np.ndarray, cache: Cache) -> F32:
-        """One token, [1] → [1, D], the residual after the last layer; each ring takes it in, and each state is told
-        what it will be.
+        """A few tokens, [T] → [T, D], the residual after the last layer; each ring takes them in, and each state is
+        told what it will be.
         """
         return self._run(*self._work(ids, cache))
 
     def next(self, ids: np.ndarray, cache: Cache, preview: Preview | None) -> F32:
-        """The same, and the logits [1, V] of the token after it, without a cap."""
+        """The same of one token, and the logits [1, V] of the token after it, without a cap."""
         x, *work = self._work(ids, cache)
         likely = preview.later(x) if preview else None
         self._run(x, *work)
         return likely() if likely else self.logits(x)
 
     def _work(self, ids: np.ndarray, cache: Cache) -> tuple[F32, list[Any], list[Any]]:
-        """All that Python has to do for a token's layers, before the weights drive its code out of the caches: where
+        """All that Python has to do for the tokens' layers, before the weights drive its code out of the caches: where
         the last residual will be; each run's kernel and arguments; the states, and where what they will be is to be.
         """
         calls: list[Any] = []
-        x, workers, start = self.embed(ids), get_num_threads(), cache.position == 0
+        x, T, workers, start = self.embed(ids), len(ids), get_num_threads(), cache.position == 0
         states = cast(list[RecurrentState], [cache.layers[i] for i in self.recurrent])
         before, made = arrays_of([state.read() for state in states]), np.empty((len(states), *self.memory), np.float32)
-        rings, position = self._rings(cache), np.array([cache.position], np.int32)
+        rings, positions = self._rings(cache, T), np.arange(cache.position, cache.position + T, dtype=np.int32)
         for recurrent, rows, layers in self.runs:
             after = np.empty_like(x)
             if recurrent:
-                calls.append((_recurrent_layers, (workers, x[0], layers, (before[rows], made[rows], start), after[0])))
+                calls.append((_recurrent_layers, (workers, x, layers, (before[rows], made[rows], start), after)))
             else:
                 assert rings
-                now = *self._turns(cache.position), rings.table[rows], rings.slots[rows], rings.like, position
-                calls.append((_attention_layers, (workers, x[0], layers, now, after[0])))
+                turns = self._turns(cache.position, T)
+                now = *turns, rings.table[rows], rings.slots[rows], rings.like, positions
+                calls.append((_attention_layers, (workers, x, layers, now, after)))
             x = after
         return x, calls, list(zip(states, made, strict=True))
 
@@ -345,32 +386,31 @@ class OneToken:
             state.propose(new[:-1], new[-1])
         return x
 
-    def _rings(self, cache: Cache) -> Rings | None:
-        """Those of the layers with attention, with the token's slots; None if there are no such layers."""
-        if self.attentive and not (cache.rings and cache.rings.follow(cache.position)):
-            cache.rings = Rings(cast(list[KeyValueRing], [cache.layers[i] for i in self.attentive]), cache.position)
-            cache.rings.follow(cache.position)
+    def _rings(self, cache: Cache, tokens: int) -> Rings | None:
+        """Those of the layers with attention, with the tokens' slots; None if there are no such layers."""
+        if self.attentive and not (cache.rings and cache.rings.follow(cache.position, tokens)):
+            rings = cast(list[KeyValueRing], [cache.layers[i] for i in self.attentive])
+            cache.rings = Rings(rings, cache.position, tokens)
+            cache.rings.follow(cache.position, tokens)
         return cache.rings
 
-    def _turns(self, position: int) -> tuple[F32, F32]:
-        """Cosine and sine of each rope [ropes, R/2], of which some positions' are made together."""
+    def _turns(self, position: int, tokens: int) -> tuple[F32, F32, int]:
+        """Cosine and sine of each rope at some positions [ropes, positions, R/2], which are made together, and which of
+        them is the first token's.
+        """
         first, cos, sin = self._turned
-        if not first <= position < first + len(cos):
+        if not first <= position <= first + cos.shape[1] - tokens:
             first, positions = position, np.arange(position, position + POSITIONS, dtype=np.int32)
             both = [angles(positions, *rope) for rope in self.ropes]
-            cos, sin = (np.stack([of_rope[i] for of_rope in both], axis=1) for i in range(2))
+            cos, sin = (read_only(np.stack([of_rope[i] for of_rope in both])) for i in range(2))
             self._turned = first, cos, sin
-        return cos[position - first], sin[position - first]
+        return cos, sin, position - first
 
     def logits(self, x: F32) -> F32:
         """Norm and head, without a cap: x [1, D] → [1, V]. linear, without what it would find out anew each time."""
         gain, heads, size, rows = self.head
         x, ys = rms_norm(x, gain, self.eps), (np.empty((1, rows), np.float32), NO_ROWS, NO_ROWS)
-        if size == 0:
-            few_tokens(get_num_threads(), x[0], x.size, heads, ys)
-        else:
-            whole = in_whole_numbers(x, size == BYTES)
-            few_tokens_blocks(get_num_threads(), whole, x.size // BLOCK, heads, size, ys)
+        few_tokens(get_num_threads(), x, heads, size, ys)
         return ys[0]
 
 

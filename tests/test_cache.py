@@ -109,26 +109,26 @@ def test_rings_say_what_each_ring_says_itself():
                 ring.extend(tokens(position, 3), tokens(position, 3), position)
                 ring.commit(position + 3)
             position += 3
-        if not (rings and rings.follow(position)):
-            rings, made = Rings(ours, position), made + 1
-            assert rings.follow(position)
+        if not (rings and rings.follow(position, 1)):
+            rings, made = Rings(ours, position, 1), made + 1
+            assert rings.follow(position, 1)
         for i, (ring, other) in enumerate(zip(ours, others, strict=True)):
-            slot, positions = other.place(position)
+            slot, positions = other.place(position, 1)
             assert rings.slots[i] == slot
             np.testing.assert_array_equal(at(*rings.table[i, 2], ctypes.c_int32), positions)
             for j, array in enumerate((ring.keys, ring.values)):
                 assert rings.table[i, j].tolist() == [array.ctypes.data, array.size]
         position += 1
     assert made <= 12  # the first, three after several at once, and where a ring grew
-    assert not rings.follow(position + 1) and not rings.follow(position - 1)
+    assert not rings.follow(position + 1, 1) and not rings.follow(position - 1, 1)
     ours[0].extend(tokens(position, 9), tokens(position, 9), position)  # and is interrupted
-    assert not rings.follow(position)
+    assert not rings.follow(position, 1)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache)), Cache.copy])
 def test_copies_of_a_cache_know_where_they_lie(again):
     cache = Cache((KeyValueRing(5, 2, 3, np.float32),), 9)
-    cache.rings = Rings(cache.layers, 0)
+    cache.rings = Rings(cache.layers, 0, 1)
     other = again(cache)
     assert other.rings is None and other.max_tokens == 9
     (ring,) = other.layers

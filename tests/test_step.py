@@ -1,12 +1,17 @@
-"""One token at a time in compiled code, against the same layers as their blocks write them."""
+"""A few tokens at a time in compiled code, against the same layers as their blocks write them."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import minigemma as mg
+from minigemma.backend import most_threads
 from minigemma.cache import RecurrentState
 from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig
+from minigemma.linear import few
 from minigemma.random_weights import random_model
+from minigemma.step import CompiledLayers
 
 SIZES = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn_width": 96, "vocab": 300}
 CONFIGS = {
@@ -18,6 +23,7 @@ CONFIGS = {
 GRIFFIN = {**SIZES, "layers": 5, "kv_heads": 1, "lru_width": 128, "gate_blocks": 2, "window": 7}
 CONFIGS["recurrentgemma"] = RecurrentGemmaConfig(**GRIFFIN)
 OFF = mg.Taps("no such value")  # whoever taps gets the blocks
+OFF_BY = {"int8": 5e-4, "int8-row": 5e-4, "int4-row": 5e-4, "int4": 2e-2}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -26,15 +32,41 @@ OFF = mg.Taps("no such value")  # whoever taps gets the blocks
 def test_it_is_the_block(name, dtype, threads):
     model = random_model(CONFIGS[name], dtype)
     model.threads = threads
-    assert model._one_token is not None
+    assert model._compiled is not None
     fast, slow = model.new_cache(40), model.new_cache(40)
     ids = np.random.default_rng(0).integers(0, 300, 30).tolist()
     for cache in (fast, slow):
-        model.forward(ids[:5], cache)
+        model.forward(ids[:5], cache, taps=OFF)
     for i in ids[5:]:  # through the window of 8 three times
         got, expected = model.forward([i], fast), model.forward([i], slow, taps=OFF)
         np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
     assert_same_state(fast, slow)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_tokens_are_the_block(name, dtype, threads, monkeypatch):
+    """Together as long as no ring comes to its end, where the block takes over; and alone again after that."""
+    model = random_model(replace(CONFIGS[name], **({} if name == "gemma" else {"window": 40})), dtype)
+    model.threads = min(threads, most_threads())
+    fast, slow, compiled = model.new_cache(80, "f32"), model.new_cache(80, "f32"), []
+    residual = CompiledLayers.residual
+
+    def counted(self, ids, cache):
+        compiled.append(len(ids))
+        return residual(self, ids, cache)
+
+    monkeypatch.setattr(CompiledLayers, "residual", counted)
+    model.forward([1], model.new_cache(80, "f32"))  # from now on this is compiled
+    ids, counts = np.random.default_rng(0).integers(0, 300, 80).tolist(), (3, 2, 1, few(), 4, 5, 8, few() + 1, 2, 7, 1)
+    for count in counts:
+        some, ids = ids[:count], ids[count:]
+        got, expected = model.forward(some, fast), model.forward(some, slow, taps=OFF)
+        # where x is rounded, to 16 bits or 8, what differs in its last digit may be rounded otherwise
+        np.testing.assert_allclose(got, expected, atol=OFF_BY.get(dtype, 2e-5) * abs(expected).max())
+    until = 80 if name == "gemma" else 40
+    assert compiled == [n for i, n in enumerate(counts) if 1 < n <= few() and sum(counts[: i + 1]) <= until]
 
 
 def assert_same_state(fast, slow):
@@ -128,25 +160,23 @@ def test_an_interrupted_token_leaves_the_state_as_it_was(monkeypatch, position):
 
 
 def test_models_of_another_kind_keep_their_blocks():
-    assert random_model(CONFIGS["gemma3"], "sfp8")._one_token is None
-    assert random_model(CONFIGS["recurrentgemma"], "sfp8")._one_token is None
+    assert random_model(CONFIGS["gemma3"], "sfp8")._compiled is None
+    assert random_model(CONFIGS["recurrentgemma"], "sfp8")._compiled is None
     narrow = RecurrentGemmaConfig(**{**GRIFFIN, "gate_blocks": 32})  # blocks of four channels
     model = random_model(narrow, "bf16")
-    assert model._one_token is None
+    assert model._compiled is None
     assert np.isfinite(model.forward([1])).all()
 
 
 def test_weights_of_several_formats():
     """A file may hold its layers' matrices in different blocks, as llama.cpp's mixed formats do."""
-    from dataclasses import replace
-
     few, many = (random_model(CONFIGS["gemma3"], dtype) for dtype in ("int4", "int8"))
     blocks = tuple(
         replace(a, attention=replace(a.attention, v=b.attention.v), ffn=replace(a.ffn, down=b.ffn.down))
         for a, b in zip(few.weights.blocks, many.weights.blocks, strict=True)
     )
     few.weights = replace(few.weights, blocks=blocks)
-    assert few._one_token is None  # q and v differ
+    assert few._compiled is None  # q and v differ
     expected = formulas(few, [3, 4, 5])
     np.testing.assert_allclose(few.forward([3, 4, 5]), expected, atol=2e-2 * abs(expected).max())  # x is of 8 bits
     blocks = tuple(
@@ -155,7 +185,7 @@ def test_weights_of_several_formats():
     )
     mixed = random_model(CONFIGS["gemma3"], "int4")
     mixed.weights = replace(mixed.weights, blocks=blocks)
-    assert mixed._one_token is not None
+    assert mixed._compiled is not None
     cache, slow = mixed.new_cache(9), mixed.new_cache(9)
     for i in (3, 4, 5):
         got, expected = mixed.forward([i], cache), mixed.forward([i], slow, taps=OFF)
@@ -164,14 +194,12 @@ def test_weights_of_several_formats():
 
 def test_layers_that_take_turns_in_their_formats():
     """Layers of the same formats go through one kernel together; where these change, another run begins."""
-    from dataclasses import replace
-
     order = ("bf16", "bf16", "f32", "int8", "int4", "int4", "bf16")
     config = Gemma3Config(**{**SIZES, "layers": len(order)}, window=8, pattern=3, rope_scale=8.0)
     model = random_model(config, "bf16")
     blocks = tuple(random_model(config, dtype).weights.blocks[i] for i, dtype in enumerate(order))
     model.weights = replace(model.weights, blocks=blocks)
-    assert [rows.stop - rows.start for _, rows, _ in model._one_token.runs] == [2, 1, 1, 2, 1]
+    assert [rows.stop - rows.start for _, rows, _ in model._compiled.runs] == [2, 1, 1, 2, 1]
     cache, slow = model.new_cache(20), model.new_cache(20)
     for i in range(12):
         got, expected = model.forward([i], cache), model.forward([i], slow, taps=OFF)
