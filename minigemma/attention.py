@@ -48,6 +48,7 @@ from .simd import (
     zeros,
 )
 from .softcap import soft_cap, soft_cap_lanes
+from .views import new_array, reshaped
 
 EVERYTHING = 2**30  # a window wider than any position: a global layer, for kernels
 LOWEST = np.float32(-1e30)  # the maximum of no scores at all; finite, so that differences of two stay numbers
@@ -255,7 +256,7 @@ def _few_block(
     s · K · H: `pairs` are the first key, how far behind each its partner lies, how far the next one, and how many
     there are; from `last` on are none. Heads of a group go in fours; who has no partner is its own.
     """
-    step, state, total = K * H, states.reshape(-1), totals.reshape(-1)
+    step, state, total = K * H, reshaped(states, states.size), reshaped(totals, totals.size)
     (first, apart, each, count), fours, size = pairs, (G + HEADS - 1) // HEADS, FEW_BLOCK * HEADS
     hidden, room = scores[K * fours * size :], scores[K * fours * size + size :]
     _hide(query, until, keys, window, pairs, last, hidden)
@@ -287,15 +288,20 @@ def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, t
     K, G, H = q.shape[1:]
     t, part = task // parts, task % parts
     size = (len(k) + parts - 1) // parts
-    flat_q, flat_k, flat_v = q[t].copy().reshape(-1), k.reshape(-1), v.reshape(-1)
+    flat_q, flat_k, flat_v = reshaped(q[t].copy(), K * G * H), reshaped(k, k.size), reshaped(v, v.size)
     for h in range(0, K * G * H, 2 * LANES):
         a, b = as_two(flat_k, load(flat_q, h), load(flat_q, h + LANES))
         store(flat_q, h, a)
         store(flat_q, h + LANES, b)
     here, last = t * K * parts + part, min(len(k), part * size + size)
-    scores = np.zeros((K * ((G + HEADS - 1) // HEADS) + 1) * FEW_BLOCK * HEADS + 3 * LANES, np.float32)
+    scores = new_array((K * ((G + HEADS - 1) // HEADS) + 1) * FEW_BLOCK * HEADS + 3 * LANES, np.float32)
+    for i in range(scores.size):
+        scores[i] = 0
     for i in range(here, here + K * parts, parts):
-        states[i, :, 0], states[i, :, 1], totals[i] = LOWEST, 0, 0
+        for g in range(G):
+            states[i, g, 0], states[i, g, 1] = LOWEST, 0
+            for h in range(H):
+                totals[i, g, h] = 0
     first, position = part * size, query_positions[t]
     count = (max(0, last - first) + 1) // 2
     apart, each = (count, 1) if STREAMS == 2 else (1, 2)  # the halves of the part side by side, or neighbours
@@ -322,7 +328,7 @@ def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, t
             totals,
             scores,
         )
-    total = totals.reshape(-1)
+    total = reshaped(totals, totals.size)
     for i in range(here, here + K * parts, parts):
         for h in range(i * G * H, (i + 1) * G * H, 2 * LANES):
             a, b = from_two(flat_k, load(total, h), load(total, h + LANES))
@@ -330,7 +336,7 @@ def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, t
             store(total, h + LANES, b)
 
 
-@jit
+@jit_inner
 def join(states, totals, out):
     """Put the parts of each group together.
 
@@ -342,13 +348,12 @@ def join(states, totals, out):
             top, summed = LOWEST, np.float32(0)
             for part in range(i * parts, i * parts + parts):
                 top = max(top, states[part, g, 0])
-            for h in range(out.shape[2]):
-                out[i, g, h] = 0
             for part in range(i * parts, i * parts + parts):
                 share = np.exp(states[part, g, 0] - top)
                 summed += share * states[part, g, 1]
                 for h in range(out.shape[2]):
-                    out[i, g, h] += share * totals[part, g, h]
+                    before = out[i, g, h] if part > i * parts else np.float32(0)
+                    out[i, g, h] = before + share * totals[part, g, h]
             for h in range(out.shape[2]):
                 out[i, g, h] /= summed
 
@@ -360,14 +365,15 @@ def _few_some(worker, workers, q, k, v, query_positions, until, keys, window, sc
 
 
 @jit
-def _few_parts(workers, q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
-    """Every query and group, its keys cut into `parts`, shared out among threads; `join` puts the parts together.
+def _few_parts(workers, q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals, out):
+    """Every query and group, its keys cut into `parts`, shared out among threads.
 
-    q [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S] → states [T · K · parts, G, 2]: maximum and sum;
-    totals [T · K · parts, G, H]
+    q [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S]; states [T · K · parts, G, 2] become maximum and sum,
+    totals [T · K · parts, G, H] weighted values → out [T · K, G, H]
     """
     arguments = q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals
     share_out(_few_some, workers, arguments)
+    join(states, totals, out)
 
 
 def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
@@ -375,9 +381,8 @@ def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, 
     T, K, G, H = q.shape
     parts = max(1, min(workers, len(k) * K // SPLIT))
     states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
-    _few_parts(workers, q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals)
     out = np.empty((T * K, G, H), np.float32)
-    join(states, totals, out)
+    _few_parts(workers, q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals, out)
     return out
 
 

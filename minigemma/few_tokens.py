@@ -53,6 +53,7 @@ from .simd import (
     sum_lanes,
     zeros,
 )
+from .views import new_array, reshaped
 
 OFFSETS = 2 * LANES  # numbers of 16 bits that a block of x carries along: see dot_32
 BYTES = (types.int8, types.uint8)  # weights that are blocks of whole numbers
@@ -252,7 +253,7 @@ def _several_tokens(x, D, weight, size, places, y):
     (numbers, scales), (rows, half, last), T, fours = x, places, len(y), (len(y) + 3) // 4
     stride, step, lanes = weight.size // y.shape[1], 2 // STREAMS, 8 * fours
     width, line = IN_CACHE // (4 * numbers.itemsize), 64 // weight.itemsize
-    made, sums = np.empty(8, np.float32), np.empty(PAIRS * lanes, np.float32)
+    made, sums = new_array(8, np.float32), new_array(PAIRS * lanes, np.float32)
     for top in range(rows.start, rows.stop, PAIRS * step):
         some = range(top, min(top + PAIRS * step, rows.stop), step)
         sums[:] = 0
@@ -391,11 +392,13 @@ def _ready(x, weight):
 
 @jit_inner
 def _in_numbers(x, weight):
-    (T, D), flat, scales = x.shape, x.reshape(-1), np.ones(len(x), np.float32)
+    (T, D), flat, scales = x.shape, reshaped(x, x.size), new_array(len(x), np.float32)
+    for t in range(T):
+        scales[t] = 1
     if T == 1:
         return flat, scales
     size = (T + 3) // 4 * 4 * D
-    fours, whole = on_cache_line(np.empty(size + 16, np.float32), size), D // (2 * LANES) * (2 * LANES)
+    fours, whole = on_cache_line(new_array(size + 16, np.float32), size), D // (2 * LANES) * (2 * LANES)
     for t in range((T + 3) // 4 * 4):
         begin, row, lane = t // 4 * 4 * D, min(t, T - 1) * D, t % 4
         for d in range(0, whole, 2 * LANES):
@@ -409,10 +412,10 @@ def _in_numbers(x, weight):
 
 @jit_inner
 def _in_16_bits(x, weight):
-    (T, D), flat, scales = x.shape, x.reshape(-1), np.empty(len(x), np.float32)
+    (T, D), flat, scales = x.shape, reshaped(x, x.size), new_array(len(x), np.float32)
     side = 1 if T == 1 else 4
     size = (T + side - 1) // side * side * _room(D)
-    whole = on_cache_line(np.empty(size + 32, np.int16), size)
+    whole = on_cache_line(new_array(size + 32, np.int16), size)
     for t in range((T + side - 1) // side * side):
         begin, lane, token = t // side * side * _room(D), t % side, min(t, T - 1)
         offsets = begin + side * D + lane * OFFSETS
@@ -422,9 +425,9 @@ def _in_16_bits(x, weight):
 
 @jit_inner
 def _in_8_bits(x, weight):
-    whole, blocks = np.empty(x.size, np.int8), x.size // int4.BLOCK
-    scales, starts = np.empty(blocks, np.float32), np.empty(blocks, np.int32)
-    int4.round_blocks(x.reshape(-1), whole, scales, starts, 0, blocks)
+    whole, blocks = new_array(x.size, np.int8), x.size // int4.BLOCK
+    scales, starts = new_array(blocks, np.float32), new_array(blocks, np.int32)
+    int4.round_blocks(reshaped(x, x.size), whole, scales, starts, 0, blocks)
     return whole, scales, starts
 
 

@@ -48,6 +48,7 @@ from .simd import (
     sum_lanes,
     zeros,
 )
+from .views import reshaped
 
 SIDE = 16  # rows side by side
 BLOCK = 32  # columns that share a scale
@@ -382,9 +383,9 @@ def few_rows(x, blocks, weight, group, other, y):
             if STREAMS == 2:
                 two = add_block(two, weight, there, whole, block * BLOCK, scales[block], starts[block])
             at, there = at + WORDS, there + WORDS
-        store_sums(one, y.reshape(-1), t * R + group * SIDE)
+        store_sums(one, reshaped(y, y.size), t * R + group * SIDE)
         if STREAMS == 2:
-            store_sums(two, y.reshape(-1), t * R + other * SIDE)
+            store_sums(two, reshaped(y, y.size), t * R + other * SIDE)
 
 
 # ---- many tokens

@@ -27,6 +27,7 @@ from .rglru import block_row, token_row
 from .rmsnorm import norm_row
 from .rope import turn
 from .simd import LANES, bf16_bits
+from .views import new_array, reshaped
 
 STEPS = 5  # of a layer
 
@@ -89,7 +90,7 @@ def _plus(y, bias):
     """y + bias, or y where there is no bias: y [T, R]."""
     if not bias.size:
         return y
-    out = np.empty(y.shape, np.float32)
+    out = new_array(y.shape, np.float32)
     for t in range(len(y)):
         for i in range(bias.size):
             out[t, i] = y[t, i] + bias[i]
@@ -98,7 +99,7 @@ def _plus(y, bias):
 
 @jit_inner
 def _normed(x, gain, eps):
-    h = np.empty(x.shape, np.float32)
+    h = new_array(x.shape, np.float32)
     for t in range(len(x)):
         norm_row(x[t], gain, eps, h[t])
     return h
@@ -106,7 +107,7 @@ def _normed(x, gain, eps):
 
 @jit_inner
 def _gated(gate, up):
-    h = np.empty(gate.shape, np.float32)
+    h = new_array(gate.shape, np.float32)
     for t in range(len(h)):
         gated_gelu_row(gate[t], up[t], h[t])
     return h
@@ -124,10 +125,13 @@ def _add(x, y, bias, gain, eps):
 
 
 @jit_inner
-def _rest(worker, workers, board, x, mixed, eps, common, sizes, out):
-    """Steps 2 to 4, what follows on attention or recurrence: W_out, the residual, and the feed-forward block."""
+def _rest(worker, workers, board, x, mixed, asked, eps, common, sizes, out):
+    """Steps 2 to 4, what follows on attention or recurrence: W_out, the residual, and the feed-forward block; of the
+    last tokens, so many as are asked for.
+    """
+    x, mixed = x[len(x) - asked :], mixed[len(x) - asked :]
     (post, pre_ffn, post_ffn, out_bias, gate_bias, up_bias, down_bias), (w_out, gate, up, down, following) = common
-    y, gates, ups, z = out
+    y, gates, ups, z = out[0][:asked], out[1][:asked], out[2][:asked], out[3][:asked]
     nothing = y[:0]  # `_products` takes three weights each time, so that it is compiled once
     _products(mixed, (w_out, w_out[:0], w_out[:0]), sizes[1], (y, nothing, nothing), board, 2, worker, workers, gate)
     _add(x, y, out_bias, post, eps)
@@ -139,8 +143,9 @@ def _rest(worker, workers, board, x, mixed, eps, common, sizes, out):
 
 
 @jit_inner
-def attention_layer(worker, workers, board, x, eps, own, common, sizes, turns, limits, ring, room, out):
-    """A layer with attention: the block of gqa.py, then `_rest`. x [T, D], this thread's residual, becomes the next.
+def attention_layer(worker, workers, board, x, asked, eps, own, common, sizes, turns, limits, ring, room, out):
+    """A layer with attention: the block of gqa.py, then `_rest`. x [T, D], this thread's residual, becomes the next, in
+    as many of its last rows as are asked for.
 
     Every thread takes the tokens' keys and values into the ring, all of them the same: it needs not wait for another.
     """
@@ -151,7 +156,7 @@ def attention_layer(worker, workers, board, x, eps, own, common, sizes, turns, l
 
     h = _normed(x, pre, eps)
     _products(h, (wq, wk, wv), sizes[0], (qs, ks, vs), board, 0, worker, workers, wo)
-    q, k = qs.reshape(T, -1, H).copy(), ks.reshape(T, K, H).copy()
+    q, k = reshaped(qs.copy(), (T, qs.shape[1] // H, H)), reshaped(ks.copy(), (T, K, H))
     for t in range(T):
         if head_norms[0].size:
             for n in range(q.shape[1]):
@@ -160,13 +165,14 @@ def attention_layer(worker, workers, board, x, eps, own, common, sizes, turns, l
                 norm_row(k[t, n], head_norms[1], eps, k[t, n])
         turn(q[t], cos[at + t], sin[at + t], q[t])
         turn(k[t], cos[at + t], sin[at + t], k[t])
-        _keep(k[t].reshape(-1), keys[slot + t].reshape(-1))
-        _keep(vs[t], values[slot + t].reshape(-1))
+        _keep(reshaped(k[t], K * H), reshaped(keys[slot + t], K * H))
+        _keep(vs[t], reshaped(values[slot + t], K * H))
 
-    grouped, mixed = q.reshape(T, K, q.shape[1] // K, H), np.empty((T * K, q.shape[1] // K, H), np.float32)
+    G = q.shape[1] // K
+    grouped, mixed = reshaped(q, (T, K, G, H)), new_array((T * K, G, H), np.float32)
     _attend(grouped, keys, values, seen, limits, states, totals, board, worker, workers, wo)
     join(states, totals, mixed)
-    _rest(worker, workers, board, x, mixed.reshape(T, -1), eps, common, sizes, out)
+    _rest(worker, workers, board, x, reshaped(mixed, qs.shape), asked, eps, common, sizes, out)
 
 
 @jit_inner
@@ -176,7 +182,7 @@ def _remember(seen, z, gates, decay, before, start, hs, made, board, worker, wor
     """
     r_gate, r_bias, i_gate, i_bias = gates
     (M, size), tail, T = r_bias.shape, len(made) - 1, len(z)
-    recurrence, entering = np.empty(z.shape[1], np.float32), np.empty(z.shape[1], np.float32)
+    recurrence, entering = new_array(z.shape[1], np.float32), new_array(z.shape[1], np.float32)
     parts = min(size // LANES, (PIECES * workers // 2 + M - 1) // M)  # few: rows of a block are best read whole
     pieces, done = M * parts, 0
     piece = claim(board, 1, worker, workers, pieces)
@@ -199,17 +205,17 @@ def _remember(seen, z, gates, decay, before, start, hs, made, board, worker, wor
 
 
 @jit_inner
-def recurrent_layer(worker, workers, board, x, eps, own, common, sizes, state, room, out):
-    """A recurrent layer: the block of griffin.py, then `_rest`. x [T, D], this thread's residual, becomes the next one;
-    made [C, E] is what the layer will remember: tail, and h.
+def recurrent_layer(worker, workers, board, x, asked, eps, own, common, sizes, state, room, out):
+    """A recurrent layer: the block of griffin.py, then `_rest`. x as above; made [C, E] is what the layer will
+    remember: tail, and h.
     """
     pre, (wy, wx), (y_bias, x_bias), (conv, conv_bias), gates, decay = own
     (tail, before, start, made), (ys, xs, hs), w_out, T = state, room, common[1][0], len(x)
 
     h = _normed(x, pre, eps)
     _products(h, (wy, wx, wx[:0]), sizes[0], (ys, xs, xs[:0]), board, 0, worker, workers, gates[0])
-    seen, newest = np.empty((len(tail) + T, before.size), np.float32), _plus(xs, x_bias)
-    z = np.empty(newest.shape, np.float32)
+    seen, newest = new_array((len(tail) + T, before.size), np.float32), _plus(xs, x_bias)
+    z = new_array(newest.shape, np.float32)
     for c in range(len(seen)):
         for e in range(before.size):
             seen[c, e] = tail[c, e] if c < len(tail) else newest[c - len(tail), e]
@@ -217,4 +223,4 @@ def recurrent_layer(worker, workers, board, x, eps, own, common, sizes, state, r
         conv_row(seen, t, conv, conv_bias, z[t])
     _remember(seen, z, gates, decay, before, start, hs, made, board, worker, workers, w_out)
     mixed = _gated(_plus(ys, y_bias), hs)
-    _rest(worker, workers, board, x, mixed, eps, common, sizes, out)
+    _rest(worker, workers, board, x, mixed, asked, eps, common, sizes, out)

@@ -66,6 +66,7 @@ from .simd import (
     sum_lanes,
     zeros,
 )
+from .views import reshaped
 
 DEVIATIONS = 2.0  # above the mean: what a preview must be for its row to be read whole
 COARSE = 64  # columns of a block in two bits
@@ -304,9 +305,9 @@ def _preview_rows(x, fine, packed, places, y):
                 if STREAMS == 2:
                     two = _add_coarse_block(two, packed, there, spread, k, scale, start)
             at, there = at + WORDS, there + WORDS
-        int4.store_sums(one, y.reshape(-1), group * SIDE)
+        int4.store_sums(one, reshaped(y, y.size), group * SIDE)
         if STREAMS == 2:
-            int4.store_sums(two, y.reshape(-1), other * SIDE)
+            int4.store_sums(two, reshaped(y, y.size), other * SIDE)
 
 
 @jit_inner
@@ -347,7 +348,7 @@ def _choose_two_rows(x, D, weight, size, rows, following):
 @jit_inner
 def _refine_rows(x, D, weight, size, rows, lowest, found, y):
     """y[rows], previews, become the products where they are above `lowest`."""
-    logits, count = y.reshape(-1), 0
+    logits, count = reshaped(y, y.size), 0
     for first in range(rows.start, rows.stop, LANES):
         if max_lanes(load(logits, first)) > lowest:
             for v in range(first, first + LANES):
@@ -361,7 +362,7 @@ def _refine_rows(x, D, weight, size, rows, lowest, found, y):
 
 @jit_inner
 def _likely_some(worker, workers, few, fine, packed, x, D, weight, size, sums, board, y):
-    V, done, logits = y.shape[1], 0, y.reshape(-1)
+    V, done, logits = y.shape[1], 0, reshaped(y, y.size)
     found = np.empty((V // SIDE // PIECES + 1) * SIDE + 1, np.int64)
     piece = claim(board, 0, worker, workers, PIECES)
     while piece >= 0:
@@ -407,7 +408,7 @@ def _likely_all(workers, x, gain, eps, order, fine, packed, weight, size, y):
         spread[i] = fours[fine // 4 + i // LANES]
     few = whole, spread.view(np.int8), scales, starts
     sums, board = np.empty((PIECES, 2), np.float32), new_board(2, workers)
-    own = ready(normed.reshape(1, D), weight)
+    own = ready(reshaped(normed, (1, D)), weight)
     share_out(_likely_some, workers, (few, fine, packed, own, D, weight, size, sums, board, y))
     return True
 

@@ -21,9 +21,7 @@ from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
-from llvmlite import ir
-from numba import get_num_threads, types
-from numba.extending import intrinsic
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from .arrays import F32, read_only
@@ -41,6 +39,7 @@ from .preview import Preview
 from .rmsnorm import rms_norm
 from .rope import angles
 from .simd import LANES
+from .views import array_at, arrays_of, new_array, reshaped
 
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
 POSITIONS = 64  # whose cosines and sines are made together
@@ -59,33 +58,6 @@ GAINS = (
 )
 
 
-def arrays_of(rows: Sequence[Sequence[NDArray]]) -> NDArray[np.int64]:
-    """Where each array begins and how many elements it has: [rows, arrays of a row, 2]. The arrays must stay."""
-    return np.array([[(array.ctypes.data, array.size) for array in row] for row in rows], np.int64)
-
-
-@intrinsic
-def array_at(typingctx, table, row, i, like):
-    """Array i of a row of `arrays_of`, which is of the type of `like`: one axis, without gaps."""
-
-    def codegen(context, builder, signature, args):
-        from numba.np.arrayobj import populate_array  # of the compiler, which kernels compiled before do not need
-
-        rows, row, i, _ = args
-        of_table, _, _, kind = signature.args
-        described = context.make_array(of_table)(context, builder, rows)
-        place = builder.add(builder.mul(row, builder.extract_value(described.shape, 1)), i)
-        first = builder.gep(described.data, [builder.mul(place, place.type(2))])
-        address, size = builder.load(first), builder.load(builder.gep(first, [place.type(1)]))
-        array, element = context.make_array(kind)(context, builder), context.get_data_type(kind.dtype)
-        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(element))
-        data = builder.inttoptr(address, ir.PointerType(element))
-        populate_array(array, data, [size], [itemsize], itemsize, meminfo=None)
-        return array._getvalue()
-
-    return like(table, types.intp, types.intp, like), codegen
-
-
 @jit_inner
 def _common(table, i, likes):
     """What every layer has after its branch: gains, biases and matrices, and the first matrix of the next layer."""
@@ -102,8 +74,8 @@ def _common(table, i, likes):
 @jit_inner
 def _room(count, T, D, F):
     """For what the threads make together in `rest` of each layer."""
-    gates, ups = np.empty((count, T, F), np.float32), np.empty((count, T, F), np.float32)
-    return np.empty((count, T, D), np.float32), gates, ups, np.empty((count, T, D), np.float32)
+    gates, ups = new_array((count, T, F), np.float32), new_array((count, T, F), np.float32)
+    return new_array((count, T, D), np.float32), gates, ups, new_array((count, T, D), np.float32)
 
 
 @jit_inner
@@ -111,26 +83,38 @@ def _attention_room(workers, count, x, widths):
     """And in each layer with attention: q, k and v; maxima and sums, and weighted values."""
     (T, D), (NH, KH, H, F) = x.shape, widths
     G, parts = NH // KH, KH // H * T * ((workers + T - 1) // T)
-    qs, ks = np.empty((count, T, NH), np.float32), np.empty((count, T, KH), np.float32)
-    vs, states = np.empty((count, T, KH), np.float32), np.empty((count, parts, G, 2), np.float32)
-    return qs, ks, vs, states, np.empty((count, parts, G, H), np.float32), _room(count, T, D, F)
+    qs, ks = new_array((count, T, NH), np.float32), new_array((count, T, KH), np.float32)
+    vs, states = new_array((count, T, KH), np.float32), new_array((count, parts, G, 2), np.float32)
+    return qs, ks, vs, states, new_array((count, parts, G, H), np.float32), _room(count, T, D, F)
 
 
 @jit_inner
 def _recurrent_room(count, x, widths):
     """And in each recurrent layer: both branches, and h."""
     (T, D), (_, E, F) = x.shape, widths
-    ys, xs = np.empty((count, T, E), np.float32), np.empty((count, T, E), np.float32)
-    return ys, xs, np.empty((count, T, E), np.float32), _room(count, T, D, F)
+    ys, xs = new_array((count, T, E), np.float32), new_array((count, T, E), np.float32)
+    return ys, xs, new_array((count, T, E), np.float32), _room(count, T, D, F)
 
 
 @jit_inner
 def _hand_over(worker, residual, out):
-    """The first thread's residual, which is everyone's, is the result."""
+    """The first thread's residual, which is everyone's, is the result, or its last rows, if there are fewer."""
+    first = len(residual) - len(out)
     if worker == 0:
         for t in range(len(out)):
             for d in range(out.shape[1]):
-                out[t, d] = residual[t, d]
+                out[t, d] = residual[first + t, d]
+
+
+@jit_inner
+def _first(kept, places, K, H):
+    """Keys or values in the first slots of a ring, [slots, K, H], as many as there are places."""
+    return reshaped(kept, (len(places), K, H))
+
+
+@jit_inner
+def _rows_of(array, width):
+    return reshaped(array, (array.size // width, width))
 
 
 @jit_inner
@@ -142,8 +126,7 @@ def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
     for i in range(len(table)):
         wq, wk = array_at(table, i, WQ, likes[0]), array_at(table, i, WK, likes[0])
         head_norms = array_at(table, i, Q_NORM, ABSENT), array_at(table, i, K_NORM, ABSENT)
-        keys, values = array_at(rings, i, 0, kept).reshape(-1, K, H), array_at(rings, i, 1, kept).reshape(-1, K, H)
-        places = array_at(rings, i, 2, PLACES)
+        places, keys, values = array_at(rings, i, 2, PLACES), array_at(rings, i, 0, kept), array_at(rings, i, 1, kept)
         parts = T * K * max(1, min((workers + T - 1) // T, len(places) * K // SPLIT))
         common = _common(table, i, likes)
         attention_layer(
@@ -151,13 +134,14 @@ def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
             workers,
             of_layer(board, i, workers),
             residual,
+            len(out) if i == len(table) - 1 else len(x),
             eps,
             (array_at(table, i, PRE, ABSENT), (wq, wk, array_at(table, i, WV, likes[0])), head_norms),
             common,
             sizes,
             (cos[which[i]], sin[which[i]], at),
             (limits[i, 0], limits[i, 1], limits[i, 2]),
-            (keys[: len(places)], values[: len(places)], slots[i], (places, positions)),
+            (_first(keys, places, K, H), _first(values, places, K, H), slots[i], (places, positions)),
             (qs[i], ks[i], vs[i], states[i, :parts], totals[i, :parts]),
             (y[i], gates[i], ups[i], z[i]),
         )
@@ -166,7 +150,8 @@ def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
 
 @jit
 def _attention_layers(workers, x, layers, now, out):
-    """out [T, D] = the residual after these layers, x [T, D] before them; their rings take in keys and values.
+    """out = the residual after these layers, x [T, D] before them, of as many of the last tokens as it has rows; the
+    layers' rings take in keys and values.
 
     layers: the table of their arrays; an array of the type of W_q, of W_o, W_gate and W_down; N · H, K · H, H and F;
     the bytes of 32 weights in each of the four; ε; window, scale and cap of attention [layers, 3]; which rope.
@@ -191,16 +176,17 @@ def _some_recurrent_layers(worker, workers, board, x, layers, now, room, out):
             array_at(table, i, PRE, ABSENT),
             (array_at(table, i, WY, likes[0]), array_at(table, i, WX, likes[0])),
             (array_at(table, i, Y_BIAS, ABSENT), array_at(table, i, X_BIAS, ABSENT)),
-            (array_at(table, i, CONV, ABSENT).reshape(-1, E), array_at(table, i, CONV_BIAS, ABSENT)),
-            (r_gate, r_bias.reshape(M, -1), i_gate, i_bias.reshape(M, -1)),
+            (_rows_of(array_at(table, i, CONV, ABSENT), E), array_at(table, i, CONV_BIAS, ABSENT)),
+            (r_gate, _rows_of(r_bias, E // M), i_gate, _rows_of(i_bias, E // M)),
             array_at(table, i, DECAY, ABSENT),
         )
-        tail, h = array_at(before, i, 0, ABSENT).reshape(-1, E), array_at(before, i, 1, ABSENT)
+        tail, h = _rows_of(array_at(before, i, 0, ABSENT), E), array_at(before, i, 1, ABSENT)
         recurrent_layer(
             worker,
             workers,
             of_layer(board, i, workers),
             residual,
+            len(out) if i == len(table) - 1 else len(x),
             eps,
             own,
             _common(table, i, likes),
@@ -214,7 +200,7 @@ def _some_recurrent_layers(worker, workers, board, x, layers, now, room, out):
 
 @jit
 def _recurrent_layers(workers, x, layers, now, out):
-    """out [T, D] = the residual after these layers, x [T, D] before them.
+    """out = the residual after these layers, x [T, D] before them, of as many of the last tokens as it has rows.
 
     layers: the table of their arrays; an array of the type of W_y, of W_out, W_gate, W_down and the gates; M, E and F;
     the bytes of 32 weights in each of the four; ε.
@@ -342,23 +328,24 @@ class CompiledLayers:
         if len(ids) > few() or any(cache.position + len(ids) > ring.limit for ring in rings):
             return False
         if not self._is_compiled:
-            self._is_compiled = all(is_compiled(kernel, *arguments) for kernel, arguments in self._work(ids, cache)[1])
+            calls = self._work(ids, cache, 1)[1]
+            self._is_compiled = all(is_compiled(kernel, *arguments) for kernel, arguments in calls)
         return self._is_compiled
 
-    def residual(self, ids: np.ndarray, cache: Cache) -> F32:
-        """A few tokens, [T] → [T, D], the residual after the last layer; each ring takes them in, and each state is
-        told what it will be.
+    def residual(self, ids: np.ndarray, cache: Cache, outputs: int) -> F32:
+        """A few tokens, [T] → [outputs, D], the residual of the last of them after the last layer; each ring takes them
+        in, and each state is told what it will be.
         """
-        return self._run(*self._work(ids, cache))
+        return self._run(*self._work(ids, cache, outputs))
 
     def next(self, ids: np.ndarray, cache: Cache, preview: Preview | None) -> F32:
         """The same of one token, and the logits [1, V] of the token after it, without a cap."""
-        x, *work = self._work(ids, cache)
+        x, *work = self._work(ids, cache, 1)
         likely = preview.later(x) if preview else None
         self._run(x, *work)
         return likely() if likely else self.logits(x)
 
-    def _work(self, ids: np.ndarray, cache: Cache) -> tuple[F32, list[Any], list[Any]]:
+    def _work(self, ids: np.ndarray, cache: Cache, outputs: int) -> tuple[F32, list[Any], list[Any]]:
         """All that Python has to do for the tokens' layers, before the weights drive its code out of the caches: where
         the last residual will be; each run's kernel and arguments; the states, and where what they will be is to be.
         """
@@ -368,7 +355,7 @@ class CompiledLayers:
         before, made = arrays_of([state.read() for state in states]), np.empty((len(states), *self.memory), np.float32)
         rings, positions = self._rings(cache, T), np.arange(cache.position, cache.position + T, dtype=np.int32)
         for recurrent, rows, layers in self.runs:
-            after = np.empty_like(x)
+            after = np.empty((outputs if rows is self.runs[-1][1] else T, x.shape[1]), np.float32)
             if recurrent:
                 calls.append((_recurrent_layers, (workers, x, layers, (before[rows], made[rows], start), after)))
             else:

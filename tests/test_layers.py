@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROWS = """
-    arrays errors backend memory
+    arrays errors backend memory views
     simd
     crew
     config taps cache amx

@@ -9,6 +9,8 @@ import minigemma as mg
 from minigemma.backend import most_threads
 from minigemma.cache import RecurrentState
 from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig
+from minigemma.decoder import PIECE, pieces
+from minigemma.few_tokens import FEW
 from minigemma.linear import few
 from minigemma.random_weights import random_model
 from minigemma.step import CompiledLayers
@@ -53,20 +55,27 @@ def test_several_tokens_are_the_block(name, dtype, threads, monkeypatch):
     fast, slow, compiled = model.new_cache(80, "f32"), model.new_cache(80, "f32"), []
     residual = CompiledLayers.residual
 
-    def counted(self, ids, cache):
+    def counted(self, ids, cache, outputs):
         compiled.append(len(ids))
-        return residual(self, ids, cache)
+        return residual(self, ids, cache, outputs)
 
     monkeypatch.setattr(CompiledLayers, "residual", counted)
     model.forward([1], model.new_cache(80, "f32"))  # from now on this is compiled
     ids, counts = np.random.default_rng(0).integers(0, 300, 80).tolist(), (3, 2, 1, few(), 4, 5, 8, few() + 1, 2, 7, 1)
     for count in counts:
         some, ids = ids[:count], ids[count:]
-        got, expected = model.forward(some, fast), model.forward(some, slow, taps=OFF)
+        last_only = count % 2 == 0
+        got = model.forward(some, fast, last_only=last_only)
+        expected = model.forward(some, slow, taps=OFF, last_only=last_only)
         # where x is rounded, to 16 bits or 8, what differs in its last digit may be rounded otherwise
         np.testing.assert_allclose(got, expected, atol=OFF_BY.get(dtype, 2e-5) * abs(expected).max())
-    until = 80 if name == "gemma" else 40
-    assert compiled == [n for i, n in enumerate(counts) if 1 < n <= few() and sum(counts[: i + 1]) <= until]
+    until, at, expected = 80 if name == "gemma" else 40, 0, []
+    for count in counts:
+        for first, last in pieces(count, [], few() if few() == FEW else PIECE):
+            if count > 1 and last - first <= few() and (at + last <= until or last - first == 1):
+                expected.append(last - first)
+        at += count
+    assert compiled == expected
 
 
 def assert_same_state(fast, slow):
