@@ -122,7 +122,7 @@ def attention(
 # ---- kernels. Both walk the keys in blocks and keep, for each query, the maximum so far, the sum of exponentials and
 # ---- the weighted sum of values; a new maximum rescales what was summed (Milakov & Gimelshein 2018, "online softmax").
 
-FEW = 8  # queries that still count as decoding
+FEW_QUERIES = 8  # that still count as decoding
 FEW_BLOCK = 64  # keys at a time while decoding: pairs from two places
 HEADS = 4  # query heads that share what is loaded of a key: eight sums, of two keys, in registers
 AHEAD = 8  # keys that are read ahead into the second-level cache
@@ -527,7 +527,7 @@ def _attention(q, k, v, query_positions, until, key_positions, window, scale, ca
     require(fits, "attention", q, k, v, query_positions, until, key_positions)
     T, N, H = q.shape
     K = k.shape[1]
-    decoding = T <= FEW and H % (2 * LANES) == 0
+    decoding = T <= FEW_QUERIES and H % (2 * LANES) == 0
     numbers = np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0), get_num_threads()
     grouped = q.reshape(T, K, N // K, H)
     return (_few_queries if decoding else _many_queries)(

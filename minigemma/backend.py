@@ -116,6 +116,12 @@ class _Compiled(FunctionCache):
         with self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)
 
+    def has(self, signature: Any, target_context: Any) -> bool:
+        """Is there what an earlier run compiled for arguments of these types?"""
+        with self._guard_against_spurious_io_errors():
+            return self._index_key(signature, target_context.codegen()) in self._cache_file._load_index()
+        return False
+
 
 def jit(function: Callable) -> Any:
     """Decorator: a kernel, during which Python's other threads may run. Several cores are put to it by crew.py."""
@@ -126,10 +132,8 @@ def jit(function: Callable) -> Any:
 
 def is_compiled(kernel: Any, *arguments: Any) -> bool:
     """Has this run, or an earlier one, compiled the kernel for arguments of these types?"""
-    signature, cache = tuple(map(kernel.typeof_pyval, arguments)), kernel._cache
-    return signature in kernel.overloads or cache._index_key(signature, kernel.targetctx.codegen()) in (
-        cache._cache_file._load_index()
-    )
+    signature = tuple(map(kernel.typeof_pyval, arguments))
+    return signature in kernel.overloads or kernel._cache.has(signature, kernel.targetctx)
 
 
 def jit_inner(function: Callable) -> Any:

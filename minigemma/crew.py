@@ -28,7 +28,8 @@ themselves:
 Nobody waits for a thread that has not come, only for pieces that have been begun: a thread that is kept busy by another
 program finds, when it comes at last, that the others have done its share. For that to be right a step may write only
 what no earlier step of the region reads: the late thread still goes through all steps, and must see in each what the
-others saw.
+others saw. (Keys and values of new tokens all threads write into the cache, each before it reads them: all of them
+write the same, as often as they come.)
 
 Who waits reads ahead: the first weights of the next step come into its second-level cache. Then it gives way: another
 program that wants the core had better take it now, from a thread that waits, than later in the middle of a piece, for

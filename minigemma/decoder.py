@@ -27,7 +27,6 @@ from .backend import default_threads, formulas_only, runs_formulas, threads
 from .cache import Cache, KeyValueRing, LayerState, Places
 from .config import TextConfig, VisionConfig
 from .errors import no_vision
-from .few_tokens import FEW
 from .formats import Weight
 from .linear import embed, few, linear
 from .preview import Preview, preview_of
@@ -167,7 +166,8 @@ class Decoder(ABC):
         spans = [ImageSpan(*run, feature) for run, feature in zip(runs, features, strict=True)]
         with formulas_only(self.backend == "numpy"), threads(self.threads):
             outputs = []
-            for first, last in pieces(len(tokens), runs, len(tokens) if taps.patterns else self._piece(len(tokens))):
+            together = few() if self._compiled_for(tokens, cache) else PIECE
+            for first, last in pieces(len(tokens), runs, len(tokens) if taps.patterns else together):
                 x = self._layers(tokens, first, last, spans, cache, taps, last_only)
                 if not last_only:
                     outputs.append(self._head(x, taps))
@@ -225,7 +225,7 @@ class Decoder(ABC):
         self, ids: np.ndarray, first: int, last: int, spans: list[ImageSpan], cache: Cache, taps: Taps, last_only: bool
     ) -> F32:
         here = ids[first:last]
-        if not taps.patterns and (compiled := self._compiled_for(here, cache)):
+        if not taps.patterns and len(here) <= few() and (compiled := self._compiled_for(here, cache)):
             x = compiled.residual(here, cache, 1 if last_only else len(here))
             cache.advance(len(here))
             return x
@@ -261,13 +261,6 @@ class Decoder(ABC):
         if not self.previews or self.exact:
             return None
         return preview_of(self.weights.scores, self.weights.final_norm, self.config.eps)
-
-    def _piece(self, tokens: int) -> int:
-        """How many of so many tokens go through the layers together. Twice as many as are few go in two pieces: each
-        reads all weights, but in one call of compiled code.
-        """
-        compiled = self.backend != "numpy" and not runs_formulas() and self._compiled
-        return FEW if compiled and few() == FEW and tokens <= 2 * FEW else PIECE
 
     def _compiled_for(self, ids: np.ndarray, cache: Cache) -> CompiledLayers | None:
         """The compiled code that stands for blocks and head, for a few tokens that nobody looks inside of and that are

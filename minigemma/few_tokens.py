@@ -1,4 +1,4 @@
-"""Products of a few tokens with the rows of a weight, each row read once: a token costs what reading the weights costs.
+"""Products of a few tokens with the rows of a weight, read once: a token costs what reading the weights costs.
 
 Rows are widened in registers. Whole numbers meet x in whole numbers of 16 bits, with a scale for each token: twice as
 many products in an instruction. A rounding is at most 2⁻¹⁶ of the token's largest x, so that even where all of x lies
@@ -8,7 +8,8 @@ sixteen rows side by side has kernels of its own: int4.py.)
 Several tokens go in fours: what is loaded of two rows meets four tokens, so that eight sums stay in registers, and x is
 laid out so that it is read in order:
 
-    [T/4] fours of tokens, in each the blocks of 2 · LANES columns (of whole numbers 32), in each the four tokens
+    [T/4] fours of tokens, in each the blocks of 2 · LANES columns (of whole numbers 32), in each the four tokens;
+    then the columns that are left over, one by one, or the offsets of whole numbers, block by block
 
 Kernels see arrays as one axis: a weight [R · D] float32 or uint16, or its bytes, `size` for 32 weights: 34 or 18 in
 blocks, 32 or 16 after the scale of a row. A slice for each row would be counted, with atomic additions.
@@ -56,16 +57,16 @@ from .simd import (
 from .views import new_array, reshaped
 
 OFFSETS = 2 * LANES  # numbers of 16 bits that a block of x carries along: see dot_32
-BYTES = (types.int8, types.uint8)  # weights that are blocks of whole numbers
-FEW = 16  # tokens that are a few: with more, a panel of rows that is widened once is sooner done (many_tokens.py)
+IN_BLOCKS = (types.int8, types.uint8)  # weights that are blocks of whole numbers
+FEW = 16  # tokens, from which on a panel of rows that is widened once is as soon done (many_tokens.py)
 IN_CACHE = 16384  # bytes of four tokens that stay in the first-level cache
 PAIRS = 32  # of rows that meet them
 AHEAD = 8192  # bytes read ahead into the second-level cache: the processor's own prefetcher stops at each 4 KiB page
 
 
 @jit_inlined
-def dot_numbers(weight, at, other, x, k, count, ahead, beyond):
-    """`count` float32 or bf16 from weight[at] on, times x[k : k + count]; then those from weight[other] on. What begins
+def dot_numbers(weight, at, other, x, count, ahead, beyond):
+    """`count` float32 or bf16 from weight[at] on, times x[: count]; then those from weight[other] on. What begins
     at weight[ahead] and at weight[beyond] is asked for. Four sums of each hide the cycles that a multiply-add takes.
     """
     a, b, c, d, e, f, g, h = zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros()
@@ -74,21 +75,21 @@ def dot_numbers(weight, at, other, x, k, count, ahead, beyond):
     for j in range(0, whole, step):
         prefetch_four(weight, ahead + j)
         prefetch_four(weight, beyond + j)
-        p, q, r, s = load(x, k + j), load(x, k + j + LANES), load(x, k + j + 2 * LANES), load(x, k + j + 3 * LANES)
+        p, q, r, s = load(x, j), load(x, j + LANES), load(x, j + 2 * LANES), load(x, j + 3 * LANES)
         a, e = fma(load(weight, at + j), p, a), fma(load(weight, other + j), p, e)
         b, f = fma(load(weight, at + j + LANES), q, b), fma(load(weight, other + j + LANES), q, f)
         c, g = fma(load(weight, at + j + 2 * LANES), r, c), fma(load(weight, other + j + 2 * LANES), r, g)
         d, h = fma(load(weight, at + j + 3 * LANES), s, d), fma(load(weight, other + j + 3 * LANES), s, h)
     one, two = sum_lanes((a + b) + (c + d)), sum_lanes((e + f) + (g + h))
     for j in range(whole, count):
-        one += load_one(weight, at + j) * load_one(x, k + j)
-        two += load_one(weight, other + j) * load_one(x, k + j)
+        one += load_one(weight, at + j) * load_one(x, j)
+        two += load_one(weight, other + j) * load_one(x, j)
     return one, two
 
 
 def _dot_of_blocks(size):
-    """A function: `blocks` times 32 whole numbers of `size` bytes from weight[at] on, times int16 x[k :], whose offsets
-    begin at x[o]; then those from weight[other] on. What begins at weight[ahead] and at weight[beyond] is asked for.
+    """A function: `blocks` times 32 whole numbers of `size` bytes from weight[at] on, times int16 x, behind which are
+    its offsets; then those from weight[other] on. What begins at weight[ahead] and at weight[beyond] is asked for.
     """
     scaled = size % 16  # the bytes of a block's scale, 2; or 0, where the row has one for all
 
@@ -98,8 +99,8 @@ def _dot_of_blocks(size):
         return fma(products, splat_half(weight, at), total) if scaled else products + total
 
     @jit_inlined
-    def dot(weight, at, other, x, k, o, blocks, ahead, beyond):
-        a, b, c, d = zeros(), zeros(), zeros(), zeros()
+    def dot(weight, at, other, x, blocks, ahead, beyond):
+        a, b, c, d, k, o = zeros(), zeros(), zeros(), zeros(), 0, blocks * 32
         for _ in range(blocks // 2):
             for line in range(0, 2 * size, 64):
                 prefetch(weight, ahead + line)
@@ -120,17 +121,17 @@ _dot_int8, _dot_int4, _dot_int8_row, _dot_int4_row = map(_dot_of_blocks, (34, 18
 
 
 @jit_inner
-def _dot_sfp8(weight, at, x, k, count):
-    """`count` codes from weight[at] on, times x[k :]."""
+def _dot_sfp8(weight, at, x, count):
+    """`count` codes from weight[at] on, times x."""
     a, b = zeros(), zeros()
     whole = count // (2 * LANES) * (2 * LANES)
     for j in range(0, whole, 2 * LANES):
         prefetch(weight, at + j + AHEAD)
-        a = fma(load_sfp8(weight, at + j), load(x, k + j), a)
-        b = fma(load_sfp8(weight, at + j + LANES), load(x, k + j + LANES), b)
+        a = fma(load_sfp8(weight, at + j), load(x, j), a)
+        b = fma(load_sfp8(weight, at + j + LANES), load(x, j + LANES), b)
     total = sum_lanes(a + b)
     for j in range(whole, count):
-        total += VALUES[weight[at + j]] * load_one(x, k + j)
+        total += VALUES[weight[at + j]] * load_one(x, j)
     return total
 
 
@@ -158,30 +159,34 @@ def partner(row, half, last):
     return row if STREAMS == 1 else min(row + half, last)
 
 
-@jit_inner
 def _one_token(x, D, weight, size, places, y):
+    """y [1, R] in these places."""
+
+
+@jit_inner
+def _one_token_of_numbers(x, D, weight, size, places, y):
     (numbers, _), (rows, half, last), ahead = x, places, AHEAD // weight.itemsize
     for r in rows:
         other = partner(r, half, last)
         at, there = r * D, other * D
-        y[0, r], y[0, other] = dot_numbers(weight, at, there, numbers, 0, D, at + ahead, there + ahead)
+        y[0, r], y[0, other] = dot_numbers(weight, at, there, numbers, D, at + ahead, there + ahead)
 
 
-def dot_blocks(weight, at, other, x, k, o, blocks, ahead, beyond):
+def dot_blocks(weight, at, other, x, blocks, ahead, beyond):
     """The dot products of two rows of `blocks` that have each their scale."""
 
 
-def _dot_row(weight, at, other, x, k, o, blocks, ahead, beyond):
+def _dot_row(weight, at, other, x, blocks, ahead, beyond):
     """The dot products of two rows of `blocks` that share a scale."""
 
 
 @overload(dot_blocks, jit_options=INLINED)
-def _choose_dot_blocks(weight, at, other, x, k, o, blocks, ahead, beyond):
+def _choose_dot_blocks(weight, at, other, x, blocks, ahead, beyond):
     return (_dot_int8 if weight.dtype == types.int8 else _dot_int4).py_func
 
 
 @overload(_dot_row, jit_options=INLINED)
-def _choose_dot_row(weight, at, other, x, k, o, blocks, ahead, beyond):
+def _choose_dot_row(weight, at, other, x, blocks, ahead, beyond):
     return (_dot_int8_row if weight.dtype == types.int8 else _dot_int4_row).py_func
 
 
@@ -193,12 +198,17 @@ def _one_token_in_blocks(x, D, weight, size, places, y):
         other = partner(r, half, last)
         at, there = r * stride, other * stride
         if size % 16:
-            one, two = dot_blocks(weight, at, there, whole, 0, D, blocks, at + AHEAD, there + AHEAD)
+            one, two = dot_blocks(weight, at, there, whole, blocks, at + AHEAD, there + AHEAD)
             y[0, r], y[0, other] = one * scales[0], two * scales[0]
         else:
             a, b = at + SCALE_BYTES, there + SCALE_BYTES
-            one, two = _dot_row(weight, a, b, whole, 0, D, blocks, a + AHEAD, b + AHEAD)
+            one, two = _dot_row(weight, a, b, whole, blocks, a + AHEAD, b + AHEAD)
             y[0, r], y[0, other] = one * scales[0] * load_float(weight, at), two * scales[0] * load_float(weight, there)
+
+
+@overload(_one_token, jit_options=INNER)
+def _choose_one_token(x, D, weight, size, places, y):
+    return (_one_token_in_blocks if weight.dtype in IN_BLOCKS else _one_token_of_numbers).py_func
 
 
 # ---- several tokens
@@ -242,7 +252,7 @@ def _dots_of_blocks(x, D, weight, size, at, other, four, first, count, sums, to)
 
 @overload(_dots, jit_options=INLINED)
 def _choose_dots(x, D, weight, size, at, other, four, first, count, sums, to):
-    return (_dots_of_blocks if weight.dtype in BYTES else _dots_of_numbers).py_func
+    return (_dots_of_blocks if weight.dtype in IN_BLOCKS else _dots_of_numbers).py_func
 
 
 @jit_inner
@@ -252,7 +262,8 @@ def _several_tokens(x, D, weight, size, places, y):
     """
     (numbers, scales), (rows, half, last), T, fours = x, places, len(y), (len(y) + 3) // 4
     stride, step, lanes = weight.size // y.shape[1], 2 // STREAMS, 8 * fours
-    width, line = IN_CACHE // (4 * numbers.itemsize), 64 // weight.itemsize
+    line, most = 64 // weight.itemsize, IN_CACHE // (4 * numbers.itemsize)
+    width = (D // ((D + most - 1) // most) + 31) // 32 * 32  # equal parts, as near as may be
     made, sums = new_array(8, np.float32), new_array(PAIRS * lanes, np.float32)
     for top in range(rows.start, rows.stop, PAIRS * step):
         some = range(top, min(top + PAIRS * step, rows.stop), step)
@@ -280,13 +291,13 @@ def _several_tokens(x, D, weight, size, places, y):
 
 
 @jit_inner
-def _few_sfp8_rows(x, D, weight, places, y):
+def _sfp8_rows(x, D, weight, places, y):
     rows, half, last = places
     for first in rows:
         for stream in range(STREAMS):
             r = partner(first, half, last) if stream else first
             at = r * (SCALE_BYTES + D)
-            y[0, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, 0, D) * load_float(weight, at)
+            y[0, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, D) * load_float(weight, at)
 
 
 # ---- a piece of the rows, whatever their format and however many the tokens
@@ -297,19 +308,10 @@ def _rows_piece(piece, pieces, per, x, D, weight, size, y):
 
 
 @jit_inner
-def _numbers_piece(piece, pieces, per, x, D, weight, size, y):
+def _row_by_row_piece(piece, pieces, per, x, D, weight, size, y):
     places = pairs(piece, pieces, per, y.shape[1])
     if len(y) == 1:
         _one_token(x, D, weight, size, places, y)
-    else:
-        _several_tokens(x, D, weight, size, places, y)
-
-
-@jit_inner
-def _blocks_piece(piece, pieces, per, x, D, weight, size, y):
-    places = pairs(piece, pieces, per, y.shape[1])
-    if len(y) == 1:
-        _one_token_in_blocks(x, D, weight, size, places, y)
     else:
         _several_tokens(x, D, weight, size, places, y)
 
@@ -323,15 +325,13 @@ def _side_by_side_piece(piece, pieces, per, x, D, weight, size, y):
 
 @overload(_rows_piece, jit_options=INNER)
 def _choose_rows_piece(piece, pieces, per, x, D, weight, size, y):
-    if weight.dtype == types.uint32:
-        return _side_by_side_piece.py_func
-    return (_blocks_piece if weight.dtype in BYTES else _numbers_piece).py_func
+    return (_side_by_side_piece if weight.dtype == types.uint32 else _row_by_row_piece).py_func
 
 
 @jit_inner
 def few_tokens_piece(piece, pieces, per, x, D, weights, size, ys):
-    """One of `pieces` of the rows of each weight, `per` of them a thread: each row is read once, in order. x as
-    `ready` makes it. A weight whose y has no tokens is left out.
+    """One of `pieces` of the rows of each weight, `per` of them a thread; x as `ready` makes it. A weight whose y has
+    no tokens is left out.
     """
     for i in range(len(weights)):
         if len(ys[i]):
@@ -341,7 +341,7 @@ def few_tokens_piece(piece, pieces, per, x, D, weights, size, ys):
 @jit_inner
 def _sfp8_piece(piece, pieces, x, D, weights, ys):
     for i in range(len(weights)):
-        _few_sfp8_rows(x, D, weights[i], pairs(piece, pieces, 1, ys[i].shape[1]), ys[i])
+        _sfp8_rows(x, D, weights[i], pairs(piece, pieces, 1, ys[i].shape[1]), ys[i])
 
 
 @jit
@@ -435,7 +435,7 @@ def _in_8_bits(x, weight):
 def _choose_ready(x, weight):
     if weight.dtype == types.uint32:
         return _in_8_bits.py_func
-    return (_in_16_bits if weight.dtype in BYTES else _in_numbers).py_func
+    return (_in_16_bits if weight.dtype in IN_BLOCKS else _in_numbers).py_func
 
 
 @jit_inner

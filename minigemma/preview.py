@@ -330,13 +330,13 @@ def _two_rows(x, D, weight, size, rows, following):
 @jit_inlined
 def _rows_of_numbers(x, D, weight, size, rows, following):
     (numbers, _), (v, w), (after, beyond) = x, rows, following
-    return dot_numbers(weight, v * D, w * D, numbers, 0, D, after * D, beyond * D)
+    return dot_numbers(weight, v * D, w * D, numbers, D, after * D, beyond * D)
 
 
 @jit_inlined
 def _rows_of_blocks(x, D, weight, size, rows, following):
     (whole, scales), (v, w), (after, beyond), step = x, rows, following, D // BLOCK * size
-    one, two = dot_blocks(weight, v * step, w * step, whole, 0, D, D // BLOCK, after * step, beyond * step)
+    one, two = dot_blocks(weight, v * step, w * step, whole, D // BLOCK, after * step, beyond * step)
     return one * scales[0], two * scales[0]
 
 

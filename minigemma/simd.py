@@ -680,9 +680,8 @@ def add_fours(typingctx, sums, weight, at, other, x, k):
         kind, numbers = signature.args[1], _element(context, builder, signature.args[4], x, k)
         multiply_add = _llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4)
         rows = [_two(builder, _element(context, builder, kind, weight, i), kind.dtype) for i in (at, other)]
-        for i in range(
-            8
-        ):  # each of a token's vectors meets both rows before the next is loaded: there are 16 registers
+        # Each of a token's vectors meets both rows before the next one is loaded: there are sixteen registers.
+        for i in range(8):
             number = _read(builder, builder.gep(numbers, [_I32(i * LANES)]), _F32)
             for total, row in zip((i // 2, 4 + i // 2), rows, strict=True):
                 more = builder.call(multiply_add, [row[i % 2], number, builder.extract_value(sums, total)])
@@ -694,18 +693,16 @@ def add_fours(typingctx, sums, weight, at, other, x, k):
 
 def _blocks_of_fours(scaled):
     @intrinsic
-    def add_blocks(typingctx, sums, weight, at, other, x, k, offsets):
+    def add(typingctx, sums, weight, at, other, x, k, offsets):
         """The same of two blocks of 32 whole numbers; each token's 32 stand one after the other from x[k] on, and so do
         their offsets from x[offsets] on: see `dot_32`.
         """
 
         def codegen(context, builder, signature, args):
             sums, weight, at, other, x, k, offsets = args
-            kind, (numbers, left) = (
-                signature.args[1],
-                (_element(context, builder, signature.args[4], x, i) for i in (k, offsets)),
-            )
-            multiply_add, rows = _llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4), []
+            kind, rows = signature.args[1], []
+            numbers, left = (_element(context, builder, signature.args[4], x, i) for i in (k, offsets))
+            multiply_add = _llvm(builder, f"llvm.fma.v{LANES}f32", *[VECTOR.llvm] * 4)
             for begin in (at, other):
                 block = _element(context, builder, kind, weight, begin)
                 scale = _splat_half(builder, block) if scaled else _constant(1.0)
@@ -720,7 +717,7 @@ def _blocks_of_fours(scaled):
 
         return EIGHT(EIGHT, weight, *[types.intp] * 2, x, *[types.intp] * 2), codegen
 
-    return add_blocks
+    return add
 
 
 # Of blocks that have each a float16 scale in front, and of those that have none.

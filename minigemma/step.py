@@ -4,11 +4,11 @@ Between two kernels Python takes a few microseconds, and more after each layer, 
 code out of the caches. Beside a long prompt that is nothing; but a token calls twenty kernels a layer, and in 18 layers
 of the 270M Python would take as long as reading a third of the weights. So the layer stands in one_layer.py a second
 time, as Numba sees it. What a layer is, the block of the model's own file says; a test holds both to the same numbers.
-Where a value is tapped, or a weight is in SFP8, the block itself runs.
+The block itself runs where a value is tapped, a weight is in SFP8, or `CompiledLayers.take` says so.
 
 Layers that follow one another, of one kind and of the same formats, are a run: they go in one call. Most Gemmas are one
 run; in RecurrentGemma recurrent layers take turns with attention, and the largest models are cut, so that what a call
-makes for sixteen tokens stays within 64 MB.
+makes for sixteen tokens takes some 64 MB at most.
 
 A kernel of Numba's cannot be given a list of 18 layers' arrays at a cost that does not grow with them. It is given a
 table: of each array the address and the size (`arrays_of`, `array_at`), of arrays that Python holds as long as it runs.
@@ -25,7 +25,7 @@ from numba import get_num_threads
 from numpy.typing import NDArray
 
 from .arrays import F32, read_only
-from .attention import EVERYTHING, SPLIT
+from .attention import EVERYTHING, FEW_QUERIES, SPLIT
 from .backend import is_compiled, jit, jit_inner
 from .cache import Cache, KeyValueRing, RecurrentState, Rings
 from .config import TextConfig
@@ -43,6 +43,7 @@ from .views import array_at, arrays_of, new_array, reshaped
 
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
 POSITIONS = 64  # whose cosines and sines are made together
+NEAR = 1024  # positions at which it is the weights that a few tokens' time goes into
 ROOM = 1 << 24  # float32 numbers at most that the layers of one call make, for a few tokens, until it returns
 PLACES = read_only(np.empty(0, np.int32))  # the type of what says where the keys of a ring stand
 # A layer's row of arrays: what every layer has, then what one with attention has, or a recurrent one.
@@ -109,7 +110,7 @@ def _hand_over(worker, residual, out):
 @jit_inner
 def _first(kept, places, K, H):
     """Keys or values in the first slots of a ring, [slots, K, H], as many as there are places."""
-    return reshaped(kept, (len(places), K, H))
+    return reshaped(kept, (kept.size // (K * H), K, H))[: len(places)]
 
 
 @jit_inner
@@ -286,7 +287,7 @@ class CompiledLayers:
         self.ropes = list(dict.fromkeys(ropes))
         which = np.array([self.ropes.index(rope) for rope in ropes])
         self._turned = 0, np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.float32)
-        self._is_compiled = False  # as far as is known
+        self._compiled: dict[str, bool] = {}  # for each type of the keys, as far as is known
         H, F = config.head_dim, config.ffn_width
         self.memory = next((block.recurrent.conv.shape for block in blocks if block.attention is None), (0, 0))
         self.arrays = _arrays(blocks)  # which the tables speak of
@@ -318,44 +319,56 @@ class CompiledLayers:
         return x
 
     def take(self, ids: np.ndarray, cache: Cache) -> bool:
-        """Should these tokens go through the layers together? They must be few, and no ring may come to its end: there
-        the last of them would take the place of keys that the first one sees. And a first run of all does not compile
-        this for its prompt, which takes ten seconds longer than what the blocks call.
+        """Should these tokens go through here, `few` together? No more than twice as many, where two calls are sooner
+        done than the blocks; where the matrix unit takes what is more than few, not even that. No ring may come to its
+        end: there the last of them would take the place of keys that the first one sees. Far on in a sequence more than
+        FEW_QUERIES together would read its keys too often. And a first run of all does not compile this for its prompt,
+        which takes seconds longer than what the blocks call.
         """
         if len(ids) == 1:
             return True
         rings = (cast(KeyValueRing, cache.layers[i]) for i in self.attentive)
-        if len(ids) > few() or any(cache.position + len(ids) > ring.limit for ring in rings):
+        most = 2 * FEW if few() == FEW else few()
+        if len(ids) > most or any(cache.position + len(ids) > ring.limit for ring in rings):
             return False
-        if not self._is_compiled:
-            calls = self._work(ids, cache, 1)[1]
-            self._is_compiled = all(is_compiled(kernel, *arguments) for kernel, arguments in calls)
-        return self._is_compiled
+        if len(ids) > FEW_QUERIES and cache.position > NEAR:
+            return False
+        kept = self._kept(cache)
+        if kept not in self._compiled:
+            calls = self._work(ids[: few()], cache, 1)[1]
+            self._compiled[kept] = all(is_compiled(kernel, *arguments) for kernel, arguments in calls)
+        return self._compiled[kept]
+
+    def _kept(self, cache: Cache) -> str:
+        """As what this cache keeps keys: the kernels are compiled for each."""
+        rings = (cast(KeyValueRing, cache.layers[i]) for i in self.attentive)
+        return next((ring.keys.dtype.name for ring in rings), "")
 
     def residual(self, ids: np.ndarray, cache: Cache, outputs: int) -> F32:
         """A few tokens, [T] → [outputs, D], the residual of the last of them after the last layer; each ring takes them
         in, and each state is told what it will be.
         """
-        return self._run(*self._work(ids, cache, outputs))
+        return self._run(cache, *self._work(ids, cache, outputs))
 
     def next(self, ids: np.ndarray, cache: Cache, preview: Preview | None) -> F32:
         """The same of one token, and the logits [1, V] of the token after it, without a cap."""
         x, *work = self._work(ids, cache, 1)
         likely = preview.later(x) if preview else None
-        self._run(x, *work)
+        self._run(cache, x, *work)
         return likely() if likely else self.logits(x)
 
     def _work(self, ids: np.ndarray, cache: Cache, outputs: int) -> tuple[F32, list[Any], list[Any]]:
         """All that Python has to do for the tokens' layers, before the weights drive its code out of the caches: where
-        the last residual will be; each run's kernel and arguments; the states, and where what they will be is to be.
+        the last residual will be, [outputs, D]; each run's kernel and arguments; the states, and where what they will
+        be is to be.
         """
         calls: list[Any] = []
         x, T, workers, start = self.embed(ids), len(ids), get_num_threads(), cache.position == 0
         states = cast(list[RecurrentState], [cache.layers[i] for i in self.recurrent])
         before, made = arrays_of([state.read() for state in states]), np.empty((len(states), *self.memory), np.float32)
         rings, positions = self._rings(cache, T), np.arange(cache.position, cache.position + T, dtype=np.int32)
-        for recurrent, rows, layers in self.runs:
-            after = np.empty((outputs if rows is self.runs[-1][1] else T, x.shape[1]), np.float32)
+        for i, (recurrent, rows, layers) in enumerate(self.runs):
+            after = np.empty((outputs if i == len(self.runs) - 1 else T, x.shape[1]), np.float32)
             if recurrent:
                 calls.append((_recurrent_layers, (workers, x, layers, (before[rows], made[rows], start), after)))
             else:
@@ -366,9 +379,10 @@ class CompiledLayers:
             x = after
         return x, calls, list(zip(states, made, strict=True))
 
-    def _run(self, x: F32, calls: list[Any], states: list[Any]) -> F32:
+    def _run(self, cache: Cache, x: F32, calls: list[Any], states: list[Any]) -> F32:
         for kernel, arguments in calls:
             kernel(*arguments)
+        self._compiled[self._kept(cache)] = True
         for state, new in states:
             state.propose(new[:-1], new[-1])
         return x

@@ -56,7 +56,7 @@ def reshaped(typingctx, array, shape):
     """array.reshape(shape) in a kernel, of an array without gaps; `shape` has as many numbers in all."""
     if array.layout != "C":
         raise TypeError(f"{array} may have gaps")
-    made = types.Array(array.dtype, _axes(shape), "C", readonly=not array.mutable)
+    made = array.copy(ndim=_axes(shape))
 
     def codegen(context, builder, signature, args):
         given = context.make_array(signature.args[0])(context, builder, args[0])

@@ -13,11 +13,13 @@ import minigemma
 from minigemma.arrays import read_only, round_bf16
 from minigemma.attention import attention
 from minigemma.backend import DEFINITIONS, KERNEL, definition, formulas_only, jit_inner
-from minigemma.formats import format_of, is_side_by_side, rows_columns, widen
+from minigemma.few_tokens import FEW
+from minigemma.formats import block_bytes, flat, format_of, is_side_by_side, rows_columns, widen
 from minigemma.int4 import side_by_side
-from minigemma.linear import FEW, linear, linears
+from minigemma.linear import linear, linears
 from minigemma.preview import in_few_bits, widened
 from minigemma.quantize import quantise_int4_rows, quantise_int8, quantise_int8_rows
+from minigemma.random_weights import random_matrix
 from minigemma.sfp8 import quantise_sfp8
 
 for module in pkgutil.iter_modules(minigemma.__path__):
@@ -316,6 +318,28 @@ def test_attention_reads_keys_from_one_place_or_two(streams, monkeypatch):
         one_query(q[:, None], k, v, here, until, where, states, totals)
         expected = attention.formula(q, k, v, here, until, where, None, 0.1, None)
         np.testing.assert_allclose(totals / states[:, :, 1:], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4-row"])
+def test_several_tokens_read_rows_from_one_place_or_two(streams, dtype, monkeypatch):
+    few = minigemma.few_tokens
+    monkeypatch.setattr(few, "STREAMS", streams)
+    monkeypatch.setattr(few, "pairs", jit_inner(few.pairs.py_func))  # compiled now, for so many
+    several, weights_want = jit_inner(few._several_tokens.py_func), few.ready
+
+    @numba.njit(**KERNEL)
+    def product(x, weight, size, pieces, y):
+        for piece in range(pieces):
+            places = few.pairs(piece, pieces, 2, y.shape[1])
+            several(weights_want(x, weight), x.shape[1], weight, size, places, y)
+
+    rng = np.random.default_rng(0)
+    for rows, columns, tokens in ((1, 32, 2), (7, 64, 5), (131, 1088, 13)):
+        weight = random_matrix(rng, rows, columns, dtype)
+        x, y = rng.standard_normal((tokens, columns), np.float32), np.full((tokens, rows), np.nan, np.float32)
+        product(x, flat(weight), block_bytes(weight), 4, y)
+        np.testing.assert_allclose(y, linear.formula(x, weight), atol=1e-4 * np.abs(y).max())
 
 
 def test_kernels_must_take_the_arguments_of_their_definition():
