@@ -425,10 +425,7 @@ def _in_16_bits(x, weight):
 
 @jit_inner
 def _in_8_bits(x, weight):
-    whole, blocks = new_array(x.size, np.int8), x.size // int4.BLOCK
-    scales, starts = new_array(blocks, np.float32), new_array(blocks, np.int32)
-    int4.round_blocks(reshaped(x, x.size), whole, scales, starts, 0, blocks)
-    return whole, scales, starts
+    return int4.few_in_8_bits(x)
 
 
 @overload(_ready, jit_options=INNER)
@@ -441,6 +438,6 @@ def _choose_ready(x, weight):
 @jit_inner
 def ready(x, weight):
     """x [T, D] as rows of this weight want it: numbers, and a scale for each token; for int4 with sixteen rows side by
-    side as `int4.in_8_bits` makes it.
+    side as `int4.few_in_8_bits` makes it.
     """
     return _ready(x, weight)

@@ -48,7 +48,7 @@ from .simd import (
     sum_lanes,
     zeros,
 )
-from .views import reshaped
+from .views import new_array, reshaped
 
 SIDE = 16  # rows side by side
 BLOCK = 32  # columns that share a scale
@@ -234,6 +234,56 @@ def add_block(typingctx, sums, weight, at, x, k, scale, start):
     return SUMS(SUMS, weight, types.intp, x, types.intp, types.float32, types.int32), codegen
 
 
+FOUR = types.UniTuple(SUMS, 4)
+
+
+@intrinsic
+def no_sums_of_four(typingctx):
+    """Zero for every row and four tokens."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(builder, FOUR, [ir.Constant(SUMS.llvm, [simd._constant(0.0)] * VECTORS)] * 4)
+
+    return FOUR(), codegen
+
+
+@intrinsic
+def add_block_of_four(typingctx, sums, weight, at, x, scales, starts, block, blocks):
+    """The same for four tokens, of which x, the scales and the starts have `blocks` each: blocks `block`, `block +
+    blocks` and so on. What is unpacked of the weights meets all four.
+    """
+
+    def codegen(context, builder, signature, args):
+        sums, weight, at, x, scales, starts, block, blocks = args
+        words, made = simd._element(context, builder, signature.args[1], weight, at), []
+        own = [builder.add(block, builder.mul(blocks, blocks.type(i))) for i in range(4)]
+        numbers = [builder.mul(which, which.type(BLOCK)) for which in own]
+        numbers = [simd._element(context, builder, signature.args[3], x, k) for k in numbers]
+        totals = [[_no_products()] * VECTORS for _ in range(4)]
+        for word in range(4):
+            unpacked = [_fours(builder, words, word, part) for part in range(VECTORS)]
+            for token, total in zip(numbers, totals, strict=True):
+                for half in range(2):
+                    four = _spread(builder, builder.gep(token, [_I32(8 * word + 4 * half)]))
+                    for part in range(VECTORS):
+                        q = unpacked[part][half]
+                        total[part] = simd._add_products_of_fours(builder, total[part], q, four)
+        for i, (which, total) in enumerate(zip(own, totals, strict=True)):
+            scale, start = (
+                simd._splat(builder, builder.load(simd._element(context, builder, signature.args[j], array, which)))
+                for j, array in ((4, scales), (5, starts))
+            )
+            token = builder.extract_value(sums, i)
+            for part in range(VECTORS):
+                both = builder.fmul(_scales(builder, words, part), scale)
+                value = _scaled(builder, total[part], start, both, builder.extract_value(token, part))
+                token = builder.insert_value(token, value, part)
+            made.append(token)
+        return context.make_tuple(builder, FOUR, made)
+
+    return FOUR(FOUR, weight, types.intp, x, scales, starts, types.intp, types.intp), codegen
+
+
 @intrinsic
 def store_sums(typingctx, sums, y, index):
     """y[index : index + SIDE] = sums; y float32."""
@@ -369,23 +419,50 @@ def tile_add_scaled(typingctx, tile, x_scales, starts, first, step, scales, at, 
 @jit_inner
 def few_rows(x, blocks, weight, group, other, y):
     """y[:, 16 group : 16 group + 16] = the products of sixteen rows with each token, and those of the group `other`;
-    both are read at once, where two STREAMS are best: see few_tokens.py. x as `in_8_bits` makes it.
+    for one token both are read at once, where two STREAMS are best: see few_tokens.py. x as `few_in_8_bits` makes it.
     """
-    (whole, scales, starts), R = x, y.shape[1]
-    for t in range(len(y)):
-        one, two, at, there = no_sums(), no_sums(), group * blocks * WORDS, other * blocks * WORDS
-        for block in range(t * blocks, t * blocks + blocks):
-            for line in range(0, WORDS, 16):
-                prefetch(weight, at + AHEAD + line)
-                if STREAMS == 2:
-                    prefetch(weight, there + AHEAD + line)
-            one = add_block(one, weight, at, whole, block * BLOCK, scales[block], starts[block])
+    (whole, scales, starts), out, (T, R) = x, reshaped(y, y.size), y.shape
+    one, two, at, there = no_sums(), no_sums(), group * blocks * WORDS, other * blocks * WORDS
+    for block in range(blocks if T == 1 else 0):
+        for line in range(0, WORDS, 16):
+            prefetch(weight, at + AHEAD + line)
             if STREAMS == 2:
-                two = add_block(two, weight, there, whole, block * BLOCK, scales[block], starts[block])
-            at, there = at + WORDS, there + WORDS
-        store_sums(one, reshaped(y, y.size), t * R + group * SIDE)
+                prefetch(weight, there + AHEAD + line)
+        one = add_block(one, weight, at, whole, block * BLOCK, scales[block], starts[block])
         if STREAMS == 2:
-            store_sums(two, reshaped(y, y.size), t * R + other * SIDE)
+            two = add_block(two, weight, there, whole, block * BLOCK, scales[block], starts[block])
+        at, there = at + WORDS, there + WORDS
+    if T == 1:
+        store_sums(one, out, group * SIDE)
+        if STREAMS == 2:
+            store_sums(two, out, other * SIDE)
+        return
+    for stream in range(STREAMS):
+        sixteen = other if stream else group
+        for t in range(0, T, 4):
+            four, at = no_sums_of_four(), sixteen * blocks * WORDS
+            for block in range(t * blocks, t * blocks + blocks):
+                for line in range(0, WORDS if t == 0 else 0, 16):
+                    prefetch(weight, at + AHEAD + line)
+                four = add_block_of_four(four, weight, at, whole, scales, starts, block, blocks)
+                at += WORDS
+            for i in range(min(4, T - t)):
+                store_sums(four[i], out, (t + i) * R + sixteen * SIDE)
+
+
+@jit_inner
+def few_in_8_bits(x):
+    """As `in_8_bits`, in a kernel: with room for tokens up to a multiple of four, if there are several."""
+    T, D = x.shape
+    room = D if T == 1 else (T + 3) // 4 * 4 * D
+    whole, blocks = new_array(room, np.int8), T * D // BLOCK
+    scales, starts = new_array(room // BLOCK, np.float32), new_array(room // BLOCK, np.int32)
+    round_blocks(reshaped(x, x.size), whole, scales, starts, 0, blocks)
+    for block in range(blocks, scales.size):
+        scales[block], starts[block] = 0, 0
+        for k in range(block * BLOCK, block * BLOCK + BLOCK):
+            whole[k] = 0
+    return whole, scales, starts
 
 
 # ---- many tokens

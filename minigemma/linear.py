@@ -18,7 +18,7 @@ from .formats import Weight, block_bytes, flat, is_side_by_side, rows_columns, w
 from .many_tokens import many_tokens_in_pairs, many_tokens_on_tiles, many_tokens_widened
 
 NO_ROWS = np.empty((0, 0), np.float32)
-FEWER = 8  # where the matrix unit takes all others, and for int4 with sixteen rows side by side: it has no fours
+FEWER = 8  # where the matrix unit takes all others
 TOGETHER = 3  # weights that one x is multiplied by in one go: q, k and v
 
 
@@ -67,7 +67,7 @@ def _products(x, weights):
     sfp8 = size == 0 and rows[0].dtype == np.uint8
     if T == 1 and sfp8:
         one_token_sfp8(workers, x[0], D, padded, outs)
-    elif not sfp8 and len(x) <= (FEWER if side_by_side else few()):
+    elif not sfp8 and len(x) <= few():
         few_tokens(workers, x, padded, size, outs)
     elif side_by_side and on_unit:
         int4.many_tokens_on_tiles(workers, int4.tokens_in_tiles(x), amx.new_tiles(), padded, D, outs)
