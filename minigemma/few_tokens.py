@@ -214,28 +214,28 @@ def _choose_one_token(x, D, weight, size, places, y):
 # ---- several tokens
 
 
-def _dots(x, D, weight, size, at, other, four, first, count, sums, to):
-    """sums[to : to + 8] = the products of columns first … first + count - 1 of the row that begins at weight[at] with
+def _dots(x, D, weight, size, at, other, four, first, count, sums):
+    """sums [8] = the products of columns first … first + count - 1 of the row that begins at weight[at] with
     the tokens of a four, then those of the row at weight[other].
     """
 
 
 @jit_inlined
-def _dots_of_numbers(x, D, weight, size, at, other, four, first, count, sums, to):
+def _dots_of_numbers(x, D, weight, size, at, other, four, first, count, sums):
     made, k, whole = eight_zeros(), 4 * (four * D + first), count // (2 * LANES) * (2 * LANES)
     for j in range(first, first + whole, 2 * LANES):
         made = add_fours(made, weight, at + j, other + j, x, k)
         k += 8 * LANES
-    store_sums(sums, to, made)
+    store_sums(sums, 0, made)
     for j in range(first + whole, first + count):
         for i in range(4):
-            sums[to + i] += load_one(weight, at + j) * x[k]
-            sums[to + 4 + i] += load_one(weight, other + j) * x[k]
+            sums[i] += load_one(weight, at + j) * x[k]
+            sums[4 + i] += load_one(weight, other + j) * x[k]
             k += 1
 
 
 @jit_inlined
-def _dots_of_blocks(x, D, weight, size, at, other, four, first, count, sums, to):
+def _dots_of_blocks(x, D, weight, size, at, other, four, first, count, sums):
     made, token, begin = eight_zeros(), _room(D), 0 if size % 16 else SCALE_BYTES
     k, o = 4 * (four * token + first), 4 * (four * token + D + first // 32 * OFFSETS)
     i, j = at + begin + first // 32 * size, other + begin + first // 32 * size
@@ -245,13 +245,13 @@ def _dots_of_blocks(x, D, weight, size, at, other, four, first, count, sums, to)
     for _ in range(0 if size % 16 else count // 32):
         made = add_blocks(made, weight, i, j, x, k, o)
         i, j, k, o = i + size, j + size, k + 4 * 32, o + 4 * OFFSETS
-    store_sums(sums, to, made)
+    store_sums(sums, 0, made)
     for i in range(8 if begin else 0):
-        sums[to + i] *= load_float(weight, at if i < 4 else other)
+        sums[i] *= load_float(weight, at if i < 4 else other)
 
 
 @overload(_dots, jit_options=INLINED)
-def _choose_dots(x, D, weight, size, at, other, four, first, count, sums, to):
+def _choose_dots(x, D, weight, size, at, other, four, first, count, sums):
     return (_dots_of_blocks if weight.dtype in IN_BLOCKS else _dots_of_numbers).py_func
 
 
@@ -279,7 +279,7 @@ def _several_tokens(x, D, weight, size, places, y):
                     for k in range(ahead + span * four // fours, ahead + span * (four + 1) // fours, line):
                         prefetch(weight, at + k)
                         prefetch(weight, other + k)
-                    _dots(numbers, D, weight, size, at, other, four, first, count, made, 0)
+                    _dots(numbers, D, weight, size, at, other, four, first, count, made)
                     for i in range(8):
                         sums[to + i] += made[i]
                     to += lanes
