@@ -126,13 +126,15 @@ def test_report_and_table():
     seen = []
     report = bench(random_model(SEEING), 20, 3, positions=[10, 500], repeat=1, image=True, progress=seen.append)
     report["weights"] = "random"
-    assert report["programs"]["minigemma"]["decode_tps"] > 0
+    ours = report["programs"]["minigemma"]
+    assert ours["decode_tps"] > 0 and ours["seconds_to_first_token"] == pytest.approx(20 / ours["prefill_tps"])
     assert set(report["milliseconds_per_token_at"]) == {"10", "500"}
     assert report["multiplies"] == "float32" or amx.choice()[0] != "vectors"
     assert set(report["image"]) >= {"vision tower", "reading its tokens", "one more token"}
     assert "an image: round 1 of 1" in seen
     text = table(report)
     assert "weights random" in text
+    assert f"the first token after {ours['seconds_to_first_token']:.3g} s" in text
     assert "at position       500" in text
     assert "vision tower" in text
     assert "tower       minigemma" in text
