@@ -122,7 +122,7 @@ def attention(
 # ---- kernels. Both walk the keys in blocks and keep, for each query, the maximum so far, the sum of exponentials and
 # ---- the weighted sum of values; a new maximum rescales what was summed (Milakov & Gimelshein 2018, "online softmax").
 
-FEW_QUERIES = 8  # that still count as decoding
+FEW_QUERIES, FAR = 8, 1024  # queries that still count as decoding; twice as many, before so many keys
 FEW_BLOCK = 64  # keys at a time while decoding: pairs from two places
 HEADS = 4  # query heads that share what is loaded of a key: eight sums, of two keys, in registers
 AHEAD = 8  # keys that are read ahead into the second-level cache
@@ -130,6 +130,11 @@ AT_ONCE = 2  # pairs of values that are added up together
 SPLIT = 32  # keys, of one key head each, that a thread takes at least while decoding
 MANY_BLOCK = 8 * ROWS  # keys at a time otherwise
 COLUMNS = 8 * 2 * LANES  # queries that share a block of widened keys
+
+
+def are_few(queries: int, before: int) -> bool:
+    """Do so many queries count as decoding, with so many keys before theirs? Each of them reads all keys."""
+    return queries <= (FEW_QUERIES if before > FAR else 2 * FEW_QUERIES)
 
 
 @jit_inner
@@ -379,7 +384,7 @@ def _few_parts(workers, q, k, v, query_positions, until, keys, window, scale, ca
 def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
     """Decoding: lanes are the head's numbers. The keys are shared out among threads and the parts put together."""
     T, K, G, H = q.shape
-    parts = max(1, min(workers, len(k) * K // SPLIT))
+    parts = max(1, min((workers + T - 1) // T, len(k) * K // SPLIT))
     states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
     out = np.empty((T * K, G, H), np.float32)
     _few_parts(workers, q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals, out)
@@ -527,7 +532,7 @@ def _attention(q, k, v, query_positions, until, key_positions, window, scale, ca
     require(fits, "attention", q, k, v, query_positions, until, key_positions)
     T, N, H = q.shape
     K = k.shape[1]
-    decoding = T <= FEW_QUERIES and H % (2 * LANES) == 0
+    decoding = are_few(T, len(k) - T) and H % (2 * LANES) == 0
     numbers = np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0), get_num_threads()
     grouped = q.reshape(T, K, N // K, H)
     return (_few_queries if decoding else _many_queries)(

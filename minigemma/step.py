@@ -25,7 +25,7 @@ from numba import get_num_threads
 from numpy.typing import NDArray
 
 from .arrays import F32, read_only
-from .attention import EVERYTHING, FEW_QUERIES, SPLIT
+from .attention import EVERYTHING, SPLIT, are_few
 from .backend import is_compiled, jit, jit_inner
 from .cache import Cache, KeyValueRing, RecurrentState, Rings
 from .config import TextConfig
@@ -43,7 +43,6 @@ from .views import array_at, arrays_of, new_array, reshaped
 
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
 POSITIONS = 64  # whose cosines and sines are made together
-NEAR = 1024  # positions at which it is the weights that a few tokens' time goes into
 ROOM = 1 << 24  # float32 numbers at most that the layers of one call make, for a few tokens, until it returns
 PLACES = read_only(np.empty(0, np.int32))  # the type of what says where the keys of a ring stand
 # A layer's row of arrays: what every layer has, then what one with attention has, or a recurrent one.
@@ -318,26 +317,25 @@ class CompiledLayers:
         _embed_rows(rows, ids, stride, size, self.embedding_scale, x)
         return x
 
-    def take(self, ids: np.ndarray, cache: Cache) -> bool:
-        """Should these tokens go through here, `few` together? No more than twice as many, where two calls are sooner
+    def take(self, tokens: int, cache: Cache) -> bool:
+        """May so many tokens go through here, `few` together? No more than twice as many, where two calls are sooner
         done than the blocks; where the matrix unit takes what is more than few, not even that. No ring may come to its
-        end: there the last of them would take the place of keys that the first one sees. Far on in a sequence more than
-        FEW_QUERIES together would read its keys too often. And a first run of all does not compile this for its prompt,
-        which takes seconds longer than what the blocks call.
+        end: there the last of them would take the place of keys that the first one sees.
         """
-        if len(ids) == 1:
-            return True
         rings = (cast(KeyValueRing, cache.layers[i]) for i in self.attentive)
         most = 2 * FEW if few() == FEW else few()
-        if len(ids) > most or any(cache.position + len(ids) > ring.limit for ring in rings):
-            return False
-        if len(ids) > FEW_QUERIES and cache.position > NEAR:
-            return False
+        near = are_few(min(tokens, few()), cache.position)
+        return tokens == 1 or (tokens <= most and near and all(cache.position + tokens <= ring.limit for ring in rings))
+
+    def ready(self, ids: np.ndarray, cache: Cache) -> bool:
+        """Has it been compiled? A first run of all does not compile it for its prompt, which would take seconds longer
+        than what the blocks call, but for the token after that.
+        """
         kept = self._kept(cache)
-        if kept not in self._compiled:
-            calls = self._work(ids[: few()], cache, 1)[1]
+        if len(ids) > 1 and kept not in self._compiled:
+            calls = self._work(ids, cache, 1)[1]
             self._compiled[kept] = all(is_compiled(kernel, *arguments) for kernel, arguments in calls)
-        return self._compiled[kept]
+        return len(ids) == 1 or self._compiled[kept]
 
     def _kept(self, cache: Cache) -> str:
         """As what this cache keeps keys: the kernels are compiled for each."""
