@@ -248,9 +248,12 @@ def roofline(report: dict[str, Any], path: Path) -> None:
         drawn = axes.plot([x for _, x, _ in prompts], [y / 1e9 for *_, y in prompts], f"{marker}:", label=name, **style)
         style |= {"color": drawn[0].get_color(), "markerfacecolor": "none"}
         axes.plot(decode[0], decode[1] / 1e9, marker, **style)
+    before = 0.0
     for what, intensity, speed in found["minigemma"]:
         right_of = what == "decode"  # and prompts to the left, away from the line between them
-        beside: dict[str, Any] = {"xytext": (9, -3) if right_of else (-4, 7), "ha": "left" if right_of else "right"}
+        left_of = (-4, 7) if speed > before else (-4, -15)
+        beside: dict[str, Any] = {"xytext": (9, -3) if right_of else left_of, "ha": "left" if right_of else "right"}
+        before = speed
         axes.annotate(what, (intensity, speed / 1e9), textcoords="offset points", fontsize=9, **beside)
     axes.set_xlabel("arithmetic intensity: flop for each byte of weights read")
     axes.set_ylabel("speed: GFLOP/s")
