@@ -422,17 +422,17 @@ def few_rows(x, blocks, weight, group, other, y):
     for one token both are read at once, where two STREAMS are best: see few_tokens.py. x as `few_in_8_bits` makes it.
     """
     (whole, scales, starts), out, (T, R) = x, reshaped(y, y.size), y.shape
-    one, two, at, there = no_sums(), no_sums(), group * blocks * WORDS, other * blocks * WORDS
-    for block in range(blocks if T == 1 else 0):
-        for line in range(0, WORDS, 16):
-            prefetch(weight, at + AHEAD + line)
-            if STREAMS == 2:
-                prefetch(weight, there + AHEAD + line)
-        one = add_block(one, weight, at, whole, block * BLOCK, scales[block], starts[block])
-        if STREAMS == 2:
-            two = add_block(two, weight, there, whole, block * BLOCK, scales[block], starts[block])
-        at, there = at + WORDS, there + WORDS
     if T == 1:
+        one, two, at, there = no_sums(), no_sums(), group * blocks * WORDS, other * blocks * WORDS
+        for block in range(blocks):
+            for line in range(0, WORDS, 16):
+                prefetch(weight, at + AHEAD + line)
+                if STREAMS == 2:
+                    prefetch(weight, there + AHEAD + line)
+            one = add_block(one, weight, at, whole, block * BLOCK, scales[block], starts[block])
+            if STREAMS == 2:
+                two = add_block(two, weight, there, whole, block * BLOCK, scales[block], starts[block])
+            at, there = at + WORDS, there + WORDS
         store_sums(one, out, group * SIDE)
         if STREAMS == 2:
             store_sums(two, out, other * SIDE)

@@ -286,7 +286,7 @@ class CompiledLayers:
         self.ropes = list(dict.fromkeys(ropes))
         which = np.array([self.ropes.index(rope) for rope in ropes])
         self._turned = 0, np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.float32)
-        self._compiled: dict[str, bool] = {}  # for each type of the keys, as far as is known
+        self._compiled: dict[np.dtype | None, bool] = {}  # for each type of the keys, as far as is known
         H, F = config.head_dim, config.ffn_width
         self.memory = next((block.recurrent.conv.shape for block in blocks if block.attention is None), (0, 0))
         self.arrays = _arrays(blocks)  # which the tables speak of
@@ -337,10 +337,9 @@ class CompiledLayers:
             self._compiled[kept] = all(is_compiled(kernel, *arguments) for kernel, arguments in calls)
         return len(ids) == 1 or self._compiled[kept]
 
-    def _kept(self, cache: Cache) -> str:
+    def _kept(self, cache: Cache) -> np.dtype | None:
         """As what this cache keeps keys: the kernels are compiled for each."""
-        rings = (cast(KeyValueRing, cache.layers[i]) for i in self.attentive)
-        return next((ring.keys.dtype.name for ring in rings), "")
+        return cast(KeyValueRing, cache.layers[self.attentive[0]]).keys.dtype if self.attentive else None
 
     def residual(self, ids: np.ndarray, cache: Cache, outputs: int) -> F32:
         """A few tokens, [T] → [outputs, D], the residual of the last of them after the last layer; each ring takes them
