@@ -138,6 +138,12 @@ def are_few(queries: int, before: int) -> bool:
 
 
 @jit_inner
+def parts_of(queries, keys, heads, workers):
+    """Into how many parts the keys of each query are cut, so that all threads have work: keys of so many heads."""
+    return max(1, min((workers + queries - 1) // queries, keys * heads // SPLIT))
+
+
+@jit_inner
 def _four(first, last, size):
     """Where `size` numbers of each of HEADS heads begin, from `first` on; behind the last one it stands itself."""
     return first * size, min(first + 1, last) * size, min(first + 2, last) * size, min(first + 3, last) * size
@@ -255,14 +261,13 @@ def _add_values(scores, p, v, at, apart, each, count, end, total, heads, H):
 
 @jit_inner
 def _few_block(
-    q, k, v, K, G, H, query, until, keys, window, scale, cap, pairs, last, task, parts, states, totals, scores
+    q, k, v, K, G, H, query, until, keys, window, scale, cap, pairs, last, task, parts, state, total, scores
 ):
     """One query position, all its heads, q [K · G · H], and a block of keys, whose row s of k and v [K · H] begins at
     s · K · H: `pairs` are the first key, how far behind each its partner lies, how far the next one, and how many
     there are; from `last` on are none. Heads of a group go in fours; who has no partner is its own.
     """
-    step, state, total = K * H, reshaped(states, states.size), reshaped(totals, totals.size)
-    (first, apart, each, count), fours, size = pairs, (G + HEADS - 1) // HEADS, FEW_BLOCK * HEADS
+    (first, apart, each, count), step, fours, size = pairs, K * H, (G + HEADS - 1) // HEADS, FEW_BLOCK * HEADS
     hidden, room = scores[K * fours * size :], scores[K * fours * size + size :]
     _hide(query, until, keys, window, pairs, last, hidden)
     for s in range(count):
@@ -293,9 +298,11 @@ def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, t
     K, G, H = q.shape[1:]
     t, part = task // parts, task % parts
     size = (len(k) + parts - 1) // parts
-    flat_q, flat_k, flat_v = reshaped(q[t].copy(), K * G * H), reshaped(k, k.size), reshaped(v, v.size)
+    flat_k, flat_v = reshaped(k, k.size), reshaped(v, v.size)
+    state, total = reshaped(states, states.size), reshaped(totals, totals.size)
+    given, flat_q = reshaped(q, q.size), new_array(K * G * H, np.float32)
     for h in range(0, K * G * H, 2 * LANES):
-        a, b = as_two(flat_k, load(flat_q, h), load(flat_q, h + LANES))
+        a, b = as_two(flat_k, load(given, t * K * G * H + h), load(given, t * K * G * H + h + LANES))
         store(flat_q, h, a)
         store(flat_q, h + LANES, b)
     here, last = t * K * parts + part, min(len(k), part * size + size)
@@ -303,10 +310,10 @@ def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, t
     for i in range(scores.size):
         scores[i] = 0
     for i in range(here, here + K * parts, parts):
-        for g in range(G):
-            states[i, g, 0], states[i, g, 1] = LOWEST, 0
-            for h in range(H):
-                totals[i, g, h] = 0
+        for g in range(2 * i * G, 2 * (i + 1) * G, 2):
+            state[g], state[g + 1] = LOWEST, 0
+        for h in range(i * G * H, (i + 1) * G * H, LANES):
+            store(total, h, zeros())
     first, position = part * size, query_positions[t]
     count = (max(0, last - first) + 1) // 2
     apart, each = (count, 1) if STREAMS == 2 else (1, 2)  # the halves of the part side by side, or neighbours
@@ -329,11 +336,10 @@ def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, t
             last,
             here,
             parts,
-            states,
-            totals,
+            state,
+            total,
             scores,
         )
-    total = reshaped(totals, totals.size)
     for i in range(here, here + K * parts, parts):
         for h in range(i * G * H, (i + 1) * G * H, 2 * LANES):
             a, b = from_two(flat_k, load(total, h), load(total, h + LANES))
@@ -347,20 +353,20 @@ def join(states, totals, out):
 
     states [groups · parts, G, 2], totals [groups · parts, G, H] → out [groups, G, H]
     """
-    parts = len(states) // len(out)
-    for i in range(len(out)):
-        for g in range(out.shape[1]):
-            top, summed = LOWEST, np.float32(0)
-            for part in range(i * parts, i * parts + parts):
-                top = max(top, states[part, g, 0])
-            for part in range(i * parts, i * parts + parts):
-                share = np.exp(states[part, g, 0] - top)
-                summed += share * states[part, g, 1]
-                for h in range(out.shape[2]):
-                    before = out[i, g, h] if part > i * parts else np.float32(0)
-                    out[i, g, h] = before + share * totals[part, g, h]
-            for h in range(out.shape[2]):
-                out[i, g, h] /= summed
+    (groups, G, H), parts = out.shape, len(states) // len(out)
+    state, total, joined = reshaped(states, states.size), reshaped(totals, totals.size), reshaped(out, out.size)
+    for i in range(groups * G):
+        first, top, summed = i // G * parts * G + i % G, LOWEST, np.float32(0)
+        for row in range(first, first + parts * G, G):
+            top = max(top, state[2 * row])
+        for row in range(first, first + parts * G, G):
+            share = np.exp(state[2 * row] - top)
+            summed += share * state[2 * row + 1]
+            for h in range(H):
+                before = joined[i * H + h] if row > first else np.float32(0)
+                joined[i * H + h] = before + share * total[row * H + h]
+        for h in range(i * H, i * H + H):
+            joined[h] /= summed
 
 
 @jit_inner
@@ -370,24 +376,23 @@ def _few_some(worker, workers, q, k, v, query_positions, until, keys, window, sc
 
 
 @jit
-def _few_parts(workers, q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals, out):
-    """Every query and group, its keys cut into `parts`, shared out among threads.
+def _few_all(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
+    """Decoding: lanes are the head's numbers. The keys are cut in parts, shared out among threads and put together.
 
-    q [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S]; states [T · K · parts, G, 2] become maximum and sum,
-    totals [T · K · parts, G, H] weighted values → out [T · K, G, H]
+    q [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S] → out [T · K, G, H]
     """
+    T, K, G, H = q.shape
+    parts = parts_of(T, len(k), K, workers)
+    states, totals = new_array((T * K * parts, G, 2), np.float32), new_array((T * K * parts, G, H), np.float32)
     arguments = q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals
     share_out(_few_some, workers, arguments)
     join(states, totals, out)
 
 
 def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
-    """Decoding: lanes are the head's numbers. The keys are shared out among threads and the parts put together."""
     T, K, G, H = q.shape
-    parts = max(1, min((workers + T - 1) // T, len(k) * K // SPLIT))
-    states, totals = np.empty((T * K * parts, G, 2), np.float32), np.empty((T * K * parts, G, H), np.float32)
     out = np.empty((T * K, G, H), np.float32)
-    _few_parts(workers, q, k, v, query_positions, until, key_positions, window, scale, cap, parts, states, totals, out)
+    _few_all(workers, q, k, v, query_positions, until, key_positions, window, scale, cap, out)
     return out
 
 

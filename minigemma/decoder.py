@@ -155,7 +155,7 @@ class Decoder(ABC):
             self._tower(pictures)
         tokens = self._checked(ids)
         alone = cache and len(tokens) == 1 and not pictures and taps is None
-        if cache and alone and (compiled := self._compiled_for(tokens)):
+        if cache and alone and (compiled := self._compiled_for(tokens, cache)):
             return self._next(compiled, tokens, cache, likely_only)
         runs = self.image_runs(tokens)
         images = self._checked_images(images, len(runs))
@@ -166,10 +166,15 @@ class Decoder(ABC):
         spans = [ImageSpan(*run, feature) for run, feature in zip(runs, features, strict=True)]
         with formulas_only(self.backend == "numpy"), threads(self.threads):
             outputs = []
-            compiled = self._compiled_for(tokens)
-            together = few() if compiled and compiled.take(len(tokens), cache) else PIECE
-            for first, last in pieces(len(tokens), runs, len(tokens) if taps.patterns else together):
-                x = self._layers(tokens, first, last, spans, cache, taps, last_only)
+            compiled = None if taps.patterns else self._compiled_for(tokens, cache)
+            together = len(tokens) if taps.patterns else few() if compiled else PIECE
+            for first, last in pieces(len(tokens), runs, together):
+                here = tokens[first:last]
+                if compiled and compiled.ready(here, cache):
+                    x = compiled.residual(here, cache, 1 if last_only else len(here))
+                    cache.advance(len(here))
+                else:
+                    x = self._layers(tokens, first, last, spans, cache, taps, last_only)
                 if not last_only:
                     outputs.append(self._head(x, taps))
             if last_only:
@@ -226,11 +231,6 @@ class Decoder(ABC):
         self, ids: np.ndarray, first: int, last: int, spans: list[ImageSpan], cache: Cache, taps: Taps, last_only: bool
     ) -> F32:
         here = ids[first:last]
-        compiled = self._compiled_for(here) if len(here) <= few() and not taps.patterns else None
-        if compiled and compiled.take(len(here), cache) and compiled.ready(here, cache):
-            x = compiled.residual(here, cache, 1 if last_only else len(here))
-            cache.advance(len(here))
-            return x
         if self.vision:  # not every embedding has a row for the image token
             here = np.where(here == self.vision.image_token, 0, here)
         x = embed(here, self.weights.embedding, self.embedding_scale)
@@ -264,13 +264,13 @@ class Decoder(ABC):
             return None
         return preview_of(self.weights.scores, self.weights.final_norm, self.config.eps)
 
-    def _compiled_for(self, ids: np.ndarray) -> CompiledLayers | None:
-        """The compiled code that stands for blocks and head, for a few tokens that nobody looks inside of and that are
-        no image's; None where it may not.
+    def _compiled_for(self, ids: np.ndarray, cache: Cache) -> CompiledLayers | None:
+        """The compiled code that stands for blocks and head, for a few tokens that nobody looks inside of and none of
+        which is an image's; None where it may not.
         """
         if self.backend == "numpy" or runs_formulas() or (self.vision and (ids == self.vision.image_token).any()):
             return None
-        return self._compiled
+        return self._compiled if self._compiled and self._compiled.take(len(ids), cache) else None
 
     def _next(self, compiled: CompiledLayers, tokens: np.ndarray, cache: Cache, likely_only: bool) -> F32:
         """`forward` for one token that is alone."""

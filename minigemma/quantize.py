@@ -46,6 +46,7 @@ from .simd import (
     where_less,
     zeros,
 )
+from .views import new_array
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 BYTES = (18, 20, 22, 24, 34, 144, 176, 210)  # of a block of each
@@ -189,13 +190,19 @@ def _q6_k_block(block, out):
 
 
 @jit_inner
-def _block(block, kind, out):
-    if kind <= Q8_0:
-        _old_block(block, kind, out)
-    elif kind == Q6_K:
+def _new_block(block, kind, out):
+    if kind == Q6_K:
         _q6_k_block(block, out)
     else:
         _k_block(block, kind == Q5_K, out)
+
+
+@jit_inner
+def _block(block, kind, out):
+    if kind <= Q8_0:
+        _old_block(block, kind, out)
+    else:
+        _new_block(block, kind, out)
 
 
 @jit_inner
@@ -435,7 +442,7 @@ def _int4_block(x, scales, r, room, out):
 
 @jit_inner
 def _quantise_some(worker, workers, x, bits, scales, out, whole):
-    r, room = np.empty(32, np.float32), np.empty(2 * scales.size, np.float32)
+    r, room = new_array(32, np.float32), new_array(2 * scales.size, np.float32)
     for b in share(worker, workers, x.size // 32):
         if bits == 8:
             _int8_block(x, 32 * b, _largest(x, 32 * b) / float32(127), out, whole, 34 * b)
@@ -462,32 +469,44 @@ def _int8_moved(blocks, five, out):
     """Q4_0 or Q5_0 blocks, [B · 18 or 22]: the same scales, and whole numbers that are only written otherwise."""
     size, zero = (22, 16) if five else (18, 8)
     for b in range(blocks.size // size):
-        at, to, bits = b * size, b * 34, np.uint32(0)
+        at, to, bits = b * size, b * 34, 0
         out[to], out[to + 1] = blocks[at], blocks[at + 1]
-        if five:
-            for i in range(4):
-                bits |= np.uint32(blocks[at + 2 + i]) << np.uint32(8 * i)
+        for i in range(4 if five else 0):
+            bits |= blocks[at + 2 + i] << 8 * i
         for j in range(16):
-            both = np.uint32(blocks[at + size - 16 + j])
-            low = both & np.uint32(15) | (bits >> np.uint32(j) & np.uint32(1)) << np.uint32(4)
-            high = both >> np.uint32(4) | (bits >> np.uint32(j + 16) & np.uint32(1)) << np.uint32(4)
-            out[to + 2 + j], out[to + 18 + j] = np.uint8(low - np.uint32(zero)), np.uint8(high - np.uint32(zero))
+            both = blocks[at + size - 16 + j]
+            out[to + 2 + j] = (both & 15 | (bits >> j & 1) << 4) - zero
+            out[to + 18 + j] = (both >> 4 | (bits >> j + 16 & 1) << 4) - zero
+
+
+@jit_inner
+def _search(room, weights, steps, divided, out, whole, to):
+    """The weights of a block, in `room`, as int8 blocks from out[to] on; `whole` is `out`, as int8."""
+    for at in range(0, weights, 32):
+        largest, best = _largest(room, at), float32(127)
+        if largest > 0:
+            for j in range(0, 32, LANES):
+                store(divided, j, load(room, at + j) / splat(largest))
+            best = _closest_steps(divided, steps)
+        _int8_block(room, at, largest / best, out, whole, to + at // 32 * 34)
 
 
 @jit
-def _int8_searched(blocks, kind, weights, steps, out, whole):
-    """Blocks of any other kind, [B, bytes] of so many weights → [B · weights / 32 · 34]; `whole` is `out`, as int8."""
-    room, divided, to = np.empty(256, np.float32), np.empty(32, np.float32), 0
+def _int8_of_old(blocks, kind, steps, out, whole):
+    """Blocks of 32 weights, [B, bytes] → [B · 34]; `whole` is `out`, as int8."""
+    room, divided = new_array(32, np.float32), new_array(32, np.float32)
     for b in range(len(blocks)):
-        _block(blocks[b], kind, room)
-        for at in range(0, weights, 32):
-            largest, best = _largest(room, at), float32(127)
-            if largest > 0:
-                for j in range(0, 32, LANES):
-                    store(divided, j, load(room, at + j) / splat(largest))
-                best = _closest_steps(divided, steps)
-            _int8_block(room, at, largest / best, out, whole, to)
-            to += 34
+        _old_block(blocks[b], kind, room)
+        _search(room, 32, steps, divided, out, whole, b * 34)
+
+
+@jit
+def _int8_of_new(blocks, kind, steps, out, whole):
+    """The same of 256 weights, [B, bytes] → [B · 8 · 34]: few files have both, and only one is compiled."""
+    room, divided = new_array(256, np.float32), new_array(32, np.float32)
+    for b in range(len(blocks)):
+        _new_block(blocks[b], kind, room)
+        _search(room, 256, steps, divided, out, whole, b * 8 * 34)
 
 
 @int8_blocks.kernel
@@ -501,8 +520,8 @@ def _int8(blocks, kind):
         if kind in (Q4_0, Q5_0):
             _int8_moved(blocks[first:last].reshape(-1), kind == Q5_0, out[first:last].reshape(-1))
         else:
-            made = out[first:last].reshape(-1)
-            _int8_searched(blocks[first:last], kind, WEIGHTS[KINDS[kind]], STEPS, made, made.view(np.int8))
+            made, search = out[first:last].reshape(-1), _int8_of_old if kind <= Q8_0 else _int8_of_new
+            search(blocks[first:last], kind, STEPS, made, made.view(np.int8))
 
     # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands at the start.
     workers = get_num_threads() if len(blocks) >= SHARED else 1

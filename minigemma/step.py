@@ -25,7 +25,7 @@ from numba import get_num_threads
 from numpy.typing import NDArray
 
 from .arrays import F32, read_only
-from .attention import EVERYTHING, SPLIT, are_few
+from .attention import EVERYTHING, are_few, parts_of
 from .backend import is_compiled, jit, jit_inner
 from .cache import Cache, KeyValueRing, RecurrentState, Rings
 from .config import TextConfig
@@ -82,7 +82,8 @@ def _room(count, T, D, F):
 def _attention_room(workers, count, x, widths):
     """And in each layer with attention: q, k and v; maxima and sums, and weighted values."""
     (T, D), (NH, KH, H, F) = x.shape, widths
-    G, parts = NH // KH, KH // H * T * ((workers + T - 1) // T)
+    G, K = NH // KH, KH // H
+    parts = T * K * parts_of(T, EVERYTHING, K, workers)
     qs, ks = new_array((count, T, NH), np.float32), new_array((count, T, KH), np.float32)
     vs, states = new_array((count, T, KH), np.float32), new_array((count, parts, G, 2), np.float32)
     return qs, ks, vs, states, new_array((count, parts, G, H), np.float32), _room(count, T, D, F)
@@ -127,7 +128,7 @@ def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
         wq, wk = array_at(table, i, WQ, likes[0]), array_at(table, i, WK, likes[0])
         head_norms = array_at(table, i, Q_NORM, ABSENT), array_at(table, i, K_NORM, ABSENT)
         places, keys, values = array_at(rings, i, 2, PLACES), array_at(rings, i, 0, kept), array_at(rings, i, 1, kept)
-        parts = T * K * max(1, min((workers + T - 1) // T, len(places) * K // SPLIT))
+        parts = T * K * parts_of(T, len(places), K, workers)
         common = _common(table, i, likes)
         attention_layer(
             worker,
@@ -322,10 +323,11 @@ class CompiledLayers:
         done than the blocks; where the matrix unit takes what is more than few, not even that. No ring may come to its
         end: there the last of them would take the place of keys that the first one sees.
         """
-        rings = (cast(KeyValueRing, cache.layers[i]) for i in self.attentive)
-        most = 2 * FEW if few() == FEW else few()
-        near = are_few(min(tokens, few()), cache.position)
-        return tokens == 1 or (tokens <= most and near and all(cache.position + tokens <= ring.limit for ring in rings))
+        if tokens == 1:
+            return True
+        most, rings = 2 * FEW if few() == FEW else few(), (cast(KeyValueRing, cache.layers[i]) for i in self.attentive)
+        near = tokens <= most and are_few(min(tokens, few()), cache.position)
+        return near and all(cache.position + tokens <= ring.limit for ring in rings)
 
     def ready(self, ids: np.ndarray, cache: Cache) -> bool:
         """Has it been compiled? A first run of all does not compile it for its prompt, which would take seconds longer
@@ -333,7 +335,8 @@ class CompiledLayers:
         """
         kept = self._kept(cache)
         if len(ids) > 1 and kept not in self._compiled:
-            calls = self._work(ids, cache, 1)[1]
+            x = np.empty((len(ids), self.table[-1]), np.float32)  # only its type counts
+            calls = self._work(x, cache, 1)[1]
             self._compiled[kept] = all(is_compiled(kernel, *arguments) for kernel, arguments in calls)
         return len(ids) == 1 or self._compiled[kept]
 
@@ -345,22 +348,22 @@ class CompiledLayers:
         """A few tokens, [T] → [outputs, D], the residual of the last of them after the last layer; each ring takes them
         in, and each state is told what it will be.
         """
-        return self._run(cache, *self._work(ids, cache, outputs))
+        return self._run(cache, *self._work(self.embed(ids), cache, outputs))
 
     def next(self, ids: np.ndarray, cache: Cache, preview: Preview | None) -> F32:
         """The same of one token, and the logits [1, V] of the token after it, without a cap."""
-        x, *work = self._work(ids, cache, 1)
+        x, *work = self._work(self.embed(ids), cache, 1)
         likely = preview.later(x) if preview else None
         self._run(cache, x, *work)
         return likely() if likely else self.logits(x)
 
-    def _work(self, ids: np.ndarray, cache: Cache, outputs: int) -> tuple[F32, list[Any], list[Any]]:
-        """All that Python has to do for the tokens' layers, before the weights drive its code out of the caches: where
-        the last residual will be, [outputs, D]; each run's kernel and arguments; the states, and where what they will
-        be is to be.
+    def _work(self, x: F32, cache: Cache, outputs: int) -> tuple[F32, list[Any], list[Any]]:
+        """All that Python has to do for the layers of x [T, D], before the weights drive its code out of the caches:
+        where the last residual will be, [outputs, D]; each run's kernel and arguments; the states, and where what they
+        will be is to be.
         """
         calls: list[Any] = []
-        x, T, workers, start = self.embed(ids), len(ids), get_num_threads(), cache.position == 0
+        T, workers, start = len(x), get_num_threads(), cache.position == 0
         states = cast(list[RecurrentState], [cache.layers[i] for i in self.recurrent])
         before, made = arrays_of([state.read() for state in states]), np.empty((len(states), *self.memory), np.float32)
         rings, positions = self._rings(cache, T), np.arange(cache.position, cache.position + T, dtype=np.int32)
