@@ -15,6 +15,7 @@ variable, so two threads may differ.
 from __future__ import annotations
 
 import ctypes
+import gc
 import inspect
 import os
 import site
@@ -126,7 +127,18 @@ class _Compiled(FunctionCache):
 def jit(function: Callable) -> Any:
     """Decorator: a kernel, during which Python's other threads may run. Several cores are put to it by crew.py."""
     made = numba.njit(nogil=True, pipeline_class=_KernelCompiler, **KERNEL)(function)
-    made._cache = _Compiled(function)
+    made._cache, compiled = _Compiled(function), made.compile
+
+    def without_collector(signature: Any) -> Any:  # which finds little in what a compiler makes, and looks all the time
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return compiled(signature)
+        finally:
+            if collecting:
+                gc.enable()
+
+    made.compile = without_collector
     return made
 
 
