@@ -280,7 +280,8 @@ ALL_INT4 = "int4, the embedding too"
 NAMES = {"int4": "int4 (embedding int8)", "int4-row": "int4-row (embedding int8-row)"}
 PAGE = """# What each format costs in accuracy
 
-Made by `python docs/make_accuracy.py > docs/accuracy.md`, or a table at a time (`--only weights`, `decoding`, `programs`).
+Made by `python docs/make_accuracy.py > docs/accuracy.md`, or a table at a time (`--only weights`, `decoding`,
+`programs`).
 
 The demo weights, `{file}`, read {tokens:,} tokens of English in chunks of {chunk:,}, each beginning with BOS and an
 empty cache: {prose} chunks of Carroll, Austen and Melville (`tests/data/prose.txt`) and {manual} of Python's language

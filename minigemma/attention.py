@@ -48,7 +48,7 @@ from .simd import (
     zeros,
 )
 from .softcap import soft_cap, soft_cap_lanes
-from .views import new_array, reshaped
+from .views import new_array, new_zeros, reshaped
 
 EVERYTHING = 2**30  # a window wider than any position: a global layer, for kernels
 LOWEST = np.float32(-1e30)  # the maximum of no scores at all; finite, so that differences of two stay numbers
@@ -306,9 +306,7 @@ def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, t
         store(flat_q, h, a)
         store(flat_q, h + LANES, b)
     here, last = t * K * parts + part, min(len(k), part * size + size)
-    scores = new_array((K * ((G + HEADS - 1) // HEADS) + 1) * FEW_BLOCK * HEADS + 3 * LANES, np.float32)
-    for i in range(scores.size):
-        scores[i] = 0
+    scores = new_zeros((K * ((G + HEADS - 1) // HEADS) + 1) * FEW_BLOCK * HEADS + 3 * LANES, np.float32)
     for i in range(here, here + K * parts, parts):
         for g in range(2 * i * G, 2 * (i + 1) * G, 2):
             state[g], state[g + 1] = LOWEST, 0
@@ -458,13 +456,15 @@ def _many_columns(q, k, v, head, query_positions, until, key_positions, window, 
     lanes = 2 * LANES
     tiles = (last - first + lanes - 1) // lanes
     padded = (H + ROWS - 1) // ROWS * ROWS
-    packed = np.zeros((tiles, H * lanes), np.float32)
-    positions = np.full((tiles, lanes), LOWEST)
-    ends = np.full((tiles, lanes), LOWEST)  # a column of padding sees nothing
-    state = np.zeros((tiles, 2 * lanes), np.float32)  # maxima, then sums
-    totals = np.zeros((tiles, padded * lanes), np.float32)
-    keys, values = np.empty(MANY_BLOCK * padded, np.float32), np.empty(MANY_BLOCK * padded, np.float32)
-    scores, where = np.empty(MANY_BLOCK * lanes, np.float32), np.empty(MANY_BLOCK, np.float32)
+    packed = new_zeros((tiles, H * lanes), np.float32)
+    positions, ends = new_array((tiles, lanes), np.float32), new_array((tiles, lanes), np.float32)
+    for tile in range(tiles):
+        for lane in range(lanes):
+            positions[tile, lane] = ends[tile, lane] = LOWEST  # a column of padding sees nothing
+    state = new_zeros((tiles, 2 * lanes), np.float32)  # maxima, then sums
+    totals = new_zeros((tiles, padded * lanes), np.float32)
+    keys, values = new_array(MANY_BLOCK * padded, np.float32), new_array(MANY_BLOCK * padded, np.float32)
+    scores, where = new_array(MANY_BLOCK * lanes, np.float32), new_array(MANY_BLOCK, np.float32)
     for c in range(first, last):
         tile, lane = (c - first) // lanes, (c - first) % lanes
         positions[tile, lane], ends[tile, lane] = query_positions[c // G], until[c // G]

@@ -48,7 +48,7 @@ from numba.extending import intrinsic
 
 from .backend import jit_inner
 from .simd import prefetch
-from .views import new_array
+from .views import new_zeros
 
 PIECES = 8  # of each step, for each thread: so many times one may help out another
 LINE = 8  # int64 in a cache line: counters of two threads in one would be sent to and fro
@@ -162,10 +162,7 @@ def _give_way(typingctx):
 @jit_inner
 def new_board(steps, workers):
     """Counters of all steps: for each thread's share the pieces begun, then the pieces done."""
-    board = new_array(steps * (workers + 1) * LINE, np.int64)
-    for i in range(board.size):
-        board[i] = 0
-    return board
+    return new_zeros(steps * (workers + 1) * LINE, np.int64)
 
 
 @jit_inner

@@ -48,7 +48,7 @@ from .simd import (
     sum_lanes,
     zeros,
 )
-from .views import new_array, reshaped
+from .views import new_array, new_zeros, reshaped
 
 SIDE = 16  # rows side by side
 BLOCK = 32  # columns that share a scale
@@ -499,8 +499,8 @@ def _some_panels(worker, workers, x, weight, columns, panel, scales, sums, y):
 @jit_inner
 def _panels_of_all(worker, workers, x, weights, columns, ys):
     lanes, tokens = 2 * LANES, (len(ys[0]) + ROWS - 1) // ROWS * ROWS
-    panel = amx.on_cache_line(np.zeros(DEPTH * lanes + 64, np.uint8), DEPTH * lanes)
-    scales, sums = np.zeros(DEPTH // BLOCK * lanes, np.float32), np.empty(tokens * lanes, np.float32)
+    panel = amx.on_cache_line(new_zeros(DEPTH * lanes + 64, np.uint8), DEPTH * lanes)
+    scales, sums = new_zeros(DEPTH // BLOCK * lanes, np.float32), new_array(tokens * lanes, np.float32)
     for i in range(len(weights)):
         _some_panels(worker, workers, x, weights[i], columns, panel, scales, sums, ys[i])
 
@@ -562,8 +562,8 @@ def _some_on_tiles(worker, workers, packed, registers, weight, columns, panel, s
 @jit_inner
 def _all_on_tiles(worker, workers, packed, tiles, weights, columns, ys):
     blocks, registers = (len(ys[0]) + 31) // 32, tiles.copy()
-    panel = amx.on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
-    sums = amx.on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
+    panel = amx.on_cache_line(new_zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
+    sums = amx.on_cache_line(new_array(blocks * 1024 + 16, np.float32), blocks * 1024)
     amx.begin(registers)
     for i in range(len(weights)):
         _some_on_tiles(worker, workers, packed, registers, weights[i], columns, panel, sums, ys[i])

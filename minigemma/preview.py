@@ -66,7 +66,7 @@ from .simd import (
     sum_lanes,
     zeros,
 )
-from .views import reshaped
+from .views import new_array, reshaped
 
 DEVIATIONS = 2.0  # above the mean: what a preview must be for its row to be read whole
 COARSE = 64  # columns of a block in two bits
@@ -207,7 +207,7 @@ def _sixteen_rows(weight, size, order, fine, group, wide, own, whole, scales, wo
 @jit_inner
 def _some_sixteens(worker, workers, weight, size, order, fine, groups, scales, words):
     D = order.size
-    wide, own, whole = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(COARSE, np.int8)
+    wide, own, whole = new_array(D, np.float32), new_array(D, np.float32), new_array(COARSE, np.int8)
     for group in share(worker, workers, groups):
         _sixteen_rows(weight, size, order, fine, group, wide, own, whole, scales, words)
 
@@ -363,7 +363,7 @@ def _refine_rows(x, D, weight, size, rows, lowest, found, y):
 @jit_inner
 def _likely_some(worker, workers, few, fine, packed, x, D, weight, size, sums, board, y):
     V, done, logits = y.shape[1], 0, reshaped(y, y.size)
-    found = np.empty((V // SIDE // PIECES + 1) * SIDE + 1, np.int64)
+    found = new_array((V // SIDE // PIECES + 1) * SIDE + 1, np.int64)
     piece = claim(board, 0, worker, workers, PIECES)
     while piece >= 0:
         groups = share(piece, PIECES, V // SIDE)
@@ -389,12 +389,15 @@ def _likely_all(workers, x, gain, eps, order, fine, packed, weight, size, y):
     """The logits y [1, V] of x [D], after an RMSNorm where there is a gain; False, and nothing done, if x has an
     infinity or what is no number, which whole numbers would hide.
     """
-    D, normed = x.size, x.copy()
-    ordered, whole = np.empty(D, np.float32), np.empty(D, np.int8)
+    D, normed = x.size, new_array(x.size, np.float32)
+    ordered, whole = new_array(D, np.float32), new_array(D, np.int8)
     blocks = fine // BLOCK + (D - fine) // COARSE
-    scales, starts = np.empty(blocks, np.float32), np.empty(blocks, np.int32)
+    scales, starts = new_array(blocks, np.float32), new_array(blocks, np.int32)
     if gain.size:
         norm_row(x, gain, eps, normed)
+    else:
+        for d in range(D):
+            normed[d] = x[d]
     for k in range(D):
         ordered[k] = normed[order[k]]
         if not np.isfinite(ordered[k]):
@@ -403,11 +406,11 @@ def _likely_all(workers, x, gain, eps, order, fine, packed, weight, size, y):
     for block in range(fine // BLOCK, blocks):
         k = fine + (block - fine // BLOCK) * COARSE
         scales[block], starts[block] = int4.round_to_8_bits(ordered, k, COARSE, 3, whole)
-    fours, spread = whole.view(np.uint32), np.empty((D - fine) // 4 * LANES, np.uint32)
+    fours, spread = whole.view(np.uint32), new_array((D - fine) // 4 * LANES, np.uint32)
     for i in range(spread.size):
         spread[i] = fours[fine // 4 + i // LANES]
     few = whole, spread.view(np.int8), scales, starts
-    sums, board = np.empty((PIECES, 2), np.float32), new_board(2, workers)
+    sums, board = new_array((PIECES, 2), np.float32), new_board(2, workers)
     own = ready(reshaped(normed, (1, D)), weight)
     share_out(_likely_some, workers, (few, fine, packed, own, D, weight, size, sums, board, y))
     return True

@@ -39,6 +39,7 @@ from .simd import (
     tile_zeros,
     zeros,
 )
+from .views import new_array, new_zeros
 
 DECAY = 8.0  # c in the paper
 TOGETHER = 8  # rows of a gate that one token reads at a time: its sums are loaded and stored once for so many
@@ -217,12 +218,12 @@ def block_row(x, weight, bias, m, first, last, y):
 def _one_block(x, weight, bias, m, padded, y):
     """Block m for all tokens: its matrix is widened once, and tiles of ROWS tokens x 2 · LANES outputs go over it."""
     size = weight.shape[1]
-    wide, lanes = np.zeros(size * padded, np.float32), 2 * LANES
+    wide, lanes = new_zeros(size * padded, np.float32), 2 * LANES
     for i in range(size):
         row = weight[m, i]
         for j in range(size):
             wide[i * padded + j] = load_one(row, j)
-    some, out = np.zeros(ROWS * size, np.float32), np.empty(ROWS * lanes, np.float32)
+    some, out = new_zeros(ROWS * size, np.float32), new_array(ROWS * lanes, np.float32)
     for t in range(0, len(x), ROWS):
         rows = min(ROWS, len(x) - t)
         for r in range(rows):

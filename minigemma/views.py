@@ -1,7 +1,7 @@
 """Arrays inside of kernels: made, seen in another shape, found by an address.
 
-Numba's `np.empty`, `np.zeros` and `reshape` are functions that it compiles anew for each number of axes and each kind
-of caller, a tenth of what a first run compiles; these are a few instructions in the kernel itself.
+Numba's `np.empty`, `np.zeros`, `copy` and `reshape` are functions that it compiles anew for each number of axes and
+each kind of caller, a tenth of what a first run compiles; these are a few instructions in the kernel itself.
 """
 
 from __future__ import annotations
@@ -38,17 +38,31 @@ def _fill(context, builder, kind, data, sizes, meminfo, parent=None):
     return array._getvalue()
 
 
-@intrinsic
-def new_array(typingctx, shape, dtype):
-    """np.empty(shape, dtype) in a kernel; `shape` is a number or a tuple of numbers."""
+def _new(shape, dtype, zeros):
+    """What an intrinsic returns that makes an array."""
     made = types.Array(dtype.dtype, _axes(shape), "C")
 
     def codegen(context, builder, signature, args):
         from numba.np.arrayobj import _empty_nd_impl
 
-        return _empty_nd_impl(context, builder, made, _sizes(builder, args[0], signature.args[0]))._getvalue()
+        array = _empty_nd_impl(context, builder, made, _sizes(builder, args[0], signature.args[0]))
+        if zeros:
+            cgutils.memset(builder, array.data, builder.mul(array.itemsize, array.nitems), 0)
+        return array._getvalue()
 
     return made(shape, dtype), codegen
+
+
+@intrinsic
+def new_array(typingctx, shape, dtype):
+    """np.empty(shape, dtype) in a kernel; `shape` is a number or a tuple of numbers."""
+    return _new(shape, dtype, zeros=False)
+
+
+@intrinsic
+def new_zeros(typingctx, shape, dtype):
+    """np.zeros(shape, dtype) in a kernel."""
+    return _new(shape, dtype, zeros=True)
 
 
 @intrinsic

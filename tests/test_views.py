@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minigemma.arrays import read_only
-from minigemma.views import array_at, arrays_of, new_array, reshaped
+from minigemma.views import array_at, arrays_of, new_array, new_zeros, reshaped
 
 
 @numba.njit
@@ -18,6 +18,13 @@ def filled(a, b, value):
         for j in range(b):
             two[i, j, 0], two[i, j, 1] = value, -value
     return one, two
+
+
+@numba.njit
+def after_others(shape):
+    for _ in range(8):  # memory that was full of ones
+        new_array(shape, np.uint8)[:] = 255
+    return new_zeros(shape, np.uint8), new_zeros((shape, 3), np.float64), new_zeros(0, np.int16)
 
 
 @numba.njit
@@ -33,6 +40,13 @@ def in_one_axis(array):
 @numba.njit
 def sum_of(table, row, i, like):
     return array_at(table, row, i, like).sum()
+
+
+@pytest.mark.parametrize("size", (1, 7, 4096))
+def test_new_zeros_are_zeros(size):
+    one, two, none = after_others(size)
+    assert one.shape == (size,) and not one.any() and one.dtype == np.uint8
+    assert two.shape == (size, 3) and not two.any() and none.shape == (0,)
 
 
 def test_new_arrays_are_numpys():
