@@ -374,24 +374,17 @@ def _few_some(worker, workers, q, k, v, query_positions, until, keys, window, sc
 
 
 @jit
-def _few_all(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
+def attend_few(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
     """Decoding: lanes are the head's numbers. The keys are cut in parts, shared out among threads and put together.
 
-    q [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S] → out [T · K, G, H]
+    q and out [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S]
     """
     T, K, G, H = q.shape
     parts = parts_of(T, len(k), K, workers)
     states, totals = new_array((T * K * parts, G, 2), np.float32), new_array((T * K * parts, G, H), np.float32)
     arguments = q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals
     share_out(_few_some, workers, arguments)
-    join(states, totals, out)
-
-
-def _few_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
-    T, K, G, H = q.shape
-    out = np.empty((T * K, G, H), np.float32)
-    _few_all(workers, q, k, v, query_positions, until, key_positions, window, scale, cap, out)
-    return out
+    join(states, totals, reshaped(out, (T * K, G, H)))
 
 
 @jit_inner
@@ -518,15 +511,12 @@ def _many_chunks(worker, workers, q, k, v, query_positions, until, keys, window,
 
 
 @jit
-def _many_all(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
+def attend_many(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
+    """Prompts: lanes are queries, so that both products run as tiles. Query positions must rise, `until` not fall.
+
+    q and out [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S]
+    """
     share_out(_many_chunks, workers, (q, k, v, query_positions, until, keys, window, scale, cap, out))
-
-
-def _many_queries(q, k, v, query_positions, until, key_positions, window, scale, cap, workers):
-    """Prompts: lanes are queries, so that both products run as tiles. Query positions must rise, `until` not fall."""
-    out = np.empty_like(q)
-    _many_all(workers, q, k, v, query_positions, until, key_positions, window, scale, cap, out)
-    return out
 
 
 @attention.kernel
@@ -535,11 +525,9 @@ def _attention(q, k, v, query_positions, until, key_positions, window, scale, ca
     fits = fits and q.shape[1] % k.shape[1] == 0 and key_positions.shape == k.shape[:1]
     fits = fits and query_positions.shape == until.shape == q.shape[:1]
     require(fits, "attention", q, k, v, query_positions, until, key_positions)
-    T, N, H = q.shape
-    K = k.shape[1]
-    decoding = are_few(T, len(k) - T) and H % (2 * LANES) == 0
-    numbers = np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0), get_num_threads()
-    grouped = q.reshape(T, K, N // K, H)
-    return (_few_queries if decoding else _many_queries)(
-        grouped, k, v, query_positions, until, key_positions, *numbers
-    ).reshape(q.shape)
+    (T, N, H), K = q.shape, k.shape[1]
+    attend = attend_few if are_few(T, len(k) - T) and H % (2 * LANES) == 0 else attend_many
+    grouped, out = (T, K, N // K, H), np.empty_like(q)
+    numbers = np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0), out.reshape(grouped)
+    attend(get_num_threads(), q.reshape(grouped), k, v, query_positions, until, key_positions, *numbers)
+    return out

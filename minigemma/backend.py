@@ -124,12 +124,18 @@ class _Compiled(FunctionCache):
         return False
 
 
+elsewhere: dict[
+    Any, Callable[[], None]
+] = {}  # kernels that another process compiles, and what waits for each: ahead.py
+
+
 def jit(function: Callable) -> Any:
     """Decorator: a kernel, during which Python's other threads may run. Several cores are put to it by crew.py."""
     made = numba.njit(nogil=True, pipeline_class=_KernelCompiler, **KERNEL)(function)
     made._cache, compiled = _Compiled(function), made.compile
 
     def without_collector(signature: Any) -> Any:  # which finds little in what a compiler makes, and looks all the time
+        elsewhere.pop(made, lambda: None)()
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -146,6 +152,11 @@ def is_compiled(kernel: Any, *arguments: Any) -> bool:
     """Has this run, or an earlier one, compiled the kernel for arguments of these types?"""
     signature = tuple(map(kernel.typeof_pyval, arguments))
     return signature in kernel.overloads or kernel._cache.has(signature, kernel.targetctx)
+
+
+def is_cached(kernel: Any) -> bool:
+    """Has an earlier run compiled the kernel, for arguments of whatever types?"""
+    return bool(kernel._cache._cache_file._load_index())
 
 
 def jit_inner(function: Callable) -> Any:
@@ -246,6 +257,13 @@ def require(fits: bool, what: str, *arrays: Any) -> None:
     if not fits:
         shapes = ", ".join(f"{array.dtype} {list(array.shape)}" for array in arrays)
         raise ValueError(f"{what}: the shapes {shapes} do not fit together")
+
+
+def has_begun() -> bool:
+    """Has a kernel run here whose work threads may share? Until then there is no pool of threads."""
+    with suppress(ValueError):
+        return bool(numba.threading_layer())
+    return False
 
 
 def threading_layer() -> str:

@@ -392,8 +392,10 @@ class Progress:
         return event.install_listener("numba:compile", Listener())
 
 
-def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack) -> Decoder:
-    """The model that -m names, as the flags want it."""
+def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack, letters: int | None = None) -> Decoder:
+    """The model that -m names, as the flags want it. If a prompt is known to follow, of so many letters, a first run
+    begins to compile what it needs.
+    """
     progress(f"loading {args.model}")
     from .backend import default_threads
     from .checkpoint import load
@@ -402,6 +404,10 @@ def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack) -
         note(args, f"{args.threads} threads are more than there are cores for; using {default_threads()}")
         args.threads = default_threads()
     until.enter_context(progress.compile_listener())
+    if letters is not None and (args.threads or default_threads()) > 1:
+        from .ahead import compile_ahead
+
+        compile_ahead(letters // 4, exact=args.dtype == "f32")
 
     def loaded(done: int, total: int) -> None:
         progress.doing = f"loading {args.model}: {100 * done // max(total, 1)} %"
@@ -431,7 +437,7 @@ def generate(args: argparse.Namespace) -> None:
     text = read_text(args)
     with ExitStack() as until:
         progress = until.enter_context(Progress(args.quiet))
-        model = open_model(args, progress, until)
+        model = open_model(args, progress, until, len(text))
         from .generation import stream_generate
 
         seen = see(model, args, progress) if args.image else ()
@@ -523,7 +529,7 @@ def score(args: argparse.Namespace) -> None:
     text = read_text(args)
     with ExitStack() as until:
         progress = until.enter_context(Progress(args.quiet))
-        model = open_model(args, progress, until)
+        model = open_model(args, progress, until, len(text))
         from .prompt import text_ids
         from .scoring import score as score_ids
 
@@ -721,7 +727,7 @@ def chat(args: argparse.Namespace) -> None:
     """Converse; /help lists the commands."""
     with ExitStack() as until:
         progress = until.enter_context(Progress(args.quiet))
-        model = open_model(args, progress, until)
+        model = open_model(args, progress, until, 0)
         from .chat import Chat
 
         talk = Chat(model, system=args.system)

@@ -67,7 +67,8 @@ def _some_gated(worker, workers, gate, up, y):
 
 
 @jit
-def _gated_rows(workers, gate, up, y):
+def gated_rows(workers, gate, up, y):
+    """All rows, [T, F] each."""
     share_out(_some_gated, workers, (gate, up, y))
 
 
@@ -75,7 +76,7 @@ def _gated_rows(workers, gate, up, y):
 def _gated_gelu(gate, up):
     require(gate.ndim == 2 and gate.shape == up.shape, "gated_gelu", gate, up)
     y = np.empty_like(gate)
-    _gated_rows(workers_for(gate), gate, up, y)
+    gated_rows(workers_for(gate), gate, up, y)
     return y
 
 

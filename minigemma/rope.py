@@ -74,7 +74,8 @@ def _turn_some(worker, workers, x, cos, sin, y):
 
 
 @jit
-def _turn_all(workers, x, cos, sin, y):
+def turn_all(workers, x, cos, sin, y):
+    """All tokens: x, y [T, N, H], cosine and sine [T, R/2]."""
     share_out(_turn_some, workers, (x, cos, sin, y))
 
 
@@ -83,5 +84,5 @@ def _rope(x, positions, base, scale, rotated):
     fits = x.ndim == 3 and positions.shape == x.shape[:1] and 0 <= rotated <= x.shape[2]
     require(fits, "rope", x, positions)
     y = np.empty_like(x)
-    _turn_all(workers_for(x), x, *angles(positions, base, scale, rotated), y)
+    turn_all(workers_for(x), x, *angles(positions, base, scale, rotated), y)
     return y

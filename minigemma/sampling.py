@@ -67,7 +67,8 @@ def _some_rows(worker, workers, logits, sums):
 
 
 @jit
-def _rows(workers, logits, sums):
+def log_sums(workers, logits, sums):
+    """ln Σ exp(z) of all rows: logits [T, V], sums [T]."""
     share_out(_some_rows, workers, (logits, sums))
 
 
@@ -75,7 +76,7 @@ def _rows(workers, logits, sums):
 def _log_sum_exp(logits):
     require(logits.ndim == 2 and logits.shape[1] > 0, "log_sum_exp", logits)
     sums = np.empty(len(logits), np.float32)
-    _rows(workers_for(logits), np.ascontiguousarray(logits), sums)
+    log_sums(workers_for(logits), np.ascontiguousarray(logits), sums)
     return sums
 
 
