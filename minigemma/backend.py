@@ -23,9 +23,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numba
 from numba import types
@@ -124,9 +124,8 @@ class _Compiled(FunctionCache):
         return False
 
 
-elsewhere: dict[
-    Any, Callable[[], None]
-] = {}  # kernels that another process compiles, and what waits for each: ahead.py
+# Kernels that another process compiles (ahead.py), and for each what waits until it has.
+elsewhere: dict[Any, Callable[[], None]] = {}
 
 
 def jit(function: Callable) -> Any:
@@ -159,21 +158,36 @@ def is_cached(kernel: Any) -> bool:
     return bool(kernel._cache._cache_file._load_index())
 
 
+class Inner:
+    """A function that only kernels call. What Numba wants to know of it is made when a kernel that calls it is
+    compiled; most runs compile none, and there are two hundred such functions.
+    """
+
+    def __init__(self, function: Callable, options: dict[str, Any]) -> None:
+        update_wrapper(cast(Any, self), function)
+        self.py_func, self._options = function, options
+
+    @cached_property
+    def _numba_type_(self) -> Any:
+        """Its type, for which Numba asks every value that it does not know itself."""
+        self._made = made = numba.njit(**self._options)(self.py_func)
+        template = made.get_call_template
+
+        def of_any_number(args: Any, kws: Any) -> Any:  # Numba would compile it once for each number written in a call
+            return template(tuple(map(types.unliteral, args)), kws)
+
+        made.get_call_template = of_any_number
+        return numba.typeof(made)
+
+
 def jit_inner(function: Callable) -> Any:
     """Decorator: a function that only kernels call."""
-    made = numba.njit(**INNER)(function)
-    template = made.get_call_template
-
-    def of_any_number(args: Any, kws: Any) -> Any:  # Numba would compile it once for each number written in a call
-        return template(tuple(map(types.unliteral, args)), kws)
-
-    made.get_call_template = of_any_number
-    return made
+    return Inner(function, INNER)
 
 
 def jit_inlined(function: Callable) -> Any:
     """Decorator: the same, for what is called so often that the call itself would cost."""
-    return numba.njit(**INLINED)(function)
+    return Inner(function, INLINED)
 
 
 # OpenMP, where there is no TBB: a thread that waits for the others looks out for them for a fraction of a millisecond,

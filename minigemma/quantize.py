@@ -370,16 +370,15 @@ def _closest_steps(x, steps):
     x [32]: weights divided by the largest; `steps` are the numbers to try and the lanes of this search. Of two that
     come equally close the first counts, which is the larger.
     """
-    fewest, best = splat(float32(np.inf)), splat(steps[0])
-    for i in range(0, steps.size, LANES):
-        k, even, odd = load(steps, i), zeros(), zeros()  # two sums: in one, each product would wait for the last
-        for j in range(0, 32, 2):
-            one, two = splat(load_one(x, j)) * k, splat(load_one(x, j + 1)) * k
-            one, two = one - round_lanes(one), two - round_lanes(two)
-            even, odd = fma(one, one, even), fma(two, two, odd)
-        missed = (even + odd) / (k * k)
-        best = where_less(missed, fewest, k, best)
-        fewest = minimum(missed, fewest)
+    k, m = load(steps, 0), load(steps, steps.size - LANES)  # with 16 lanes twice the same
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()  # two sums of each: in one, each product would wait for the last
+    for j in range(0, 32, 2):
+        one, two = splat(load_one(x, j)), splat(load_one(x, j + 1))
+        u, v, w, z = one * k, two * k, one * m, two * m
+        u, v, w, z = u - round_lanes(u), v - round_lanes(v), w - round_lanes(w), z - round_lanes(z)
+        a, b, c, d = fma(u, u, a), fma(v, v, b), fma(w, w, c), fma(z, z, d)
+    missed, other = (a + b) / (k * k), (c + d) / (m * m)
+    fewest, best = minimum(missed, other), where_less(other, missed, m, k)
     lowest = -max_lanes(zeros() - fewest)
     return max_lanes(where_less(splat(lowest), fewest, zeros(), best))
 

@@ -38,7 +38,7 @@ from llvmlite.binding import get_host_cpu_features, get_host_cpu_name, initializ
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-from .backend import INNER
+from .backend import INNER, Inner
 
 _F32, _I8, _I16, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
@@ -123,7 +123,7 @@ if VNNI:
 
 def _inline(function: Callable) -> Any:
     """Decorator: an operation made of others."""
-    return numba.njit(**(INNER | {"fastmath": False}))(function)
+    return Inner(function, INNER | {"fastmath": False})
 
 
 def _constant(value, kind=_F32):
