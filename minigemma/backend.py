@@ -28,11 +28,14 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import numba
+from llvmlite import ir
+from llvmlite.binding import parse_assembly
 from numba import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.environment import Environment
+from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 from threadpoolctl import threadpool_limits
 
@@ -93,15 +96,20 @@ INLINED: dict[str, Any] = {**INNER, "forceinline": True}
 
 
 class _MachineCode(CompileResultCacheImpl):
-    """What is written to the cache: all but the environments of functions that became part of a kernel. Only code that
-    handles objects of Python looks into one.
+    """What is written to the cache: all but the environments of functions that became part of a kernel, which only code
+    looks into that handles objects of Python; and but LLVM's code, which other kernels would be built with: of that the
+    names are left by which the machine code is found.
     """
 
     def reduce(self, cres: Any) -> tuple[Any, ...]:
-        return tuple(
-            () if isinstance(part, tuple) and part and isinstance(part[0], Environment) else part
-            for part in super().reduce(cres)
-        )
+        (name, kind, (machine_code, _)), *parts = super().reduce(cres)
+        for i, part in enumerate(parts):
+            if isinstance(part, tuple) and part and isinstance(part[0], Environment):
+                parts[i] = ()
+        names = ir.Module()
+        for entry in (cres.fndesc.llvm_func_name, cres.fndesc.llvm_cpython_wrapper_name):
+            ir.IRBuilder(ir.Function(names, ir.FunctionType(ir.VoidType(), ()), entry).append_basic_block()).ret_void()
+        return (name, kind, (machine_code, parse_assembly(str(names)).as_bitcode())), *parts
 
 
 class _Compiled(FunctionCache):
@@ -128,23 +136,36 @@ class _Compiled(FunctionCache):
 elsewhere: dict[Any, Callable[[], None]] = {}
 
 
-def jit(function: Callable) -> Any:
-    """Decorator: a kernel, during which Python's other threads may run. Several cores are put to it by crew.py."""
-    made = numba.njit(nogil=True, pipeline_class=_KernelCompiler, **KERNEL)(function)
-    made._cache, compiled = _Compiled(function), made.compile
+class Kernel(CPUDispatcher):
+    """A kernel, during which Python's other threads may run. Several cores are put to it by crew.py."""
 
-    def without_collector(signature: Any) -> Any:  # which finds little in what a compiler makes, and looks all the time
-        elsewhere.pop(made, lambda: None)()
+    def __init__(self, function: Callable) -> None:
+        options = KERNEL | {"nopython": True, "nogil": True}
+        super().__init__(function, targetoptions=options, pipeline_class=_KernelCompiler)
+        self._cache = _Compiled(function)
+
+    def compile(self, sig: Any) -> Any:
+        """What Numba does for new types, without Python's collector: it finds little and looks all the time."""
+        elsewhere.pop(self, lambda: None)()
         collecting = gc.isenabled()
         gc.disable()
         try:
-            return compiled(signature)
+            return super().compile(sig)
         finally:
             if collecting:
                 gc.enable()
 
-    made.compile = without_collector
-    return made
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """Nothing for other kernels: of what is in the cache no other code can be built."""
+        raise TypeError(f"{self.__name__} is a kernel; what kernels call is a function of jit_inner")
+
+    def _compilation_chain_init_hook(self) -> None:
+        """Numba would look through all installed packages for such as extend its compiler, if it compiles or not."""
+
+
+def jit(function: Callable) -> Any:
+    """Decorator: a kernel."""
+    return Kernel(function)
 
 
 def is_compiled(kernel: Any, *arguments: Any) -> bool:

@@ -16,7 +16,7 @@ ROWS = """
     many_tokens
     rmsnorm rope softcap geglu linear sampling conv1d rglru
     attention layernorm
-    gqa feedforward griffin siglip
+    gqa feedforward griffin siglip ahead
     one_layer
     preview
     step
