@@ -1,9 +1,9 @@
 """The first run of all compiles its kernels on two cores.
 
-Numba's compiler is Python: one core, one function after the other, ten seconds and more until a first token. Half of
+Numba's compiler is Python: one core, one function after the other, more than ten seconds until a first token. Half of
 that depends on how the weights are stored, which is known when they have been opened. The other half is known before;
 a second process, a fork of this one, compiles it meanwhile and leaves it in Numba's cache on disk. When this one comes
-to such a kernel, it waits for it and reads it from there. Should the other end early, or say nothing for LONG, it
+to such a kernel, it waits for it and reads it from there. Should the other end early, or say nothing for LONG, this one
 compiles what is missing.
 """
 
@@ -13,10 +13,10 @@ import atexit
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from select import select
 from typing import Any, NoReturn
 
 import numpy as np
@@ -52,16 +52,24 @@ def compile_ahead(tokens: int, exact: bool = False) -> None:
     """Begin, for a prompt of about so many tokens, unless earlier runs have compiled all. In the exact mode keys are
     float32. A process whose threads have begun to share out kernels is no first run, and would fork without them.
     """
+    if sys.platform != "linux" or has_begun():
+        return
     missing = {kernel: call for kernel, call in calls(tokens, exact).items() if not is_cached(kernel)}
-    if not missing or has_begun() or sys.platform != "linux":
+    if not missing:
         return
     done, say = os.pipe()
-    with suppress(OSError):  # no room for another process: then all is compiled here
-        if (process := os.fork()) == 0:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that other threads are not in the fork: it needs none
+            process = os.fork()
+    except OSError:  # no room for another process: then all is compiled here
+        os.close(done)
+    else:
+        if process == 0:
+            os.close(done)
             _compile(list(missing.values()), say)
-        compiled = _Compiled(process, done)
-        atexit.register(compiled.end)
-        elsewhere.update({kernel: partial(compiled.wait, i) for i, kernel in enumerate(missing)})
+        other = _Other(process, done, len(missing))
+        elsewhere.update({kernel: partial(other.wait, i) for i, kernel in enumerate(missing)})
     os.close(say)
 
 
@@ -80,19 +88,32 @@ def _compile(calls: list[Callable[[], Any]], say: int) -> NoReturn:
         os._exit(0)
 
 
-class _Compiled:
-    """What the other process has compiled so far."""
+class _Other:
+    """The other process, as far as this one knows it."""
 
-    def __init__(self, process: int, done: int) -> None:
-        self.process, self.done, self.kernels = process, done, 0
+    def __init__(self, process: int, done: int, kernels: int) -> None:
+        self.process, self.done, self.kernels, self.compiled, self.ended = process, done, kernels, 0, False
+        atexit.register(self.end)
 
     def wait(self, kernel: int) -> None:
         """Until it has compiled this one of its kernels, or has ended."""
-        while self.kernels <= kernel and select([self.done], [], [], LONG)[0] and os.read(self.done, 1):
-            self.kernels += 1
+        from select import poll  # which only some systems have
+
+        ready = poll()
+        if not self.ended:
+            ready.register(self.done)
+        while not self.ended and self.compiled <= kernel:
+            said = ready.poll(LONG * 1000) and os.read(self.done, 1)
+            self.compiled += bool(said)
+            if not said or self.compiled == self.kernels:
+                self.end()
 
     def end(self) -> None:
         """Nobody waits any more for what it has not compiled by now."""
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self.process, signal.SIGKILL)
-            os.waitpid(self.process, 0)
+        if not self.ended:
+            self.ended = True
+            atexit.unregister(self.end)
+            os.close(self.done)
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.process, signal.SIGKILL)
+                os.waitpid(self.process, 0)

@@ -265,7 +265,8 @@ def _few_block(
 ):
     """One query position, all its heads, q [K · G · H], and a block of keys, whose row s of k and v [K · H] begins at
     s · K · H: `pairs` are the first key, how far behind each its partner lies, how far the next one, and how many
-    there are; from `last` on are none. Heads of a group go in fours; who has no partner is its own.
+    there are; from `last` on are none. Heads of a group go in fours; who has no partner is its own. state and total are
+    those of `few_part`, in one axis; task is the first group's row of them, `parts` before the next one's.
     """
     (first, apart, each, count), step, fours, size = pairs, K * H, (G + HEADS - 1) // HEADS, FEW_BLOCK * HEADS
     hidden, room = scores[K * fours * size :], scores[K * fours * size + size :]
@@ -527,7 +528,7 @@ def _attention(q, k, v, query_positions, until, key_positions, window, scale, ca
     require(fits, "attention", q, k, v, query_positions, until, key_positions)
     (T, N, H), K = q.shape, k.shape[1]
     attend = attend_few if are_few(T, len(k) - T) and H % (2 * LANES) == 0 else attend_many
-    grouped, out = (T, K, N // K, H), np.empty_like(q)
-    numbers = np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0), out.reshape(grouped)
-    attend(get_num_threads(), q.reshape(grouped), k, v, query_positions, until, key_positions, *numbers)
-    return out
+    grouped, out = np.ascontiguousarray(q).reshape(T, K, N // K, H), np.empty((T, K, N // K, H), np.float32)
+    limits = np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0)
+    attend(get_num_threads(), grouped, k, v, query_positions, until, key_positions, *limits, out)
+    return out.reshape(q.shape)

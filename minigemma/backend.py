@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property, update_wrapper
+from itertools import count
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -31,10 +32,11 @@ import numba
 from llvmlite import ir
 from llvmlite.binding import parse_assembly
 from numba import types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.environment import Environment
+from numba.core.event import trigger_event
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 from threadpoolctl import threadpool_limits
@@ -112,6 +114,19 @@ class _MachineCode(CompileResultCacheImpl):
         return (name, kind, (machine_code, parse_assembly(str(names)).as_bitcode())), *parts
 
 
+class _Files(IndexDataCacheFile):
+    """An index, and a file of machine code for each entry. Numba writes the index first; a process that ends before the
+    rest is written would leave an index that names what an older source was compiled to.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        """Write the machine code, then the index."""
+        names = self._load_index()
+        name = names.get(key) or next(n for n in map(self._data_name, count(1)) if n not in names.values())
+        self._save_data(name, data)
+        self._save_index(names | {key: name})
+
+
 class _Compiled(FunctionCache):
     """Kernels compiled by an earlier run. Numba would import all that its compiler may need, and the modules of all
     functions that are part of a kernel, which takes as long as importing Numba itself. Machine code needs only the
@@ -119,6 +134,11 @@ class _Compiled(FunctionCache):
     """
 
     _impl_class = _MachineCode
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         rtsys.initialize(target_context)
@@ -131,6 +151,12 @@ class _Compiled(FunctionCache):
             return self._index_key(signature, target_context.codegen()) in self._cache_file._load_index()
         return False
 
+    def has_any(self) -> bool:
+        """Is there anything?"""
+        with self._guard_against_spurious_io_errors():
+            return bool(self._cache_file._load_index())
+        return False
+
 
 # Kernels that another process compiles (ahead.py), and for each what waits until it has.
 elsewhere: dict[Any, Callable[[], None]] = {}
@@ -139,14 +165,16 @@ elsewhere: dict[Any, Callable[[], None]] = {}
 class Kernel(CPUDispatcher):
     """A kernel, during which Python's other threads may run. Several cores are put to it by crew.py."""
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable, *_: Any) -> None:  # a pickle of it brings Numba's options, too
         options = KERNEL | {"nopython": True, "nogil": True}
         super().__init__(function, targetoptions=options, pipeline_class=_KernelCompiler)
         self._cache = _Compiled(function)
 
     def compile(self, sig: Any) -> Any:
         """What Numba does for new types, without Python's collector: it finds little and looks all the time."""
-        elsewhere.pop(self, lambda: None)()
+        if wait := elsewhere.pop(self, None):
+            with trigger_event("numba:compile"):  # so that whoever listens knows what takes so long
+                wait()
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -176,7 +204,7 @@ def is_compiled(kernel: Any, *arguments: Any) -> bool:
 
 def is_cached(kernel: Any) -> bool:
     """Has an earlier run compiled the kernel, for arguments of whatever types?"""
-    return bool(kernel._cache._cache_file._load_index())
+    return bool(kernel._cache.has_any())
 
 
 class Inner:

@@ -166,10 +166,10 @@ class Decoder(ABC):
         spans = [ImageSpan(*run, feature) for run, feature in zip(runs, features, strict=True)]
         with formulas_only(self.backend == "numpy"), threads(self.threads):
             outputs = []
-            compiled = None if taps.patterns else self._compiled_for(tokens, cache)
-            together = len(tokens) if taps.patterns else few() if compiled else PIECE
+            together = len(tokens) if taps.patterns else few() if self._compiled_for(tokens, cache) else PIECE
             for first, last in pieces(len(tokens), runs, together):
-                here = tokens[first:last]
+                here = tokens[first:last]  # the end of a long prompt may be few, too
+                compiled = None if taps.patterns else self._compiled_for(here, cache)
                 if compiled and compiled.ready(here, cache):
                     x = compiled.residual(here, cache, 1 if last_only else len(here))
                     cache.advance(len(here))

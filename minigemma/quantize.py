@@ -52,7 +52,8 @@ KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 BYTES = (18, 20, 22, 24, 34, 144, 176, 210)  # of a block of each
 WEIGHTS = {kind: 256 if kind.endswith("K") else 32 for kind in KINDS}
 OURS = ("SFP8", "INT4", "INT8-ROW", "INT4-ROW")  # what a file that `minigemma quantize` wrote may hold beside them
-STEPS = np.arange(127, 95, -2, dtype=np.float32)  # of an int8's 127, how many the largest weight of a block may take
+TRIED = 16
+STEPS = 127 - 2 * np.arange(TRIED, dtype=np.float32)  # of an int8's 127, how many a block's largest weight may take
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
 SCALES = np.arange(9, 5, -0.25, dtype=np.float32)  # steps that the largest weight of a block may be, of int4's 8
 CLIPS = (8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 24)  # steps that the largest weight of a row may be, of which int4 has 8
@@ -136,7 +137,7 @@ def dequantise_blocks(blocks: U8, kind: int) -> F32:
 
 
 @jit_inner
-def _old_block(block, kind, out):
+def _block_of_32(block, kind, out):
     """The 32 weights of a Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 block."""
     d = load_half(block, 0)
     if kind == Q8_0:
@@ -190,7 +191,7 @@ def _q6_k_block(block, out):
 
 
 @jit_inner
-def _new_block(block, kind, out):
+def _block_of_256(block, kind, out):
     if kind == Q6_K:
         _q6_k_block(block, out)
     else:
@@ -200,9 +201,9 @@ def _new_block(block, kind, out):
 @jit_inner
 def _block(block, kind, out):
     if kind <= Q8_0:
-        _old_block(block, kind, out)
+        _block_of_32(block, kind, out)
     else:
-        _new_block(block, kind, out)
+        _block_of_256(block, kind, out)
 
 
 @jit_inner
@@ -370,7 +371,7 @@ def _closest_steps(x, steps):
     x [32]: weights divided by the largest; `steps` are the numbers to try and the lanes of this search. Of two that
     come equally close the first counts, which is the larger.
     """
-    k, m = load(steps, 0), load(steps, steps.size - LANES)  # with 16 lanes twice the same
+    k, m = load(steps, 0), load(steps, TRIED - LANES)  # with 16 lanes twice the same
     a, b, c, d = zeros(), zeros(), zeros(), zeros()  # two sums of each: in one, each product would wait for the last
     for j in range(0, 32, 2):
         one, two = splat(load_one(x, j)), splat(load_one(x, j + 1))
@@ -480,7 +481,9 @@ def _int8_moved(blocks, five, out):
 
 @jit_inner
 def _search(room, weights, steps, divided, out, whole, to):
-    """The weights of a block, in `room`, as int8 blocks from out[to] on; `whole` is `out`, as int8."""
+    """A block's weights, room [32 or 256], as int8 blocks from out[to] on, each with the scale that comes closest.
+    `divided` [32] is for weights divided by the largest; `whole` is `out`, as int8.
+    """
     for at in range(0, weights, 32):
         largest, best = _largest(room, at), float32(127)
         if largest > 0:
@@ -491,20 +494,20 @@ def _search(room, weights, steps, divided, out, whole, to):
 
 
 @jit
-def _int8_of_old(blocks, kind, steps, out, whole):
-    """Blocks of 32 weights, [B, bytes] → [B · 34]; `whole` is `out`, as int8."""
+def _int8_of_32(blocks, kind, steps, out, whole):
+    """Blocks of 32 weights, [B, bytes], → [B · 34]; `whole` is `out`, as int8."""
     room, divided = new_array(32, np.float32), new_array(32, np.float32)
     for b in range(len(blocks)):
-        _old_block(blocks[b], kind, room)
+        _block_of_32(blocks[b], kind, room)
         _search(room, 32, steps, divided, out, whole, b * 34)
 
 
 @jit
-def _int8_of_new(blocks, kind, steps, out, whole):
-    """The same of 256 weights, [B, bytes] → [B · 8 · 34]: few files have both, and only one is compiled."""
+def _int8_of_256(blocks, kind, steps, out, whole):
+    """The same of 256 weights, → [B · 8 · 34]."""  # apart, so that only what a file has is compiled
     room, divided = new_array(256, np.float32), new_array(32, np.float32)
     for b in range(len(blocks)):
-        _new_block(blocks[b], kind, room)
+        _block_of_256(blocks[b], kind, room)
         _search(room, 256, steps, divided, out, whole, b * 8 * 34)
 
 
@@ -519,7 +522,7 @@ def _int8(blocks, kind):
         if kind in (Q4_0, Q5_0):
             _int8_moved(blocks[first:last].reshape(-1), kind == Q5_0, out[first:last].reshape(-1))
         else:
-            made, search = out[first:last].reshape(-1), _int8_of_old if kind <= Q8_0 else _int8_of_new
+            made, search = out[first:last].reshape(-1), _int8_of_32 if kind <= Q8_0 else _int8_of_256
             search(blocks[first:last], kind, STEPS, made, made.view(np.int8))
 
     # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands at the start.

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numba
 import pytest
 
-from minigemma import ahead
+from minigemma import ahead, cli
 from minigemma.backend import elsewhere
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks safely here")
@@ -61,8 +62,11 @@ def test_the_other_process_ends_with_this_one(tmp_path):
 def test_a_process_that_says_nothing_is_not_waited_for(tmp_path):
     stop = """
 import minigemma.ahead
-minigemma.ahead.LONG = 0.5
+minigemma.ahead.LONG = 3
 os.kill(next(iter(elsewhere.values())).func.__self__.process, signal.SIGSTOP)
+for wait in elsewhere.values():
+    wait()
+assert 3 < time.monotonic() - begun < 6, "it was waited for more than once"
 """
     assert run(BEGIN + stop + SAY, tmp_path) == [f"{name} 1 0" for name in KERNELS] + ["[]"]
 
@@ -99,11 +103,43 @@ asked = calls(tokens, exact)
 for call in asked.values():
     call()
 model = random_model("gemma-3-270m", "bf16", 1)
+model.__dict__["_compiled"] = None  # as in a first run, when the layers are not compiled yet
 cache = model.new_cache(tokens + 1, sys.argv[2])
 list(stream_generate(model, list(range(2, tokens + 2)), cache=cache, max_new_tokens=1))
 for kernel in asked:
     print(kernel.py_func.__name__, len(kernel.signatures))
 """
+
+
+def test_the_other_process_ends_when_this_one_is_killed(tmp_path):
+    """It finds out when it has compiled a kernel, and leaves it in the cache."""
+    code = (
+        BEGIN
+        + """
+print(next(iter(elsewhere.values())).func.__self__.process, flush=True)
+time.sleep(600)
+"""
+    )
+    there = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=there, stdout=subprocess.PIPE) as process:
+        other = Path("/proc") / process.stdout.readline().decode().strip()
+        process.kill()
+    end = time.monotonic() + 60
+    while other.exists() and "State:\tZ" not in (other / "status").read_text() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert time.monotonic() < end
+    assert len(list(tmp_path.rglob("*.nbi"))) == 1
+
+
+@pytest.mark.parametrize("command, letters", (("generate", 9), ("score", 9), ("chat", 0)))
+@pytest.mark.parametrize("dtype", ("f32", "bf16"))
+def test_the_command_line_begins_it(monkeypatch, tmp_path, command, letters, dtype):
+    begun = []
+    monkeypatch.setattr(ahead, "compile_ahead", lambda *asked, **how: begun.append((*asked, how)))
+    args = [command, "-m", str(tmp_path), "--dtype", dtype, "-t", "2"] + ["x" * letters] * (letters > 0)
+    monkeypatch.setattr("minigemma.backend.default_threads", lambda: 2)
+    assert cli.main(args) == 1  # there is no model in that folder
+    assert begun == [(letters // 4, {"exact": dtype == "f32"})]
 
 
 @pytest.mark.parametrize("tokens, attends", ((3, "attend_few"), (40, "attend_many")))

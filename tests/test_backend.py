@@ -2,13 +2,15 @@
 
 import gc
 import os
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from numba.core.registry import CPUDispatcher
 
-from minigemma.backend import Inner, jit, jit_inner
+from minigemma.backend import Inner, _Files, jit, jit_inner
 
 
 @jit_inner
@@ -47,14 +49,35 @@ def test_a_kernel_cannot_be_built_into_another():
 
 
 @pytest.mark.parametrize("collects", (True, False))
-def test_the_collector_is_afterwards_as_it_was(collects):
-    before = gc.isenabled()
+def test_the_collector_rests_meanwhile_and_is_afterwards_as_it_was(collects, monkeypatch):
+    before, meanwhile = gc.isenabled(), []
+    monkeypatch.setattr(CPUDispatcher, "compile", lambda *_: meanwhile.append(gc.isenabled()))
     try:
         (gc.enable if collects else gc.disable)()
-        jit(sum_of_doubles.py_func)(np.arange(4, dtype=np.float32))
-        assert gc.isenabled() == collects
+        sum_of_doubles.compile("types")
+        assert meanwhile == [False] and gc.isenabled() == collects
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def test_a_kernel_can_be_pickled():
+    assert pickle.loads(pickle.dumps(sum_of_doubles))(np.arange(4.0)) == 12
+
+
+def test_the_index_names_only_what_is_written(tmp_path, monkeypatch):
+    """A process that ends while it writes leaves an entry out, and does not name an older one's machine code."""
+    files = _Files(str(tmp_path), "kernel", "new source")
+    (tmp_path / "kernel.1.nbc").write_bytes(pickle.dumps("what an older source was compiled to"))
+    monkeypatch.setattr(_Files, "_save_index", lambda *_: sys.exit())
+    with pytest.raises(SystemExit):
+        files.save("types", "new")
+    assert files.load("types") is None
+    monkeypatch.undo()
+    files.save("types", "new")
+    files.save("other types", "newer")
+    files.save("types", "newest")
+    assert (files.load("types"), files.load("other types")) == ("newest", "newer")
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_kernel_that_is_read_is_the_one_that_was_compiled(tmp_path):

@@ -303,6 +303,14 @@ def test_a_key_that_is_not_seen_may_be_anything(wrong):
     assert np.isnan(expected[2]).any() and np.isnan(found[2]).any()
 
 
+@pytest.mark.parametrize("queries", [3, 40])
+def test_queries_may_lie_head_by_head(queries):
+    q, k, v, *where = attention_case(queries, 65, 4, 4, 64, None, None)
+    by_heads = np.ascontiguousarray(q.transpose(1, 0, 2)).transpose(1, 0, 2)
+    assert not by_heads.flags.c_contiguous
+    np.testing.assert_array_equal(attention(by_heads, k, v, *where), attention(q, k, v, *where))
+
+
 @pytest.mark.parametrize("streams", [1, 2])
 def test_attention_reads_keys_from_one_place_or_two(streams, monkeypatch):
     monkeypatch.setattr(minigemma.attention, "STREAMS", streams)
