@@ -368,7 +368,7 @@ def _largest(x, at):
 def _closest_steps(x, steps):
     """How many steps of the scale the largest weight should be, so that all lie closest to whole ones.
 
-    x [32]: weights divided by the largest; `steps` are the numbers to try and the lanes of this search. Of two that
+    x [32]: weights divided by the largest; steps [TRIED]: the numbers to try, the lanes of this search. Of two that
     come equally close the first counts, which is the larger.
     """
     k, m = load(steps, 0), load(steps, TRIED - LANES)  # with 16 lanes twice the same
