@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .arrays import read_only
-from .attention import attend_few, attend_many, attention
+from .attention import are_few, attend_few, attend_many, attention
 from .backend import elsewhere, has_begun, is_cached, threads
 from .few_tokens import FEW
 from .geglu import gated_gelu, gated_rows
@@ -40,9 +40,10 @@ def calls(tokens: int, exact: bool) -> dict[Any, Callable[[], Any]]:
     tokens = 2 if tokens <= 2 * FEW else 2 * FEW
     x, at = np.zeros((tokens, 1, SIZE), np.float32), np.arange(tokens, dtype=np.int32)
     rows, kept, places = x[:, 0], x if exact else x.astype(np.uint16), read_only(at.copy())
+    attend = attend_few if are_few(tokens, 0) else attend_many
     return {
         turn_all: lambda: rope(x, at, 10_000.0, 1.0, SIZE),
-        attend_few if tokens == 2 else attend_many: lambda: attention(x, kept, kept, at, at, places, None, 1.0, None),
+        attend: lambda: attention(x, kept, kept, at, at, places, None, 1.0, None),
         gated_rows: lambda: gated_gelu(rows, rows),
         log_sums: lambda: log_sum_exp(rows),
     }

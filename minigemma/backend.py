@@ -145,17 +145,15 @@ class _Compiled(FunctionCache):
         with self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)
 
+    def index(self) -> dict[Any, str]:
+        """What earlier runs have compiled."""
+        with self._guard_against_spurious_io_errors():
+            return cast(dict[Any, str], self._cache_file._load_index())
+        return {}
+
     def has(self, signature: Any, target_context: Any) -> bool:
         """Is there what an earlier run compiled for arguments of these types?"""
-        with self._guard_against_spurious_io_errors():
-            return self._index_key(signature, target_context.codegen()) in self._cache_file._load_index()
-        return False
-
-    def has_any(self) -> bool:
-        """Is there anything?"""
-        with self._guard_against_spurious_io_errors():
-            return bool(self._cache_file._load_index())
-        return False
+        return self._index_key(signature, target_context.codegen()) in self.index()
 
 
 # Kernels that another process compiles (ahead.py), and for each what waits until it has.
@@ -204,7 +202,7 @@ def is_compiled(kernel: Any, *arguments: Any) -> bool:
 
 def is_cached(kernel: Any) -> bool:
     """Has an earlier run compiled the kernel, for arguments of whatever types?"""
-    return bool(kernel._cache.has_any())
+    return bool(kernel._cache.index())
 
 
 class Inner:

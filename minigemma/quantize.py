@@ -480,11 +480,11 @@ def _int8_moved(blocks, five, out):
 
 
 @jit_inner
-def _search(room, weights, steps, divided, out, whole, to):
+def _search(room, steps, divided, out, whole, to):
     """A block's weights, room [32 or 256], as int8 blocks from out[to] on, each with the scale that comes closest.
     `divided` [32] is for weights divided by the largest; `whole` is `out`, as int8.
     """
-    for at in range(0, weights, 32):
+    for at in range(0, room.size, 32):
         largest, best = _largest(room, at), float32(127)
         if largest > 0:
             for j in range(0, 32, LANES):
@@ -499,7 +499,7 @@ def _int8_of_32(blocks, kind, steps, out, whole):
     room, divided = new_array(32, np.float32), new_array(32, np.float32)
     for b in range(len(blocks)):
         _block_of_32(blocks[b], kind, room)
-        _search(room, 32, steps, divided, out, whole, b * 34)
+        _search(room, steps, divided, out, whole, b * 34)
 
 
 @jit
@@ -508,7 +508,7 @@ def _int8_of_256(blocks, kind, steps, out, whole):
     room, divided = new_array(256, np.float32), new_array(32, np.float32)
     for b in range(len(blocks)):
         _block_of_256(blocks[b], kind, room)
-        _search(room, 256, steps, divided, out, whole, b * 8 * 34)
+        _search(room, steps, divided, out, whole, b * 8 * 34)
 
 
 @int8_blocks.kernel

@@ -333,12 +333,14 @@ class CompiledLayers:
         """Has it been compiled? A first run of all does not compile it for its prompt, which would take seconds longer
         than what the blocks call, but for the token after that.
         """
+        if len(ids) == 1:
+            return True
         kept = self._kept(cache)
-        if len(ids) > 1 and kept not in self._compiled:
+        if kept not in self._compiled:
             x = np.empty((len(ids), self.table[-1]), np.float32)  # only its type counts
             calls = self._work(x, cache, 1)[1]
             self._compiled[kept] = all(is_compiled(kernel, *arguments) for kernel, arguments in calls)
-        return len(ids) == 1 or self._compiled[kept]
+        return self._compiled[kept]
 
     def _kept(self, cache: Cache) -> np.dtype | None:
         """As what this cache keeps keys: the kernels are compiled for each."""

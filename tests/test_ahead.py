@@ -93,24 +93,6 @@ def test_a_system_without_room_for_a_process_compiles_alone(monkeypatch):
     assert not elsewhere
 
 
-GENERATE = """
-import numpy as np, sys
-from minigemma.ahead import calls
-from minigemma.generation import stream_generate
-from minigemma.random_weights import random_model
-tokens, exact = int(sys.argv[1]), sys.argv[2] == "f32"
-asked = calls(tokens, exact)
-for call in asked.values():
-    call()
-model = random_model("gemma-3-270m", "bf16", 1)
-model.__dict__["_compiled"] = None  # as in a first run, when the layers are not compiled yet
-cache = model.new_cache(tokens + 1, sys.argv[2])
-list(stream_generate(model, list(range(2, tokens + 2)), cache=cache, max_new_tokens=1))
-for kernel in asked:
-    print(kernel.py_func.__name__, len(kernel.signatures))
-"""
-
-
 def test_the_other_process_ends_when_this_one_is_killed(tmp_path):
     """It finds out when it has compiled a kernel, and leaves it in the cache."""
     code = (
@@ -140,6 +122,24 @@ def test_the_command_line_begins_it(monkeypatch, tmp_path, command, letters, dty
     monkeypatch.setattr("minigemma.backend.default_threads", lambda: 2)
     assert cli.main(args) == 1  # there is no model in that folder
     assert begun == [(letters // 4, {"exact": dtype == "f32"})]
+
+
+GENERATE = """
+import sys
+from minigemma.ahead import calls
+from minigemma.generation import stream_generate
+from minigemma.random_weights import random_model
+tokens, exact = int(sys.argv[1]), sys.argv[2] == "f32"
+asked = calls(tokens, exact)
+for call in asked.values():
+    call()
+model = random_model("gemma-3-270m", "bf16", 1)
+model.__dict__["_compiled"] = None  # as in a first run, when the layers are not compiled yet
+cache = model.new_cache(tokens + 1, sys.argv[2])
+list(stream_generate(model, list(range(2, tokens + 2)), cache=cache, max_new_tokens=1))
+for kernel in asked:
+    print(kernel.py_func.__name__, len(kernel.signatures))
+"""
 
 
 @pytest.mark.parametrize("tokens, attends", ((3, "attend_few"), (40, "attend_many")))
