@@ -28,14 +28,14 @@ from numba import get_num_threads
 from numpy.typing import NDArray
 
 import minigemma as mg
-from minigemma.amx import choice
 from minigemma.arrays import F32, read_only
-from minigemma.backend import jit, jit_inner
-from minigemma.checkpoint import FORMATS, describe
-from minigemma.crew import share, share_out
-from minigemma.decoder import Decoder
-from minigemma.peers import weight_bytes
-from minigemma.quantize import quantise_int4, quantise_int8
+from minigemma.cli.peers import weight_bytes
+from minigemma.files.load import FORMATS, describe
+from minigemma.kernels.amx import choice
+from minigemma.kernels.compiler import jit, jit_inner
+from minigemma.kernels.parallel import share, share_out
+from minigemma.layouts.gguf_blocks import quantise_int4, quantise_int8
+from minigemma.models.decoder import Decoder
 
 PROSE = Path(__file__).parent.parent / "tests" / "data" / "prose.txt"
 TOPICS = ("objects", "types", "execmodel", "specialnames")  # chapters of Python's language reference, mostly sentences
@@ -308,7 +308,7 @@ before, on another grid, so that they may lose less of a bf16 checkpoint.
 The first is the reference with another cache: for {chunk:,} tokens it holds {narrow:.1f} MB instead of {wide:.1f}. The
 others are decoding, where each of the {tokens:,} tokens went through by itself. The products of int8 then round x to 16
 bits. "Likely ones in full" is what generation asks for: the logits of unlikely tokens are those of a head in two to
-four bits ([preview.py](../minigemma/preview.py)).
+four bits ([preview.py](../minigemma/formulas/two_pass_head.py)).
 
 {rest}
 
@@ -317,7 +317,8 @@ four bits ([preview.py](../minigemma/preview.py)).
 {programs}
 
 llama.cpp multiplies embeddings by √{width} = {unrounded:.4f}, minigemma by {rounded}, which is √{width} in bf16
-([decoder.py](../minigemma/decoder.py) says why): the last row is the reference with that number changed. The Q4_0 file
+([decoder.py](../minigemma/models/decoder.py) says why): the last row is the reference with that number changed. The
+Q4_0 file
 is llama.cpp's own quantisation of this one, its embedding in Q8_0; minigemma runs it as it lies, x in 16 bits, or,
 asked for int4, with sixteen rows side by side and x in 8 bits. The bytes in llama.cpp's rows are those of the file's
 tensors.

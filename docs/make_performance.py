@@ -26,18 +26,18 @@ import numpy as np
 import torch
 
 import minigemma as mg
-from minigemma.amx import choice
-from minigemma.attention import attention
-from minigemma.backend import threading_layer, threads
-from minigemma.bench import READ_BYTES, arithmetic_peak, bench, read_all, read_bandwidth, unit_peak
-from minigemma.few_tokens import few_tokens
-from minigemma.formats import block_bytes, flat, rows_columns
-from minigemma.int4 import side_by_side
-from minigemma.linear import NO_ROWS, TOGETHER, linear
-from minigemma.peers import weight_bytes
-from minigemma.quantize import quantise_int4, quantise_int8
-from minigemma.random_weights import random_model
-from minigemma.simd import LANES
+from minigemma.cli.bench import READ_BYTES, arithmetic_peak, bench, read_all, read_bandwidth, unit_peak
+from minigemma.cli.peers import weight_bytes
+from minigemma.cli.random_weights import random_model
+from minigemma.formulas.attention import attention
+from minigemma.formulas.linear import NO_ROWS, TOGETHER, linear
+from minigemma.kernels.amx import choice
+from minigemma.kernels.compiler import threading_layer, threads
+from minigemma.kernels.matvec import few_tokens
+from minigemma.kernels.simd import LANES
+from minigemma.layouts.gguf_blocks import quantise_int4, quantise_int8
+from minigemma.layouts.int4 import side_by_side
+from minigemma.layouts.weight import block_bytes, flat, rows_columns
 
 PAGE = Path(__file__).with_name("performance.md")
 THREADS = 2

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .chat import Chat
-    from .checkpoint import load
     from .errors import ModelFormatError
-    from .generation import generate, stream_generate
-    from .scoring import score
+    from .files.load import load
     from .taps import Taps
+    from .text.chat import Chat
+    from .text.generation import generate, stream_generate
+    from .text.scoring import score
 
 __all__ = ["Chat", "ModelFormatError", "Taps", "generate", "load", "score", "stream_generate"]
 
 _HOME = {
-    "Chat": "chat",
+    "Chat": "text.chat",
     "ModelFormatError": "errors",
     "Taps": "taps",
-    "generate": "generation",
-    "load": "checkpoint",
-    "score": "scoring",
-    "stream_generate": "generation",
+    "generate": "text.generation",
+    "load": "files.load",
+    "score": "text.scoring",
+    "stream_generate": "text.generation",
 }
 
 

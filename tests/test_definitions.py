@@ -11,20 +11,21 @@ import pytest
 
 import minigemma
 from minigemma.arrays import read_only, round_bf16
-from minigemma.attention import attention
-from minigemma.backend import DEFINITIONS, KERNEL, definition, formulas_only, jit_inner
-from minigemma.few_tokens import FEW
-from minigemma.formats import block_bytes, flat, format_of, is_side_by_side, rows_columns, widen
-from minigemma.int4 import side_by_side
-from minigemma.linear import linear, linears
-from minigemma.preview import in_few_bits, widened
-from minigemma.quantize import quantise_int4_rows, quantise_int8, quantise_int8_rows
-from minigemma.random_weights import random_matrix
-from minigemma.sfp8 import quantise_sfp8
+from minigemma.cli.random_weights import random_matrix
+from minigemma.definition import DEFINITIONS, definition, formulas_only
+from minigemma.formulas.attention import attention
+from minigemma.formulas.linear import linear, linears
+from minigemma.formulas.two_pass_head import in_few_bits, widened
+from minigemma.kernels.compiler import KERNEL, jit_inner
+from minigemma.kernels.matvec import FEW
+from minigemma.layouts.gguf_blocks import quantise_int4_rows, quantise_int8, quantise_int8_rows
+from minigemma.layouts.int4 import side_by_side
+from minigemma.layouts.sfp8 import quantise_sfp8
+from minigemma.layouts.weight import block_bytes, flat, format_of, is_side_by_side, rows_columns, widen
 
-for module in pkgutil.iter_modules(minigemma.__path__):
-    if not module.name.startswith("__"):
-        importlib.import_module(f"minigemma.{module.name}")
+for module in pkgutil.walk_packages(minigemma.__path__, "minigemma."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 
 rng = np.random.default_rng(7)
 
@@ -313,8 +314,8 @@ def test_queries_may_lie_head_by_head(queries):
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_attention_reads_keys_from_one_place_or_two(streams, monkeypatch):
-    monkeypatch.setattr(minigemma.attention, "STREAMS", streams)
-    few_part = jit_inner(minigemma.attention.few_part.py_func)  # compiled now, for so many
+    monkeypatch.setattr(minigemma.formulas.attention, "STREAMS", streams)
+    few_part = jit_inner(minigemma.formulas.attention.few_part.py_func)  # compiled now, for so many
 
     @numba.njit(**KERNEL)
     def one_query(q, k, v, here, until, where, states, totals):
@@ -331,7 +332,7 @@ def test_attention_reads_keys_from_one_place_or_two(streams, monkeypatch):
 @pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4-row"])
 def test_several_tokens_read_rows_from_one_place_or_two(streams, dtype, monkeypatch):
-    few = minigemma.few_tokens
+    few = minigemma.kernels.matvec
     monkeypatch.setattr(few, "STREAMS", streams)
     monkeypatch.setattr(few, "pairs", jit_inner(few.pairs.py_func))  # compiled now, for so many
     several, weights_want = jit_inner(few._several_tokens.py_func), few.ready

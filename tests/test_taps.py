@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_checkpoint import CONFIGS, ids, random_weights, write_folder
+from test_load import CONFIGS, ids, random_weights, write_folder
 
 import minigemma as mg
 

@@ -61,7 +61,10 @@ def layer_shapes(config, i):
         E, M, own = config["lru_width"], config["num_attention_heads"], f"{at}temporal_block."
         yield from ((f"{at}temporal_pre_norm.weight", (D,)), (f"{at}channel_pre_norm.weight", (D,)))
         for part, rows, columns in (("gate", F // 2, D), ("up", F // 2, D), ("down", D, F // 2)):
-            yield from ((f"{at}mlp_block.{part}_proj.weight", (rows, columns)), (f"{at}mlp_block.{part}_proj.bias", (rows,)))
+            yield from (
+                (f"{at}mlp_block.{part}_proj.weight", (rows, columns)),
+                (f"{at}mlp_block.{part}_proj.bias", (rows,)),
+            )
         if i % 3 == 2:
             for part, rows, columns in (("q", NH, D), ("k", KH, D), ("v", KH, D), ("o", D, NH)):
                 yield f"{own}{part}_proj.weight", (rows, columns)
@@ -93,14 +96,16 @@ def write(folder, family):
     shapes = [("model.embed_tokens.weight", (config["vocab_size"], D)), (f"model.{last}.weight", (D,))]
     for i in range(config["num_hidden_layers"]):
         shapes += layer_shapes(config, i)
-    tensors = {name: rng.standard_normal(shape, np.float32) * np.float32(0.1 if shape[1:] else 0.5) for name, shape in shapes}
+    tensors = {
+        name: rng.standard_normal(shape, np.float32) * np.float32(0.1 if shape[1:] else 0.5) for name, shape in shapes
+    }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
     return folder
 
 
 def logits(folder, dtype, backend="numba"):
-    """Of every third of IDS in one call, [T / 3, V], then in CHUNKS over a cache; two threads, so that work is cut in the same places."""
+    """Of every third of IDS, [2, T / 3, V]: in one call, then in CHUNKS over a cache."""
     model = mg.load(folder, dtype=dtype, backend=backend, threads=2 if backend == "numba" else 1)
     cache, chunks = model.new_cache(len(IDS)), np.split(IDS, np.cumsum(CHUNKS)[:-1])
     both = np.stack([model.forward(IDS), np.concatenate([model.forward(chunk, cache) for chunk in chunks])])

@@ -1,0 +1,1 @@
+"""One figure of a paper a page: attention, feed-forward, the recurrent block, the image encoder."""

@@ -1,0 +1,132 @@
+"""`minigemma quantize`: a released folder with its matrices in 8 or 4 bits a weight, which `load` maps straight back.
+
+The folder is as Hugging Face's: config.json and the tokenizer are copied, and the tensors keep their names, in one
+model.safetensors. A matrix [R, D] becomes the bytes that `linear` runs it from, whose dtype and shape say the format
+(formats.py says which byte is what). What is no matrix, and matrices whose rows are no whole blocks, stay as they are;
+the embedding of an int4 model is int8, as the quality of a text hangs on it most.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ModelFormatError
+from ..files.load import NARROW, Stored, converted, format_for, is_matrix, open_files, some_rows
+from ..files.resolve import locate
+from ..files.safetensors_file import write_safetensors
+from ..layouts.gguf_blocks import dequantise
+from ..layouts.weight import Weight, packed_shape, widen
+
+COPIED = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.json", "chat_template.jinja"),
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+)
+
+
+@dataclass
+class Report:
+    """What quantising did: bytes before and after, and how far the weights moved."""
+
+    dtype: str
+    bytes_before: int = 0
+    bytes_after: int = 0
+    squares: dict[str, list[float]] = field(default_factory=dict)  # role → [Σ (difference)², Σ weight²]
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Root mean square of the differences over that of the weights, for each role of a matrix."""
+        return {role: (missed / max(whole, 1e-30)) ** 0.5 for role, (missed, whole) in self.squares.items()}
+
+
+def quantize(
+    source: str | Path,
+    target: str | Path,
+    dtype: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Write the folder `target` from the folder or name `source`; it appears when it is complete, or not at all.
+
+    Raises ModelFormatError where the source cannot be used or the target exists, ValueError for another dtype.
+    """
+    if dtype not in NARROW:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(NARROW)}")
+    folder, target = locate(source), Path(target)
+    folder = folder.parent if folder.suffix == ".safetensors" else folder
+    if not folder.is_dir():
+        raise ModelFormatError(folder, "is no folder of safetensors files", "a GGUF file is quantised already")
+    if target.exists() or not target.parent.is_dir():
+        problem = "exists already" if target.exists() else f"cannot be made: {target.parent} does not exist"
+        raise ModelFormatError(target, problem, "give the path of a folder that is not there yet")
+    files = open_files(folder)
+    report, partial = Report(dtype), target.with_name(f"{target.name}.partial")
+    try:
+        partial.mkdir()
+    except FileExistsError:
+        problem = "is there already: another conversion writes it, or one was ended half-way"
+        raise ModelFormatError(partial, problem, "delete it if nothing else is running") from None
+    try:
+        entries = [_entry(ours, tensor, dtype) for ours, tensor in files.tensors.items()]
+        total, done = sum(t.array.nbytes for t in files.tensors.values()), 0
+
+        def parts() -> Iterator[Iterator[np.ndarray]]:
+            nonlocal done
+            for ours, tensor in files.tensors.items():
+                yield _parts(ours, tensor, dtype, report)
+                done += tensor.array.nbytes
+                progress(done, total)
+
+        write_safetensors(partial / "model.safetensors", entries, parts())
+        report.bytes_before, report.bytes_after = (
+            total,
+            sum(np.prod(shape, dtype=int) * _SIZE[k] for _, k, shape in entries),
+        )
+        for name in COPIED:
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, partial / name)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return report
+
+
+_SIZE = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
+
+
+def _format(ours: str, tensor: Stored, dtype: str) -> str | None:
+    """The format that a tensor is written in; None: as it is."""
+    if not is_matrix(ours, tensor) or ours == "vision.projection" or tensor.kind not in _SIZE:
+        return None
+    wanted = format_for(tensor, dtype, ours)
+    return wanted if wanted in NARROW else None
+
+
+def _entry(ours: str, tensor: Stored, dtype: str) -> tuple[str, str, tuple[int, ...]]:
+    """(name, dtype, shape) as the header of the new file has them."""
+    wanted = _format(ours, tensor, dtype)
+    if wanted is None:
+        kind = {np.dtype(np.uint8): "U8", np.dtype(np.int8): "I8"}.get(tensor.array.dtype, tensor.kind)
+        return tensor.name, kind, tensor.array.shape
+    rows, columns = tensor.shape
+    return tensor.name, "I8" if wanted == "int8-row" else "U8", packed_shape(wanted, rows, columns)
+
+
+def _parts(ours: str, tensor: Stored, dtype: str, report: Report) -> Iterator[np.ndarray]:
+    """The tensor's bytes in its new format, some rows at a time."""
+    wanted = _format(ours, tensor, dtype)
+    if wanted is None:
+        yield tensor.array
+        return
+    role = ".".join(part for part in ours.split(".") if not part.isdigit())
+    sums = report.squares.setdefault(role, [0.0, 0.0])
+    for rows in some_rows(tensor):
+        made: Weight = converted(tensor.kind, rows, wanted, tensor.shape)
+        wide = dequantise(tensor.kind, rows)
+        sums[0] += float(np.square(widen(made) - wide, dtype=np.float64).sum())
+        sums[1] += float(np.square(wide, dtype=np.float64).sum())
+        yield made

@@ -1,0 +1,103 @@
+"""Models of any released size with random weights, made in memory: for measuring, and for looking at shapes.
+
+What they say is noise; what they cost is what the released weights cost, byte for byte. A matrix of D columns has
+weights of about D^-1/2, so that values keep their size from layer to layer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..arrays import read_only
+from ..config import RELEASED, TextConfig, VisionConfig
+from ..files.load import FORMATS, MODELS, assembled
+from ..layouts.int4 import SIDE, can_lie_side_by_side
+from ..layouts.sfp8 import SCALE_BYTES
+from ..layouts.weight import BLOCK, BLOCK_BYTES, Weight, packed_shape
+from ..models.decoder import Decoder
+from ..models.tensor_names import all_names
+
+SPREAD = {"int8": 74.0, "int4": 4.6}  # the standard deviation of evenly spread bytes, and of nibbles
+
+
+def random_model(
+    shape: str | TextConfig,
+    dtype: str = "bf16",
+    layers: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    vision: bool = True,
+) -> Decoder:
+    """A model of a released name ("recurrentgemma-2b") or a config, weights random, without a tokenizer.
+
+    dtype: one of FORMATS, as in `load`; `layers`: only the first so many, also of the vision tower; `vision`: with it,
+    where the model has one.
+    Raises ValueError for an unknown name or dtype.
+    """
+    if isinstance(shape, str):
+        if shape not in RELEASED:
+            raise ValueError(f"no released model is named {shape!r}; those that are: {', '.join(RELEASED)}")
+        shape = RELEASED[shape]
+    if dtype not in FORMATS:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(FORMATS)}")
+    config = replace(shape, layers=min(layers or shape.layers, shape.layers))
+    eyes: VisionConfig | None = getattr(config, "vision", None)
+    if eyes:
+        seeing = replace(eyes, layers=min(layers or eyes.layers, eyes.layers)) if vision else None
+        config = replace(config, vision=seeing)  # type: ignore[call-arg]  # only a Gemma 3 has the field
+    random = np.random.Generator(np.random.SFC64(seed))
+    weights = {name: _tensor(random, name, shape, dtype) for name, _, shape in all_names(config, 0)}
+    model, _ = MODELS[config.family]
+    return model(config, assembled(config, weights), exact=dtype == "f32", threads=threads)
+
+
+def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+    if name.endswith("recurrent.conv"):
+        return read_only(random.standard_normal((shape[2], shape[0]), np.float32) * np.float32(0.1))
+    if name == "vision.patch":
+        shape = (shape[0], shape[1] * shape[2] * shape[3])
+    elif name == "vision.projection":
+        shape = shape[::-1]
+    if name.endswith("recurrent.decay"):  # a between 0.9 and 0.999, as the paper begins (§2.4)
+        return read_only((-np.log(random.uniform(0.9, 0.999, shape)) / 8).astype(np.float32))
+    if len(shape) == 2 and not name.endswith("_bias") and name != "vision.positions":
+        return read_only(random_matrix(random, *shape, dtype.replace("int4", "int8") if name == "embedding" else dtype))
+    if len(shape) == 3 and dtype != "f32":
+        return read_only(random_matrix(random, shape[0] * shape[1], shape[2], "bf16").reshape(shape))
+    gain = 1 if re.search(r"^vision\..*norm[12]?$", name) and name != "vision.soft_norm" else 0  # of a LayerNorm
+    return read_only(random.standard_normal(shape, np.float32) * np.float32(0.1) + np.float32(gain))
+
+
+def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: str) -> Weight:
+    """[R, D] of weights around D^-1/2 in one of the formats of formats.py; rows that are no whole blocks are bf16."""
+    size = float(columns) ** -0.5
+    if dtype == "f32":
+        return random.standard_normal((rows, columns), np.float32) * np.float32(size)
+    if dtype in BLOCK_BYTES and columns % BLOCK == 0:
+        shape, scale = packed_shape(dtype, rows, columns), np.float32 if dtype.endswith("row") else np.float16
+        blocks = _bytes(random, math.prod(shape)).reshape(shape)
+        side_by_side = SIDE if dtype == "int4" and can_lie_side_by_side(rows) else 1
+        blocks[..., : scale().nbytes * side_by_side] = np.full(side_by_side, size / SPREAD[dtype[:4]], scale).view(
+            np.uint8
+        )
+        return blocks.view(np.int8) if dtype == "int8-row" else blocks
+    if dtype == "sfp8":
+        codes = _bytes(random, rows * (SCALE_BYTES + columns)).reshape(rows, -1)
+        codes[:, SCALE_BYTES:] |= 0x40  # the larger half of the magnitudes, spread over eight octaves
+        codes[:, :SCALE_BYTES] = np.array([size / 0.55], np.float32).view(np.uint8)
+        return codes
+    # A random sign and fraction, and one exponent for all: evenly spread from 2^e to 2^(e + 1), on both sides of 0.
+    words = _bytes(random, rows * columns * 2).view(np.uint16).reshape(rows, columns)
+    words &= np.uint16(0x807F)
+    words |= np.uint16((127 + round(np.log2(size / 1.5))) << 7)
+    return words
+
+
+def _bytes(random: np.random.Generator, count: int) -> np.ndarray:
+    """`count` random bytes, which may be written to."""
+    return random.integers(0, 1 << 64, -(-count // 8), np.uint64).view(np.uint8)[:count]

@@ -1,0 +1,200 @@
+"""From a picture to pixels as the vision tower takes them: [3, 896, 896] float32 in [-1, 1] (Gemma 3 §2.1).
+
+In this order: the file is decoded, its first frame only; turned upright as its EXIF orientation says; made RGB, what is
+transparent on white; scaled to 896 x 896 whatever its shape, by Pillow's bilinear filter, which averages where it
+shrinks; and x / 127.5 - 1. That is what Gemma's processor in transformers does with a picture from a file, but for
+transparency, which it drops, and 16 bits of grey, which it clips.
+
+Pan & scan (Gemma 3 §2.1): scaling to a square squeezes a wide or tall picture, so that small print is lost. On request
+such a picture is also cut into up to four crops of equal size, side by side, each scaled for itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..arrays import F32
+from ..errors import ImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 50_000_000  # a picture of more is refused before it is decoded
+SIDE = 896
+
+KINDS: dict[bytes | tuple[bytes, ...], str] = {  # how other files begin, in lower case, and what they are
+    b"%pdf": "a PDF",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "XML, perhaps an SVG drawing",
+    (b"<!doctype html", b"<html"): "a web page",
+    (b"ii*\0", b"mm\0*"): "a TIFF picture",
+    (b"ftyphe", b"ftypmif1"): "an HEIC picture",
+    b"ftypavi": "an AVIF picture",
+    b"ftyp": "a video",
+}
+
+Notes = Callable[[str], None]
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two not included
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanAndScan:
+    """Which pictures are cut into how many crops; these are the values that Gemma 3 was released with."""
+
+    min_crop_size: int = 256  # pixels, of the shorter side
+    max_crops: int = 4
+    min_ratio: float = 1.2  # of the longer to the shorter side
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cut nothing."""
+        if self.min_crop_size < 1 or self.max_crops < 1:
+            raise ValueError(f"{self}: min_crop_size and max_crops must be 1 or more")
+
+
+def prepare(
+    source: Any, side: int = SIDE, pan_and_scan: PanAndScan | None = None, notes: Notes | None = None
+) -> tuple[F32, int]:
+    """A picture as float32 [1 + crops, 3, side, side] in [-1, 1], the whole one first, and the number of its crops.
+
+    source: as `open_image` takes it. Raises ImageError.
+    """
+    image = open_image(source, notes)
+    boxes = crop_boxes(*image.size, pan_and_scan) if pan_and_scan else []
+    return np.stack([image_pixels(part, side) for part in [image, *map(image.crop, boxes)]]), len(boxes)
+
+
+def image_pixels(image: Image.Image, side: int = SIDE) -> F32:
+    """An RGB picture scaled to a square: float32 [3, side, side] in [-1, 1]      [Gemma 3 §2.1]
+
+    Pillow scales and rounds in uint8; a filter in float32 would differ by up to 1 of those 255 steps.
+    """
+    scaled = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), np.float32)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)) / np.float32(127.5) - np.float32(1)
+
+
+def crop_boxes(width: int, height: int, pan_and_scan: PanAndScan) -> list[Box]:
+    """Where a picture of that many pixels is cut: left to right or top to bottom; none if it is nearly square or small.
+
+    The number is the ratio of the sides, rounded, but from 2 to `max_crops`, and no more than give each crop
+    `min_crop_size` pixels. What does not divide evenly makes the last crop narrower.      [Gemma 3 §2.1]
+
+    >>> crop_boxes(1000, 400, PanAndScan())
+    [(0, 0, 334, 400), (334, 0, 668, 400), (668, 0, 1000, 400)]
+    """
+    long, short = max(width, height), min(width, height)
+    if long / short < pan_and_scan.min_ratio:
+        return []
+    count = min(long // pan_and_scan.min_crop_size, math.floor(long / short + 0.5))
+    count = min(max(2, count), pan_and_scan.max_crops)
+    size = -(-long // count)
+    if min(size, short) < pan_and_scan.min_crop_size:
+        return []
+    cuts = [(start, min(start + size, long)) for start in range(0, long, size)]
+    return [(a, 0, b, height) if width >= height else (0, a, width, b) for a, b in cuts]
+
+
+def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
+    """A picture as RGB, upright and decoded whole.
+
+    source: a path, a Pillow image, or uint8 [h, w], [h, w, 3] or [h, w, 4]. What is done to it that its maker might not
+    expect (turned, transparency on white, first frame) is told to `notes`, one sentence each. Raises ImageError for
+    anything else, for files of other formats than PNG, JPEG, WebP, GIF and BMP, and for more than 50 megapixels.
+    """
+    name, tell = _name(source), notes or (lambda text: None)
+    if re.match(r"(https?|ftp|file|data):", name, re.IGNORECASE):
+        raise ImageError(name, "is a web address", "download the picture and give its path")
+    if not isinstance(source, (str, Path, Image.Image, np.ndarray)):
+        raise ImageError(name, "is no image", "give a path, a Pillow image or a uint8 array [height, width, 3]")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow about sizes and odd metadata: sizes are checked here
+            if isinstance(source, np.ndarray):
+                return _rgb(_from_array(source), name, tell)
+            if isinstance(source, Image.Image):
+                return _rgb(source, name, tell)
+            with _opened(Path(source)) as image:
+                _check_size(image.size, name)
+                if getattr(image, "is_animated", False) and image.format != "MPO":  # a JPEG with a second one for depth
+                    tell(f"{name} is animated; its first frame is used")
+                return _rgb(image, name, tell)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever their formats' parsers meet
+        problem = f"cannot be decoded ({error or type(error).__name__})"
+        raise ImageError(name, problem, "the file is damaged or cut short: fetch it again") from None
+
+
+def _name(source: Any) -> str:
+    """What errors and notes call it: its path if it has one; the head of an address that holds the picture itself."""
+    path = source if isinstance(source, (str, Path)) else getattr(source, "filename", "")
+    text = str(path or f"the {type(source).__name__} given as an image")
+    return f"{text[:60]}…" if text[:5].lower() == "data:" else text
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or device may never end
+            raise ImageError(path, "is no regular file", "save the picture to a file first")
+        with path.open("rb") as file:
+            head = file.read(64).lower()
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(path, "does not exist", "check the path") from None
+    except IsADirectoryError:
+        raise ImageError(path, "is a folder", "give the picture's own path") from None
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read ({getattr(error, 'strerror', error)})"
+        raise ImageError(path, problem, "check the path and its permissions") from None
+    if not head:
+        raise ImageError(path, "is empty", "fetch it again")
+    try:
+        return Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError(path, f"has more than {MAX_PIXELS:,} pixels", "scale it down first") from None
+    except UnidentifiedImageError:
+        start = head[4:] if head[4:8] == b"ftyp" else head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        kind = next((what for magic, what in KINDS.items() if start.startswith(magic)), "no picture, or a damaged one")
+        raise ImageError(path, f"is {kind}", f"give one of these: {', '.join(FORMATS)}") from None
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(name, f"has {width:,} x {height:,} pixels, above {MAX_PIXELS:,}", "scale it down first")
+    if not width * height:
+        raise ImageError(name, f"has {width} x {height} pixels", "take another picture")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    shapes = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not shapes:
+        problem = f"is {array.dtype} {list(array.shape)}"
+        raise ImageError("the array given as an image", problem, "it must be uint8 [height, width, 3]")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _rgb(image: Image.Image, name: str, tell: Notes) -> Image.Image:
+    """Upright, without transparency, 8 bits a channel."""
+    _check_size(image.size, name)
+    image.load()
+    orientation = image.getexif().get(0x0112, 1)
+    if orientation in range(2, 9):
+        image = ImageOps.exif_transpose(image)
+        tell(f"{name} is turned upright, as its EXIF orientation ({orientation}) says")
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
+        grey = (np.asarray(image, np.float32) / 257).round().clip(0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if np.asarray(image.getchannel("A")).min() < 255:
+            tell(f"{name} is transparent in places; they are shown white")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

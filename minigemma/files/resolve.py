@@ -1,0 +1,195 @@
+"""From what a user types to the model it means: a file, or a folder as Hugging Face lays it out.
+
+In this order: a path · a name under ./weights or the weights folder of this repository · a model in Hugging Face's
+cache, by its id or the last part of it · the demo weights. Nothing is downloaded.
+
+Hugging Face's cache, one folder a model:
+
+    models--google--gemma-3-1b-it/refs/main             the commit that was downloaded
+                                  snapshots/<commit>/   its files, as links to
+                                  blobs/                the bytes; *.incomplete while they are on their way
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import ModelFormatError
+from . import demo
+
+# The models that Google released and this package is about, as the hub names them.
+RELEASED_IDS = tuple(
+    f"google/{model}{kind}"
+    for models, kinds in (
+        ("gemma-2b gemma-7b gemma-2-2b gemma-2-9b gemma-2-27b gemma-3-270m", ("", "-it")),
+        ("gemma-1.1-2b gemma-1.1-7b", ("-it",)),
+        ("gemma-3-1b gemma-3-4b gemma-3-12b gemma-3-27b", ("-pt", "-it")),
+        ("recurrentgemma-2b recurrentgemma-9b", ("", "-it")),
+    )
+    for model in models.split()
+    for kind in kinds
+)
+
+
+def locate(name: str | Path | None = None) -> Path:
+    """The folder or file of the model that `name` means; None is the demo.
+
+    ModelFormatError says where was looked when there is no such model, and which file is missing when its download was
+    broken off.
+    """
+    if name is None:
+        return demo.demo_weights()
+    given = Path(os.path.expanduser(name))
+    for path in (given, *(folder / given for folder in weights_folders())):
+        for candidate in (path, path.with_name(path.name + ".gguf")) if path.name else (path,):
+            if _exists(candidate):
+                return _model_in(candidate)
+    if found := _in_hub_cache(str(name)):
+        return _model_in(found)
+    if str(name) == demo.NAME:
+        return demo.demo_weights()
+    raise _not_found(str(name))
+
+
+def weights_folders() -> list[Path]:
+    """Where a model's plain name is looked up: ./weights, and weights/ beside this package (that of a repository)."""
+    return [Path("weights"), Path(__file__).resolve().parents[2] / "weights"]
+
+
+def hub_cache() -> Path:
+    """Hugging Face's cache: $HF_HUB_CACHE, else $HF_HOME/hub, else huggingface/hub in $XDG_CACHE_HOME or ~/.cache."""
+    environ = os.environ.get
+    home = environ("HF_HOME") or os.path.join(environ("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    cache = environ("HF_HUB_CACHE") or environ("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    return Path(os.path.expandvars(os.path.expanduser(cache)))
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a path; one that the system refuses outright (too long, a NUL in it) is no path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _model_in(path: Path) -> Path:
+    """The file or folder itself; for a folder with one GGUF model and no safetensors, that file."""
+    if not path.is_dir() or any(path.glob("*.safetensors*")):
+        return path
+    # A vision tower comes as a GGUF file of its own, named mmproj-…
+    models = sorted(file for file in path.glob("*.gguf") if not file.name.startswith("mmproj"))
+    if len(models) > 1:
+        names = ", ".join(file.name for file in models)
+        raise ModelFormatError(path, f"holds {len(models)} GGUF files: {names}", "name one of them")
+    return models[0] if models else path
+
+
+# ------------------------------------------------------------------------------------------ Hugging Face's cache
+
+
+def _cached() -> Iterator[tuple[str, Path]]:
+    """(id, folder) of every model in Hugging Face's cache."""
+    try:
+        for folder in sorted(hub_cache().glob("models--*--*")):
+            _, organisation, name = folder.name.split("--", 2)
+            yield f"{organisation}/{name}", folder
+    except OSError:
+        return
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """The snapshot of the one cached model with this id, or with this as the last part of its id."""
+    matches = {id: folder for id, folder in _cached() if name in (id, id.split("/")[1])}
+    found = {id: snapshot for id, folder in matches.items() if (snapshot := _snapshot(id, folder))}
+    if len(found) > 1:
+        google = f"google/{name}"
+        if google not in found:
+            raise ModelFormatError(
+                name, f"means several models in {hub_cache()}: {', '.join(found)}", "name one of them"
+            )
+        return found[google]
+    return next(iter(found.values()), None)
+
+
+def _snapshot(id: str, folder: Path) -> Path | None:
+    """The downloaded files of one model; None if no weights are among them and none were on their way."""
+    again = f"minigemma download {id}"
+    snapshot = folder / "snapshots" / _commit(folder, again)
+    files = sorted(snapshot.iterdir()) if os.path.isdir(snapshot) else []
+    for file in files:
+        if file.is_symlink() and not file.exists():
+            raise ModelFormatError(file, "is missing: an incomplete download", again)
+    unfinished = sorted((folder / "blobs").glob("*.incomplete"))
+    if unfinished and not _has_all_weights([file.name for file in files]):
+        raise ModelFormatError(unfinished[0], f"is an incomplete download of {id}", again)
+    return snapshot if any(file.suffix in (".safetensors", ".gguf") for file in files) else None
+
+
+def _commit(folder: Path, again: str) -> str:
+    """The commit that refs/main names, or the only one there is (a download by commit leaves no ref)."""
+    main = folder / "refs" / "main"
+    try:
+        return Path(main.read_text().strip()).name
+    except (OSError, UnicodeDecodeError):
+        snapshots = [path.name for path in folder.glob("snapshots/*")]
+    if len(snapshots) == 1:
+        return snapshots[0]
+    raise ModelFormatError(
+        main, f"cannot be read, and there are {len(snapshots)} snapshots: an incomplete download", again
+    )
+
+
+def _has_all_weights(names: list[str]) -> bool:
+    """Whether the shards are all there, going by what they say themselves: model-00001-of-00004.safetensors."""
+    shards = [name for name in names if name.endswith((".safetensors", ".gguf"))]
+    counts = [int(match[1]) for name in shards if (match := re.search(r"-of-(\d{1,5})\.", name))]
+    return len(shards) >= max(counts, default=1)
+
+
+# ------------------------------------------------------------------------------------------------- nothing found
+
+
+def _not_found(name: str) -> ModelFormatError:
+    """Where was looked, what is there that is spelt nearly so, and what to do."""
+    try:
+        os.stat(os.path.expanduser(name))
+    except PermissionError:
+        return ModelFormatError(name, "cannot be read: permission denied", "check who may read it and its folders")
+    except (OSError, ValueError):
+        pass  # there is no such path
+    places = ", ".join(str(folder) for folder in (*dict.fromkeys(weights_folders()), hub_cache()))
+    close = difflib.get_close_matches(name, _names_here(name), n=3, cutoff=0.75)
+    mean = f"did you mean {' or '.join(close)}?" if close else ""
+    if name in RELEASED_IDS or _is_id(name):
+        fetch = f"minigemma download {name}"
+    else:
+        released = {id.split("/")[1]: id for id in RELEASED_IDS}
+        nearest = difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), released, n=1, cutoff=0.75)
+        fetch = (
+            f"minigemma download {released[nearest[0]]}" if nearest else "check the path, or: minigemma download <id>"
+        )
+    return ModelFormatError(name, f"no such file, folder or model (looked in {places})", f"{mean} {fetch}".strip())
+
+
+def _is_id(name: str) -> bool:
+    """Whether this is written as a hub's id is, and not as the path of a file."""
+    written_so = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(?<!\.gguf)(?<!\.safetensors)", name, re.ASCII)
+    return written_so is not None and not Path(name).parent.exists()
+
+
+def _names_here(name: str) -> list[str]:
+    """What could have been meant: names beside the path, under the weights folders, in the cache, and the demo's."""
+    beside = Path(os.path.expanduser(name)).parent
+    names = [demo.NAME]
+    for folder, prefix in ((beside, name[: len(name) - len(Path(name).name)]), *((w, "") for w in weights_folders())):
+        try:
+            names += [prefix + path.name for path in folder.iterdir()]
+        except (OSError, ValueError):
+            continue
+    for id, _ in _cached():
+        names += [id, id.split("/")[1]]
+    return [other for other in dict.fromkeys(names) if other != name]

@@ -1,0 +1,357 @@
+"""Reading safetensors: a map of the file, and one read-only view into it per tensor. Nothing is copied.
+
+    8 bytes   n, little-endian
+    n bytes   a JSON object: {"name": {"dtype": "BF16", "shape": [R, D], "data_offsets": [begin, end]}, …}
+    the rest  the tensors' bytes, row by row; begin and end count from here
+
+The file is believed in nothing: before anything is read through a view, every number of the header has been checked
+against the size of the file. The rules are the format's own (the tensors cover the data from its first byte to its
+last, without a hole or an overlap), and two more: no name twice, and no more than about a hundred thousand tensors,
+which bounds what a hostile header can cost. No code of a file is ever run: this format holds none.
+
+The views stay valid as long as one of them lives. Cutting the file short meanwhile ends the program (SIGBUS): replace a
+model file by renaming a new one over it, as every downloader does.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import mmap
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelFormatError
+
+MAX_HEADER = 100_000_000
+MAX_JSON = 10_000_000
+MAX_MARKS = 1_000_000  # of , [ { in a header: eight for a tensor. Each value of a JSON text follows one of them
+MAX_AXES = 8
+
+# BF16 as the upper 16 bits of a float32 (see arrays.py).
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+DAMAGED = "the download was cut short or the file is damaged: fetch it again"
+GET_SAFETENSORS = "get the model's .safetensors files: minigemma download google/<model>"
+
+# What people take for model weights, and what they need instead.
+FOREIGN = {
+    "empty": ("is empty", DAMAGED),
+    "lfs": ("is a Git-LFS pointer, the short text that stands for a large file", "run `git lfs pull` in its folder"),
+    "html": (
+        "is a web page, not weights (often the page that asks to accept the terms)",
+        "accept them in the browser, then: minigemma download google/<model>",
+    ),
+    "gguf": ("is a GGUF file", "let its name end in .gguf"),
+    "pickle": ("is a Python pickle (PyTorch), which can run code when it is opened", GET_SAFETENSORS),
+    "zip": ("is a zip archive, as PyTorch's .bin, .pt and .ckpt files are", GET_SAFETENSORS),
+    "hdf5": ("is an HDF5 file (Keras)", GET_SAFETENSORS),
+    "task": ("is a MediaPipe or LiteRT bundle", GET_SAFETENSORS),
+    "sbs": ("is a weights file of gemma.cpp", GET_SAFETENSORS),
+}
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".npz", ".msgpack", ".task", ".sbs")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a file: its name, its dtype as the file spells it ("BF16", "F32", …), and its values.
+
+    The array is read-only and lies in the mapped file, at whatever alignment it has there; BF16 comes as uint16.
+    """
+
+    name: str
+    dtype: str
+    array: NDArray[Any]
+
+
+def what_is(path: str | Path) -> str:
+    """What a file is by its first bytes: "safetensors", a key of FOREIGN, or "" if nothing known.
+
+    OSError if it cannot be read; ModelFormatError for what is no regular file (a folder, a pipe).
+    """
+    with _open(Path(path)) as file:
+        return _kind(file.read(512), Path(path).suffix.lower())
+
+
+def _kind(head: bytes, suffix: str) -> str:
+    """what_is, by the first bytes and the name's ending."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    # First, since the length 640 begins like a pickle: no length that we accept reaches the fifth byte.
+    if head[4:9] == b"\0\0\0\0{":
+        return "safetensors"
+    signs = {
+        "empty": not head,
+        "gguf": head.startswith(b"GGUF"),
+        "lfs": head.startswith(b"version https://git-lfs"),
+        "html": start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")),
+        "task": suffix in (".task", ".litertlm", ".tflite") or head[4:8] == b"TFL3" or head.startswith(b"LITERTLM"),
+        "sbs": suffix == ".sbs",
+        "zip": head.startswith(b"PK\x03\x04"),
+        "pickle": len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5 and head[2] > 0,
+        "hdf5": head.startswith(b"\x89HDF\r\n\x1a\n"),
+    }
+    return next((kind for kind, found in signs.items() if found), "")
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file, opened; ModelFormatError for what is none (opening a pipe would wait for ever)."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ModelFormatError(path, "is a folder or device, not a file", "name a file")
+    return open(path, "rb")
+
+
+def open_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Every tensor of a .safetensors file by its name, in the order of the data.
+
+    ModelFormatError if the file cannot be read, is something else, or breaks the format in any way.
+    """
+    path = Path(path)
+    try:
+        with _open(path) as file:
+            kind = _kind(file.read(512), path.suffix.lower())
+            if kind in FOREIGN:
+                raise ModelFormatError(path, *FOREIGN[kind])
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(data) < 8:
+        raise ModelFormatError(path, f"has {len(data)} bytes, a safetensors file at least 8", DAMAGED)
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER:
+        raise ModelFormatError(path, "is not a safetensors file (its header would be over 100 MB)", GET_SAFETENSORS)
+    if length > len(data) - 8:
+        raise ModelFormatError(path, f"has {len(data):,} bytes, its header alone {length:,}", DAMAGED)
+    try:
+        return _views(_parse(data[8 : 8 + length]), data, 8 + length)
+    except _Broken as problem:
+        raise ModelFormatError(path, *problem.args) from None
+
+
+class _Broken(Exception):
+    """(problem, remedy), on its way to the function that knows the path."""
+
+
+def _parse(header: bytes) -> dict[str, Any]:
+    """The header as a JSON object, without its __metadata__."""
+    if header[:1] != b"{":
+        raise _Broken("is not a safetensors file (its header does not begin with a brace)", GET_SAFETENSORS)
+    if _marks(header) > MAX_MARKS:
+        raise _Broken("describes over 100,000 tensors; the largest Gemma has about 1,300", GET_SAFETENSORS)
+    tensors = _json_object(header, "header")
+    metadata = tensors.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _Broken("has a __metadata__ that is not a table of texts", DAMAGED)
+    return tensors
+
+
+def _marks(text: bytes) -> int:
+    """A bound of how many values a JSON text has: objects of Python, which take far more memory than their letters."""
+    return sum(text.count(mark) for mark in (b",", b"[", b"{"))
+
+
+def _json_object(text: bytes, what: str) -> dict[str, Any]:
+    """A JSON object that names nothing twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            raise _Broken(f"names something twice in its {what}", DAMAGED)
+        return table
+
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=once)
+    except UnicodeDecodeError:
+        raise _Broken(f"has a {what} that is not UTF-8", DAMAGED) from None
+    except (ValueError, RecursionError) as error:
+        raise _Broken(f"has a {what} that is not JSON ({error})", DAMAGED) from None
+    if not isinstance(value, dict):
+        raise _Broken(f"has a {what} that is a {type(value).__name__}, not an object", DAMAGED)
+    return value
+
+
+def _views(tensors: dict[str, Any], data: mmap.mmap, start: int) -> dict[str, Tensor]:
+    """A view for each entry of the header, whose data must follow one another from `start` to the end of the file."""
+    for name, entry in tensors.items():
+        _check(name, entry)
+    at, views = start, {}
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        if begin != at:
+            raise _Broken(
+                f"{short(name)} {'overlaps the tensor' if begin < at else 'leaves a hole'} before it", DAMAGED
+            )
+        if end > len(data):
+            raise _Broken(f"has {len(data):,} bytes, {short(name)} would end at {end:,}", DAMAGED)
+        try:
+            array = np.ndarray(entry["shape"], DTYPES[entry["dtype"]], buffer=data, offset=begin)
+        except ValueError:  # no bytes, but 2⁶² by 0 of them
+            raise _Broken(f"{short(name)} has the impossible shape {entry['shape']}", DAMAGED) from None
+        views[name] = Tensor(name, entry["dtype"], array)
+        at = end
+    if at != len(data):
+        raise _Broken(f"has {len(data):,} bytes, its tensors end at {at:,}", DAMAGED)
+    return views
+
+
+def _check(name: str, entry: Any) -> None:
+    """One entry of the header by itself: its fields, its dtype, and shape × item size = bytes."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _Broken(f"does not describe {short(name)} by dtype, shape and data_offsets", DAMAGED)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise _Broken(f"holds {short(name)} as {short(dtype)}", "get the bfloat16 weights of the model")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+            raise _Broken(f"{short(name)} has a shape or offsets that are not whole numbers from 0 to 2⁶³", DAMAGED)
+    if len(offsets) != 2 or len(shape) > MAX_AXES:
+        raise _Broken(f"{short(name)} has {len(shape)} axes (at most {MAX_AXES}), {len(offsets)} offsets (2)", DAMAGED)
+    wanted, given = math.prod(shape) * DTYPES[dtype].itemsize, offsets[1] - offsets[0]
+    if wanted != given:
+        raise _Broken(f"{short(name)} is {dtype} {shape}, not {given:,} bytes", DAMAGED)
+
+
+def short(name: object) -> str:
+    """What a file says, fit to be printed: quoted, escaped, and not endless."""
+    text = ascii(name)
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+def open_checkpoint_files(folder: str | Path) -> dict[str, Tensor]:
+    """Every tensor of a Hugging Face folder: of model.safetensors, or of the shards that its index names.
+
+    The index decides which tensors make up the model and from which shard each comes; what else a shard holds is left
+    out. A shard is named by a plain file name, so that nothing outside the folder is read; that it may be a symbolic
+    link is how Hugging Face's cache works. ModelFormatError names the file that is missing or wrong.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder / "model.safetensors"):
+        return open_safetensors(folder / "model.safetensors")
+    path = folder / "model.safetensors.index.json"
+    if not os.path.lexists(path):
+        raise ModelFormatError(folder, *_no_weights(folder))
+    shard_of = _shards(path)
+    shards = sorted(set(shard_of.values()))
+    missing = [shard for shard in shards if not (folder / shard).exists()]
+    if missing:
+        more = f" ({len(missing)} of {len(shards)} shards are missing)" if len(missing) > 1 else ""
+        raise ModelFormatError(
+            folder / missing[0], f"is missing{more}", "download the model again: what is there is kept"
+        )
+    opened = {shard: open_safetensors(folder / shard) for shard in shards}
+    for name, shard in shard_of.items():
+        if name not in opened[shard]:
+            raise ModelFormatError(folder / shard, f"lacks {short(name)}, which {path.name} promises", DAMAGED)
+    return {name: opened[shard][name] for name, shard in shard_of.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a small file beside the weights; ModelFormatError if it is none, or larger than 10 MB."""
+    try:
+        with _open(path) as file:
+            text = file.read(MAX_JSON + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    kind = _kind(text[:512], path.suffix)
+    if kind in FOREIGN:
+        raise ModelFormatError(path, *FOREIGN[kind])
+    if len(text) > MAX_JSON or _marks(text) > MAX_MARKS:
+        raise ModelFormatError(path, "is larger than 10 MB, or has over a million values, as no model's has", DAMAGED)
+    try:
+        return _json_object(text, "text")
+    except _Broken as problem:
+        raise ModelFormatError(path, *problem.args) from None
+
+
+def _shards(path: Path) -> dict[str, str]:
+    """The index's table: tensor name → shard."""
+    table = read_json(path).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise ModelFormatError(path, "has no weight_map of tensors and their files", DAMAGED)
+    for name, shard in table.items():
+        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", shard, re.ASCII):
+            claim = f"puts {short(name)} into {short(shard)}, which is no plain name of a .safetensors file"
+            raise ModelFormatError(path, claim, "do not trust this download")
+    return table
+
+
+def _no_weights(folder: Path) -> tuple[str, str]:
+    """(problem, remedy) for a folder without safetensors that we can read."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        return (error.strerror or str(error)).lower(), "check the path and who may read it"
+    if not names:
+        return "is an empty folder", GET_SAFETENSORS
+    if any(name in ("_METADATA", "_CHECKPOINT_METADATA", "checkpoint") for name in names):
+        return "is an Orbax checkpoint (JAX)", GET_SAFETENSORS
+    if shards := [name for name in names if name.endswith(".safetensors")]:
+        return f"holds {shards[0]}, but no model.safetensors.index.json", "fetch that file too"
+    if others := [name for name in names if name.endswith(OTHER_WEIGHTS)]:
+        return f"holds {others[0]}, but no model.safetensors", GET_SAFETENSORS
+    return "holds neither model.safetensors nor model.safetensors.index.json", GET_SAFETENSORS
+
+
+def unreadable(path: Path, error: OSError) -> ModelFormatError:
+    """What the operating system says, as our error."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return ModelFormatError(path, "is a link to a file that is not there (an incomplete download)", DAMAGED)
+    remedies = {
+        errno.ENOENT: "check the path, or fetch the folder again",
+        errno.ENOMEM: "raise the limit of this process (`ulimit -v`)",
+    }
+    remedy = remedies.get(error.errno or 0, "check who may read it")
+    return ModelFormatError(path, f"cannot be read: {(error.strerror or str(error)).lower()}", remedy)
+
+
+def write_safetensors(
+    path: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]], parts: Iterable[Iterable[NDArray[Any]]]
+) -> None:
+    """Write a file of tensors (name, dtype as the file spells it, shape), whose contiguous `parts` come one by one.
+
+    Only what is being written is in memory. Raises OSError, which names the file also where a disk is full, and
+    ValueError where parts and shape differ in bytes.
+    """
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, dtype, shape in entries:
+        size = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # so that data begins where a cache line does
+    try:
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for (name, *_), rows in zip(entries, parts, strict=True):
+                for part in rows:
+                    file.write(np.ascontiguousarray(part).data)
+                if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
+                    raise ValueError(f"{name} was given other bytes than its shape has")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which a failed write does not know
+        raise

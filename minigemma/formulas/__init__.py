@@ -1,0 +1,1 @@
+"""One formula a page: equation, definition, gradient, kernel."""

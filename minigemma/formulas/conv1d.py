@@ -1,0 +1,57 @@
+"""The short causal convolution of Griffin's recurrent block: each channel by itself, over the last four tokens
+(De et al. 2024, §2.4, "temporal convolution").
+
+    y_t = b + Σ_s w_s · x_{t - s}            s = 0 … C - 1, C = 4; x is 0 before the sequence begins
+
+Departs from the code it was trained with in nothing but the order: row C - 1 of the stored weight is the current
+token's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..arrays import F32
+from ..definition import definition, require
+from ..kernels.compiler import jit, jit_inner, workers_for
+from ..kernels.parallel import share, share_out
+
+
+@definition
+def causal_conv1d(x: F32, weight: F32, bias: F32, before: F32) -> F32:
+    """y_t = b + Σ_s w[C - 1 - s] · x_{t - s}, each channel by itself      [De et al. 2024 §2.4]
+
+    x [T, E] float32, weight [C, E] float32, bias [E] float32, before [B, E] float32 (B = C - 1 tokens) → [T, E] float32
+    """
+    seen = np.concatenate([before, x])
+    return bias + sum(weight[c] * seen[c : c + len(x)] for c in range(len(weight)))
+
+
+@jit_inner
+def conv_row(seen, t, weight, bias, y):
+    """One token: seen [B + T, E], of which rows t … t + C - 1 meet the weight [C, E]; bias and y [E]."""
+    for e in range(y.size):
+        y[e] = bias[e]
+    for c in range(len(weight)):
+        for e in range(y.size):
+            y[e] += weight[c, e] * seen[t + c, e]
+
+
+@jit_inner
+def _some_rows(worker, workers, seen, weight, bias, y):
+    for t in share(worker, workers, len(y)):
+        conv_row(seen, t, weight, bias, y[t])
+
+
+@jit
+def _rows(workers, seen, weight, bias, y):
+    share_out(_some_rows, workers, (seen, weight, bias, y))
+
+
+@causal_conv1d.kernel
+def _causal_conv1d(x, weight, bias, before):
+    fits = x.ndim == 2 and weight.shape == (len(before) + 1, x.shape[1]) and bias.shape == x.shape[1:]
+    require(fits, "causal_conv1d", x, weight, bias, before)
+    y = np.empty_like(x)
+    _rows(workers_for(x), np.concatenate([before, x]), weight, bias, y)
+    return y

@@ -1,0 +1,61 @@
+"""LayerNorm: each vector less its mean, divided by its standard deviation (Ba et al. 2016, §3).
+
+    y = (x - mean(x)) / √(var(x) + ε) · w + b
+
+SigLIP's norm. It takes the weight as it is: Gemma's 1 + w belongs to its RMSNorm alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..arrays import F32
+from ..definition import definition, require
+from ..kernels.compiler import jit, jit_inner, workers_for
+from ..kernels.parallel import share, share_out
+
+
+@definition
+def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
+    """y = (x - mean(x)) / √(var(x) + ε) · w + b      [Ba et al. 2016 §3; SigLIP: Zhai et al. 2023]
+
+    x [P, C] float32, weight [C] float32, bias [C] float32 → [P, C] float32
+
+    >>> layer_norm(np.array([[1.0, 3.0]], np.float32), np.ones(2, np.float32), np.zeros(2, np.float32), 0.0)
+    array([[-1.,  1.]], dtype=float32)
+    """
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    deviation = np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + np.float32(eps))
+    return centred / deviation * weight + bias
+
+
+@jit_inner
+def _row(x, weight, bias, eps, y):
+    mean, squares = np.float32(0), np.float32(0)
+    for c in range(x.size):
+        mean += x[c]
+    mean /= np.float32(x.size)
+    for c in range(x.size):
+        squares += (x[c] - mean) * (x[c] - mean)
+    scale = np.float32(1) / np.sqrt(squares / np.float32(x.size) + np.float32(eps))
+    for c in range(x.size):
+        y[c] = (x[c] - mean) * scale * weight[c] + bias[c]
+
+
+@jit_inner
+def _some_rows(worker, workers, x, weight, bias, eps, y):
+    for p in share(worker, workers, len(x)):
+        _row(x[p], weight, bias, eps, y[p])
+
+
+@jit
+def _rows(workers, x, weight, bias, eps, y):
+    share_out(_some_rows, workers, (x, weight, bias, eps, y))
+
+
+@layer_norm.kernel
+def _layer_norm(x, weight, bias, eps):
+    require(x.ndim == 2 and weight.shape == bias.shape == x.shape[1:], "layer_norm", x, weight, bias)
+    y = np.empty_like(x)
+    _rows(workers_for(x), x, weight, bias, eps, y)
+    return y

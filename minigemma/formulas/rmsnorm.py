@@ -1,0 +1,66 @@
+"""RMSNorm: each vector is divided by its root mean square (Zhang & Sennrich 2019, eq. 4).
+
+    y = x / √(mean(x²) + ε) · (1 + w)
+
+Gemma's weight w is the gain less one, in every released safetensors file; a GGUF file already holds 1 + w. w may be
+large, -1, or below: nothing here assumes a positive gain.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..arrays import F32
+from ..definition import definition, require
+from ..kernels.compiler import jit, jit_inner, workers_for
+from ..kernels.parallel import share, share_out
+from ..kernels.simd import LANES, fma, load, splat, store, sum_lanes, zeros
+
+
+@definition
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """y = x / √(mean(x²) + ε) · (1 + w)      [Zhang & Sennrich 2019 eq. 4; Gemma 1 §2]
+
+    x [..., D] float32, weight [D] float32 → [..., D] float32
+
+    >>> rms_norm(np.array([[3.0, 4.0]], np.float32), np.zeros(2, np.float32), 0.0).round(3)
+    array([[0.849, 1.131]], dtype=float32)
+    """
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * (1 + weight)
+
+
+@jit_inner
+def norm_row(x, weight, eps, y):
+    """One row, [D] each; y may be x itself."""
+    whole, lanes, squares = x.size // LANES * LANES, zeros(), np.float32(0)
+    for d in range(0, whole, LANES):
+        lanes = fma(load(x, d), load(x, d), lanes)
+    for d in range(whole, x.size):
+        squares += x[d] * x[d]
+    squares += sum_lanes(lanes)
+    scale = np.float32(1) / np.sqrt(squares / np.float32(x.size) + np.float32(eps))
+    for d in range(0, whole, LANES):
+        scaled = load(x, d) * splat(scale)
+        store(y, d, fma(scaled, load(weight, d), scaled))
+    for d in range(whole, x.size):
+        y[d] = x[d] * scale * (np.float32(1) + weight[d])
+
+
+@jit_inner
+def _some_rows(worker, workers, x, weight, eps, y):
+    for t in share(worker, workers, len(x)):
+        norm_row(x[t], weight, eps, y[t])
+
+
+@jit
+def _rows(workers, x, weight, eps, y):
+    share_out(_some_rows, workers, (x, weight, eps, y))
+
+
+@rms_norm.kernel
+def _rms_norm(x, weight, eps):
+    require(weight.shape == x.shape[-1:], "rms_norm", x, weight)
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    y = np.empty_like(rows)
+    _rows(workers_for(rows), rows, weight, eps, y)
+    return y.reshape(x.shape)

@@ -1,0 +1,177 @@
+"""From the logits of a next token to a token: temperature, top-k, top-p, min-p, in this order, as transformers has it.
+
+    p = softmax(z / temperature)
+    top-k    keep the k likeliest
+    top-p    of these, the fewest that together have probability p at least      (Holtzman et al. 2020, §3.1)
+    min-p    of these, those at least min_p times as likely as the likeliest     (Nguyen et al. 2024, §3)
+
+Each works on what the one before it left, renormalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import F32
+from ..definition import definition, require
+from ..kernels.compiler import jit, jit_inner, workers_for
+from ..kernels.parallel import share, share_out
+from ..kernels.simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
+
+Ids = NDArray[np.intp]
+
+SMALLEST = float(np.finfo(np.float32).tiny)
+STRETCH = 256 * LANES  # exponentials that are added in float32; these sums are added in float64
+
+
+@definition
+def log_sum_exp(logits: F32) -> F32:
+    """ln Σ exp(z) of each row, the maximum taken off first so that nothing overflows
+
+    logits [T, V] float32 → [T] float32
+    """
+    top = logits.max(axis=-1, keepdims=True)
+    total = np.exp(logits - top).sum(axis=-1, dtype=np.float64)
+    return (top[:, 0] + np.log(total)).astype(np.float32)
+
+
+@jit_inner
+def _row(z):
+    whole = z.size // LANES * LANES
+    top = z[0]
+    if whole:
+        highest = load(z, 0)
+        for v in range(LANES, whole, LANES):
+            highest = maximum(highest, load(z, v))
+        top = max_lanes(highest)
+    for v in range(whole, z.size):
+        top = max(top, z[v])
+    total = 0.0
+    for first in range(0, whole, STRETCH):
+        part = zeros()
+        for v in range(first, min(first + STRETCH, whole), LANES):
+            part = part + exp(load(z, v) - splat(top))
+        total += sum_lanes(part)
+    for v in range(whole, z.size):
+        total += np.exp(z[v] - top)
+    return top + np.log(total)
+
+
+@jit_inner
+def _some_rows(worker, workers, logits, sums):
+    for t in share(worker, workers, len(logits)):
+        sums[t] = _row(logits[t])
+
+
+@jit
+def log_sums(workers, logits, sums):
+    """ln Σ exp(z) of all rows: logits [T, V], sums [T]."""
+    share_out(_some_rows, workers, (logits, sums))
+
+
+@log_sum_exp.kernel
+def _log_sum_exp(logits):
+    require(logits.ndim == 2 and logits.shape[1] > 0, "log_sum_exp", logits)
+    sums = np.empty(len(logits), np.float32)
+    log_sums(workers_for(logits), np.ascontiguousarray(logits), sums)
+    return sums
+
+
+def log_softmax(logits: F32) -> F32:
+    """z - ln Σ exp(z) of each row: logits [T, V] float32 → [T, V] float32."""
+    return logits - log_sum_exp(logits)[:, None]
+
+
+def logprob_of(logits: F32, tokens: Sequence[int]) -> F32:
+    """log_softmax at one token of each row, and nowhere else: logits [T, V] float32, tokens [T] → [T] float32."""
+    return logits[np.arange(len(logits)), tokens] - log_sum_exp(logits)
+
+
+def softmax(logits: F32, temperature: float = 1.0) -> F32:
+    """p_i = exp(z_i / t) / Σ exp(z_j / t): logits [V], at least one of them finite → [V] float32."""
+    with np.errstate(over="ignore"):  # by a temperature near 0 all but the likeliest go to exp(-inf) = 0
+        p = np.exp((logits - logits.max()) / max(temperature, SMALLEST))
+    return p / p.sum(dtype=np.float64).astype(np.float32)
+
+
+def greedy(logits: F32) -> int:
+    """argmax z, the first of equals: logits [V]. ValueError if that is not a number: all masked, or weights broken."""
+    best = int(logits.argmax())
+    if not np.isfinite(logits[best]):
+        raise ValueError(f"the largest logit is {logits[best]}; the model's weights or the mask leave no token")
+    return best
+
+
+def keep_top_k(z: F32, k: int) -> Ids:
+    """{i : z_i ≥ the k-th largest z}, ascending; equals of the k-th stay, so there may be more: z [V] → [at least k].
+
+    0.4 ms for 262,144; sorting those takes 44.
+    """
+    if k >= len(z):
+        return np.arange(len(z))
+    return np.flatnonzero(z >= np.partition(z, -k)[-k])
+
+
+def keep_top_p(probs: F32, p: float) -> Ids:
+    """The fewest likeliest that together have probability p or more, the likeliest first: probs [V] → [at least 1].
+
+    Of equals the first come first. As the likeliest are few, 64 are sorted, 16 times as many if that does not do, …
+    """
+    count = 64
+    while True:
+        kept = keep_top_k(probs, count)
+        kept = kept[np.argsort(-probs[kept], kind="stable")]
+        reached = np.cumsum(probs[kept], dtype=np.float64)
+        if reached[-1] >= p or len(kept) == len(probs):
+            return kept[: np.searchsorted(reached, p) + 1]
+        count *= 16
+
+
+def keep_min_p(probs: F32, min_p: float) -> Ids:
+    """{i : p_i ≥ min_p · max p, p_i > 0}: probs [V] → [at least 1]."""
+    return np.flatnonzero((probs >= min_p * probs.max()) & (probs > 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How a token is chosen. Temperature 0 is greedy, always the likeliest, and the rest has nothing to do."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning. A top_k above the number of tokens keeps them all."""
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (always the likeliest) or more")
+        if self.top_k is not None and not (isinstance(self.top_k, int | np.integer) and self.top_k >= 1):
+            raise ValueError(f"top_k is {self.top_k}; it must be a whole number from 1, or None for all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}; it must be from 0 to 1")
+
+    def choose(self, logits: F32, random: np.random.Generator) -> int:
+        """A token for logits [V] float32; those at -inf are never chosen. ValueError if all are, or one is NaN."""
+        best = greedy(logits)
+        if self.temperature == 0:
+            return best
+        tokens, probs = self.candidates(logits)
+        reached = np.cumsum(probs, dtype=np.float64)
+        drawn = np.searchsorted(reached, random.random() * reached[-1], side="right")
+        return int(tokens[min(int(drawn), len(tokens) - 1)])
+
+    def candidates(self, logits: F32) -> tuple[Ids, F32]:
+        """The tokens that may be chosen, and their probabilities, none of them 0: logits [V] → ([n], [n])."""
+        tokens = keep_top_k(logits, self.top_k or len(logits))
+        probs = softmax(logits[tokens], self.temperature)
+        if self.top_p is not None and self.top_p < 1:
+            kept = keep_top_p(probs, self.top_p)
+            tokens, probs = tokens[kept], probs[kept]
+        kept = keep_min_p(probs, self.min_p or 0.0)
+        return tokens[kept], probs[kept] / probs[kept].sum()

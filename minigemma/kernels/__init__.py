@@ -1,0 +1,1 @@
+"""How it is fast: vectors, tiles, threads, and the products and loops made of them."""

@@ -1,0 +1,318 @@
+"""The matrix unit of Intel's server processors (AMX), as functions of Numba.
+
+It has eight tiles of 16 rows x 64 bytes, and one instruction that multiplies two of them into a third:
+
+    C [16, 16] += A [16, 32] · B [32, 16]        A, B bf16, C float32: 8,192 products and sums at once
+
+A lies row by row. B lies in pairs: its row i holds B[2i, j], B[2i + 1, j] for j = 0 … 15, so that a multiply-add of two
+bf16 numbers finds both in one word. Here a weight's rows, as their file has them, are A, and the tokens are B.
+
+    begin(tiles)
+    zero[0](tiles)
+    for step in …:
+        load[4](tiles, weights, at, 32)          # tile 4 = 16 rows, each 32 numbers after the other
+        load[6](tiles, tokens, there, 32)
+        multiply[0, 4, 6](tiles)                 # tile 0 += tile 4 · tile 6
+    store[0](tiles, sums, 0, 16)
+    end(tiles)
+
+A tile's number is part of the instruction, so each has functions of its own: 0 … 3 are sums, float32, and 4 … 7 bf16.
+Rows that begin on a cache line load at several times the speed of others: see `arrays.aligned`.
+
+Where there is no such unit, or MINIGEMMA_CPU says "imitation", the same functions are plain loops over an array,
+`tiles`, that stands for the registers: far too slow to be of use, but the kernels can be tested by them anywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from functools import lru_cache
+
+import numpy as np
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import get_num_threads, types
+from numba.extending import intrinsic
+
+from ..arrays import F32, U16, aligned
+from .compiler import jit, jit_inner
+from .parallel import share, share_out
+from .simd import bf16_bits
+from .views import new_array
+
+DEPTH = 32  # bf16 numbers in a row of a tile
+TILE = 16 * DEPTH  # numbers in a tile of them
+
+_I8, _I64 = ir.IntType(8), ir.IntType(64)
+
+
+@lru_cache(maxsize=1)
+def _permitted() -> bool:
+    """May this process use the tile registers? Linux gives them to those who ask, and ends those who did not."""
+    features = get_host_cpu_features()
+    if sys.platform != "linux" or platform.machine() != "x86_64" or not features.get("amx-tile"):
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return bool(features.get("amx-bf16")) and not ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)
+
+
+def choice() -> tuple[str, str]:
+    """What multiplies many tokens, and why: "unit", "imitation" or "vectors"."""
+    asked = os.environ.get("MINIGEMMA_CPU", "")
+    if asked == "imitation":
+        return "imitation", "as MINIGEMMA_CPU=imitation asks"
+    if asked in ("generic", "vectors"):
+        return "vectors", f"as MINIGEMMA_CPU={asked} asks"
+    return ("unit", "it is there") if _permitted() else ("vectors", "this processor has no AMX-BF16")
+
+
+UNIT = choice()[0] == "unit"  # else the functions below are the imitation
+
+
+def new_tiles() -> U16:
+    """What `tiles` is: 64 bytes of configuration for the unit, all eight tiles for the imitation."""
+    if not UNIT:
+        return np.zeros(8 * TILE, np.uint16)
+    config = aligned(32, np.uint16)
+    config[:] = 0
+    config[0] = 1  # palette 1
+    config[8:16] = 64  # bytes in a row of each tile
+    config[24:28] = 16 | 16 << 8  # rows of each tile
+    return config
+
+
+def _call(builder, name, *arguments):
+    known = builder.module.globals.get(name)
+    kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    builder.call(known or ir.Function(builder.module, kind, name), arguments)
+
+
+def _address(context, builder, kind, array, index):
+    """The address of array[index] as bytes, and the bytes of one element."""
+    data = builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+    return builder.bitcast(data, _I8.as_pointer()), _I64(kind.dtype.bitwidth // 8)
+
+
+# ---- the unit
+
+
+@intrinsic
+def _configure(typingctx, tiles):
+    def codegen(context, builder, signature, args):
+        _call(builder, "llvm.x86.ldtilecfg", _address(context, builder, signature.args[0], args[0], _I64(0))[0])
+        return context.get_dummy_value()
+
+    return types.void(tiles), codegen
+
+
+@intrinsic
+def _release(typingctx, tiles):
+    def codegen(context, builder, signature, args):
+        _call(builder, "llvm.x86.tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(tiles), codegen
+
+
+def _zero(tile):
+    @intrinsic
+    def zero_tile(typingctx, tiles):
+        def codegen(context, builder, signature, args):
+            _call(builder, "llvm.x86.tilezero", _I8(tile))
+            return context.get_dummy_value()
+
+        return types.void(tiles), codegen
+
+    return zero_tile
+
+
+def _move(name, tile):
+    @intrinsic
+    def move_tile(typingctx, tiles, array, index, stride):
+        def codegen(context, builder, signature, args):
+            address, size = _address(context, builder, signature.args[1], args[1], args[2])
+            _call(builder, name, _I8(tile), address, builder.mul(args[3], size))
+            return context.get_dummy_value()
+
+        return types.void(tiles, array, types.intp, types.intp), codegen
+
+    return move_tile
+
+
+def _multiply(c, a, b):
+    @intrinsic
+    def multiply_tiles(typingctx, tiles):
+        def codegen(context, builder, signature, args):
+            _call(builder, "llvm.x86.tdpbf16ps", _I8(c), _I8(a), _I8(b))
+            return context.get_dummy_value()
+
+        return types.void(tiles), codegen
+
+    return multiply_tiles
+
+
+# ---- the imitation
+
+
+@jit_inner
+def _nothing(tiles):
+    pass
+
+
+def _zero_imitated(tile):
+    first = tile * TILE
+
+    @jit_inner
+    def zero_tile(tiles):
+        for i in range(first, first + TILE):
+            tiles[i] = 0
+
+    return zero_tile
+
+
+def _load_imitated(tile):
+    kind, first = (np.float32, tile * TILE // 2) if tile < 4 else (np.uint16, tile * TILE)
+    width = 16 if tile < 4 else DEPTH
+
+    @jit_inner
+    def load_tile(tiles, array, index, stride):
+        own = tiles.view(kind)
+        for row in range(16):
+            for i in range(width):
+                own[first + row * width + i] = array[index + row * stride + i]
+
+    return load_tile
+
+
+def _store_imitated(tile):
+    first = tile * TILE // 2
+
+    @jit_inner
+    def store_tile(tiles, array, index, stride):
+        own = tiles.view(np.float32)
+        for row in range(16):
+            for i in range(16):
+                array[index + row * stride + i] = own[first + row * 16 + i]
+
+    return store_tile
+
+
+def _multiply_imitated(c, a, b):
+    c, a, b = c * TILE // 2, a * TILE, b * TILE
+
+    @jit_inner
+    def multiply_tiles(tiles):
+        sums, words = tiles.view(np.float32), tiles.view(np.uint16)
+        left, right = new_array(1, np.uint32), new_array(1, np.uint32)
+        for m in range(16):
+            for k in range(DEPTH):
+                left[0] = np.uint32(words[a + m * DEPTH + k]) << np.uint32(16)
+                for n in range(16):
+                    right[0] = np.uint32(words[b + k // 2 * DEPTH + 2 * n + k % 2]) << np.uint32(16)
+                    sums[c + m * 16 + n] += left.view(np.float32)[0] * right.view(np.float32)[0]
+
+    return multiply_tiles
+
+
+PRODUCTS = (
+    (0, 4, 6),
+    (1, 4, 7),
+    (2, 5, 6),
+    (3, 5, 7),
+)  # 32 rows of weights times 32 tokens, four loads for four products
+if UNIT:
+    begin, end = _configure, _release
+    zero = [_zero(tile) for tile in range(4)]
+    load = [_move("llvm.x86.tileloadd64", tile) for tile in range(8)]
+    store = [_move("llvm.x86.tilestored64", tile) for tile in range(4)]
+    multiply = {tiles: _multiply(*tiles) for tiles in PRODUCTS}
+else:
+    begin = end = _nothing
+    zero = [_zero_imitated(tile) for tile in range(4)]
+    load = [_load_imitated(tile) for tile in range(8)]
+    store = [_store_imitated(tile) for tile in range(4)]
+    multiply = {tiles: _multiply_imitated(*tiles) for tiles in PRODUCTS}
+
+# ---- the product of a panel of 32 rows with all tokens, 32 of them at a time; `steps` = ⌈D / 32⌉
+
+_zero0, _zero1, _zero2, _zero3 = zero
+_load0, _load1, _load2, _load3, _rows0, _rows1, _tokens0, _tokens1 = load
+_store0, _store1, _store2, _store3 = store
+_product0, _product1, _product2, _product3 = (multiply[tiles] for tiles in PRODUCTS)
+
+
+@jit_inner
+def _pack_some(worker, workers, x, packed, steps):
+    """A token's 32 numbers of a step become 16 pairs, which go to the 16 rows of its tile."""
+    T, D = x.shape
+    for block in share(worker, workers, (T + 31) // 32):
+        words, pairs = new_array(DEPTH, np.uint16), packed.view(np.uint32)
+        for t in range(block * 32, min(block * 32 + 32, T)):
+            for step in range(steps):
+                at = ((block * steps + step) * 2 + t // 16 % 2) * TILE // 2 + t % 16
+                for k in range(DEPTH):
+                    d = step * DEPTH + k
+                    words[k] = bf16_bits(x[t, d]) if d < D else np.uint16(0)
+                two = words.view(np.uint32)
+                for i in range(16):
+                    pairs[at + i * 16] = two[i]
+
+
+@jit
+def _pack_all(workers, x, packed, steps):
+    share_out(_pack_some, workers, (x, packed, steps))
+
+
+def pack_tokens(x: F32) -> U16:
+    """x [T, D] float32 → bf16 in pairs, [⌈T/32⌉ · ⌈D/32⌉ · 2 tiles of TILE], zeros where there is no token."""
+    steps = -(-x.shape[1] // DEPTH)
+    packed = aligned(-(-len(x) // 32) * steps * 2 * TILE, np.uint16)
+    if len(x) % 32:
+        packed[:] = 0
+    _pack_all(get_num_threads(), x, packed, steps)
+    return packed
+
+
+@jit_inner
+def on_cache_line(array, size):
+    """`size` elements of an array that has room for a cache line more, from where one begins."""
+    first = (64 - array.ctypes.data % 64) % 64 // array.itemsize
+    return array[first : first + size]
+
+
+@jit_inner
+def multiply_panel(tiles, panel, packed, steps, first, depth, more, sums):
+    """sums [⌈T/32⌉ · 4 tiles] = panel [depth · 2 tiles] · steps first … first + depth - 1 of `packed`, or that much
+    `more` than they were.
+
+    A block's four tiles of sums: rows 0 … 15 and tokens 0 … 15, then tokens 16 … 31, then the same for rows 16 … 31.
+    """
+    for block in range(sums.size // 1024):
+        c = block * 1024
+        if more:
+            _load0(tiles, sums, c, 16)
+            _load1(tiles, sums, c + 256, 16)
+            _load2(tiles, sums, c + 512, 16)
+            _load3(tiles, sums, c + 768, 16)
+        else:
+            _zero0(tiles)
+            _zero1(tiles)
+            _zero2(tiles)
+            _zero3(tiles)
+        for step in range(depth):
+            a, b = step * 2 * TILE, (block * steps + first + step) * 2 * TILE
+            _rows0(tiles, panel, a, DEPTH)
+            _rows1(tiles, panel, a + TILE, DEPTH)
+            _tokens0(tiles, packed, b, DEPTH)
+            _tokens1(tiles, packed, b + TILE, DEPTH)
+            _product0(tiles)
+            _product1(tiles)
+            _product2(tiles)
+            _product3(tiles)
+        _store0(tiles, sums, c, 16)
+        _store1(tiles, sums, c + 256, 16)
+        _store2(tiles, sums, c + 512, 16)
+        _store3(tiles, sums, c + 768, 16)

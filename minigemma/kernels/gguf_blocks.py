@@ -1,0 +1,323 @@
+"""Kernels of layouts/gguf_blocks.py: blocks of GGUF's types to float32, and to the layouts that run."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numba import float32, get_num_threads
+
+from ..definition import require
+from ..layouts.gguf_blocks import (
+    BYTES,
+    KINDS,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    SCALES,
+    SHARED,
+    STEPS,
+    TOO_LARGE,
+    TRIED,
+    WEIGHTS,
+    dequantise_blocks,
+    int8_blocks,
+    quantise_blocks,
+)
+from .compiler import jit, jit_inner
+from .parallel import share, share_out
+from .simd import (
+    LANES,
+    fma,
+    load,
+    load_half,
+    load_one,
+    magnitude,
+    max_lanes,
+    maximum,
+    minimum,
+    round_lanes,
+    splat,
+    store,
+    store_half,
+    store_whole,
+    sum_lanes,
+    where_less,
+    zeros,
+)
+from .views import new_array
+
+
+@jit_inner
+def _block_of_32(block, kind, out):
+    """The 32 weights of a Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 block."""
+    d = load_half(block, 0)
+    if kind == Q8_0:
+        for j in range(32):
+            out[j] = d * float32(np.int8(block[2 + j]))
+        return
+    with_minimum, five = kind in (Q4_1, Q5_1), kind in (Q5_0, Q5_1)
+    m = load_half(block, 2) if with_minimum else float32(0)
+    zero = float32(0) if with_minimum else (float32(16) if five else float32(8))
+    at = 4 if with_minimum else 2
+    bits = np.uint32(0)
+    if five:
+        for i in range(4):
+            bits |= np.uint32(block[at + i]) << np.uint32(8 * i)
+        at += 4
+    for j in range(32):
+        q = np.uint32(block[at + j % 16]) >> np.uint32(j // 16 * 4) & np.uint32(15)
+        q |= (bits >> np.uint32(j) & np.uint32(1)) << np.uint32(4)
+        out[j] = d * (float32(q) - zero) + m  # rounded once without a minimum, as in the definition
+
+
+@jit_inner
+def _k_block(block, five, out):
+    """The 256 weights of a Q4_K or Q5_K block."""
+    d, m = load_half(block, 0), load_half(block, 2)
+    nibbles = 48 if five else 16
+    for i in range(8):
+        if i < 4:
+            s, t = np.int64(block[4 + i]) & 63, np.int64(block[8 + i]) & 63
+        else:
+            s = (np.int64(block[8 + i]) & 15) | (np.int64(block[i]) >> 6 << 4)
+            t = (np.int64(block[8 + i]) >> 4) | (np.int64(block[4 + i]) >> 6 << 4)
+        scale, minimum = d * float32(s), m * float32(t)
+        for j in range(32):
+            low, high = np.int64(block[nibbles + i // 2 * 32 + j]), np.int64(block[16 + j])
+            q = (low >> 4 if i % 2 else low & 15) | ((high >> i & 1) << 4 if five else 0)
+            out[i * 32 + j] = scale * float32(q) - minimum
+
+
+@jit_inner
+def _q6_k_block(block, out):
+    """The 256 weights of a Q6_K block."""
+    d = load_half(block, 208)
+    for i in range(8):
+        half, quarter = i // 4, i % 4
+        for j in range(32):
+            low, high = np.int64(block[half * 64 + quarter % 2 * 32 + j]), np.int64(block[128 + half * 32 + j])
+            q = (low >> 4 if quarter > 1 else low & 15) | (high >> (2 * quarter) & 3) << 4
+            scale = d * float32(np.int8(block[192 + i * 2 + j // 16]))
+            out[i * 32 + j] = scale * (float32(q) - float32(32))
+
+
+@jit_inner
+def _block_of_256(block, kind, out):
+    if kind == Q6_K:
+        _q6_k_block(block, out)
+    else:
+        _k_block(block, kind == Q5_K, out)
+
+
+@jit_inner
+def _block(block, kind, out):
+    if kind <= Q8_0:
+        _block_of_32(block, kind, out)
+    else:
+        _block_of_256(block, kind, out)
+
+
+@jit_inner
+def _dequantise_some(worker, workers, blocks, kind, out):
+    for b in share(worker, workers, len(blocks)):
+        _block(blocks[b], kind, out[b])
+
+
+@jit
+def _dequantise_all(workers, blocks, kind, out):
+    share_out(_dequantise_some, workers, (blocks, kind, out))
+
+
+@dequantise_blocks.kernel
+def _dequantise(blocks, kind):
+    require(blocks.dtype == np.uint8 and blocks.shape[1:] == (BYTES[kind],), f"a block of {KINDS[kind]}", blocks)
+    out = np.empty((len(blocks), WEIGHTS[KINDS[kind]]), np.float32)
+    _dequantise_all(get_num_threads(), blocks, kind, out)
+    return out
+
+
+@jit_inner
+def _largest(x, at):
+    """max |w| of the 32 weights from x[at] on; NaN if one of them is, or is infinite."""
+    highest, wrong = zeros(), zeros()
+    for j in range(at, at + 32, LANES):
+        w = load(x, j)
+        highest, wrong = maximum(highest, magnitude(w)), fma(w, zeros(), wrong)
+    return max_lanes(highest) + sum_lanes(wrong)
+
+
+@jit_inner
+def _closest_steps(x, steps):
+    """How many steps of the scale the largest weight should be, so that all lie closest to whole ones.
+
+    x [32]: weights divided by the largest; steps [TRIED]: the numbers to try, the lanes of this search. Of two that
+    come equally close the first counts, which is the larger.
+    """
+    k, m = load(steps, 0), load(steps, TRIED - LANES)  # with 16 lanes twice the same
+    a, b, c, d = zeros(), zeros(), zeros(), zeros()  # two sums of each: in one, each product would wait for the last
+    for j in range(0, 32, 2):
+        one, two = splat(load_one(x, j)), splat(load_one(x, j + 1))
+        u, v, w, z = one * k, two * k, one * m, two * m
+        u, v, w, z = u - round_lanes(u), v - round_lanes(v), w - round_lanes(w), z - round_lanes(z)
+        a, b, c, d = fma(u, u, a), fma(v, v, b), fma(w, w, c), fma(z, z, d)
+    missed, other = (a + b) / (k * k), (c + d) / (m * m)
+    fewest, best = minimum(missed, other), where_less(other, missed, m, k)
+    lowest = -max_lanes(zeros() - fewest)
+    return max_lanes(where_less(splat(lowest), fewest, zeros(), best))
+
+
+@jit_inner
+def _int8_block(x, at, d, out, whole, to):
+    """The weights x[at : at + 32] as an int8 block of scale d in out[to : to + 34]; `whole` is `out`, as int8. NaN for
+    a scale that is none, or too large for a float16: what runs with it shall not look as if all were well.
+    """
+    if d < TOO_LARGE:
+        store_half(out, to, d)
+        d = load_half(out, to)
+    else:
+        out[to], out[to + 1], d = 0x00, 0x7E, float32(0)
+    for j in range(0, 32, LANES):
+        q = load(x, at + j) / splat(d) if d > 0 else zeros()
+        store_whole(whole, to + 2 + j, maximum(minimum(q, splat(float32(127))), splat(float32(-127))))
+
+
+@jit_inner
+def _best_scale(r, scales, room):
+    """d of the whole numbers that come closest to r [32], weights divided by the one farthest from 0.
+
+    `scales` are the numbers of steps to try and the lanes of this search, `room` [2 · 16] is for what each comes to.
+    """
+    mean = float32(0)
+    for j in range(32):
+        mean += r[j] * r[j] / float32(32)
+    for i in range(0, scales.size, LANES):
+        k, along, square = load(scales, i), zeros(), zeros()
+        for j in range(32):
+            w, u = splat(load_one(r, j)), splat(r[j] * r[j] + mean)
+            q = minimum(maximum(round_lanes(zeros() - w * k), splat(float32(-8))), splat(float32(7)))
+            along, square = fma(u * q, w, along), fma(u * q, q, square)
+        store(room, i, along)
+        store(room, scales.size + i, square)
+    best, most = float32(0), float32(0)
+    for i in range(scales.size):
+        along, square = room[i], room[scales.size + i]
+        if square > 0 and along * along / square > most:
+            best, most = along / square, along * along / square
+    return best
+
+
+@jit_inner
+def _int4_block(x, scales, r, room, out):
+    farthest = float32(0)
+    for j in range(32):
+        farthest = x[j] if abs(x[j]) > abs(farthest) else farthest
+    for j in range(32):
+        r[j] = x[j] / farthest if farthest != 0 else float32(0)
+    store_half(out, 0, _best_scale(r, scales, room) * farthest)
+    d = load_half(out, 0)
+    for j in range(16):
+        low = x[j] / d + float32(8.5) if d != 0 else float32(8.5)
+        high = x[j + 16] / d + float32(8.5) if d != 0 else float32(8.5)
+        low, high = min(max(low, float32(0)), float32(15)), min(max(high, float32(0)), float32(15))
+        out[2 + j] = np.uint8(low) | np.uint8(high) << 4
+
+
+@jit_inner
+def _quantise_some(worker, workers, x, bits, scales, out, whole):
+    r, room = new_array(32, np.float32), new_array(2 * scales.size, np.float32)
+    for b in share(worker, workers, x.size // 32):
+        if bits == 8:
+            _int8_block(x, 32 * b, _largest(x, 32 * b) / float32(127), out, whole, 34 * b)
+        else:
+            _int4_block(x[32 * b : 32 * b + 32], scales, r, room, out[18 * b : 18 * b + 18])
+
+
+@jit
+def _quantise_all(workers, x, bits, scales, out, whole):
+    share_out(_quantise_some, workers, (x, bits, scales, out, whole))
+
+
+@quantise_blocks.kernel
+def _quantise(x, bits):
+    require(x.ndim == 2 and x.shape[1] == 32, "quantise_blocks", x)
+    out = np.empty((len(x), 34 if bits == 8 else 18), np.uint8)
+    flat = out.reshape(-1)
+    _quantise_all(get_num_threads(), np.ascontiguousarray(x).reshape(-1), bits, SCALES, flat, flat.view(np.int8))
+    return out
+
+
+@jit
+def _int8_moved(blocks, five, out):
+    """Q4_0 or Q5_0 blocks, [B · 18 or 22]: the same scales, and whole numbers that are only written otherwise."""
+    size, zero = (22, 16) if five else (18, 8)
+    for b in range(blocks.size // size):
+        at, to, bits = b * size, b * 34, 0
+        out[to], out[to + 1] = blocks[at], blocks[at + 1]
+        for i in range(4 if five else 0):
+            bits |= blocks[at + 2 + i] << 8 * i
+        for j in range(16):
+            both = blocks[at + size - 16 + j]
+            out[to + 2 + j] = (both & 15 | (bits >> j & 1) << 4) - zero
+            out[to + 18 + j] = (both >> 4 | (bits >> j + 16 & 1) << 4) - zero
+
+
+@jit_inner
+def _search(room, steps, divided, out, whole, to):
+    """A block's weights, room [32 or 256], as int8 blocks from out[to] on, each with the scale that comes closest.
+    `divided` [32] is for weights divided by the largest; `whole` is `out`, as int8.
+    """
+    for at in range(0, room.size, 32):
+        largest, best = _largest(room, at), float32(127)
+        if largest > 0:
+            for j in range(0, 32, LANES):
+                store(divided, j, load(room, at + j) / splat(largest))
+            best = _closest_steps(divided, steps)
+        _int8_block(room, at, largest / best, out, whole, to + at // 32 * 34)
+
+
+@jit
+def _int8_of_32(blocks, kind, steps, out, whole):
+    """Blocks of 32 weights, [B, bytes], → [B · 34]; `whole` is `out`, as int8."""
+    room, divided = new_array(32, np.float32), new_array(32, np.float32)
+    for b in range(len(blocks)):
+        _block_of_32(blocks[b], kind, room)
+        _search(room, steps, divided, out, whole, b * 34)
+
+
+@jit
+def _int8_of_256(blocks, kind, steps, out, whole):
+    """The same of 256 weights, → [B · 8 · 34]."""  # apart, so that only what a file has is compiled
+    room, divided = new_array(256, np.float32), new_array(32, np.float32)
+    for b in range(len(blocks)):
+        _block_of_256(blocks[b], kind, room)
+        _search(room, steps, divided, out, whole, b * 8 * 34)
+
+
+@int8_blocks.kernel
+def _int8(blocks, kind):
+    require(blocks.dtype == np.uint8 and blocks.shape[1:] == (BYTES[kind],), f"a block of {KINDS[kind]}", blocks)
+    if kind == Q8_0:
+        return blocks
+    out = np.empty((len(blocks), WEIGHTS[KINDS[kind]] // 32, 34), np.uint8)
+
+    def convert(first: int, last: int) -> None:
+        if kind in (Q4_0, Q5_0):
+            _int8_moved(blocks[first:last].reshape(-1), kind == Q5_0, out[first:last].reshape(-1))
+        else:
+            made, search = out[first:last].reshape(-1), _int8_of_32 if kind <= Q8_0 else _int8_of_256
+            search(blocks[first:last], kind, STEPS, made, made.view(np.int8))
+
+    # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands at the start.
+    workers = get_num_threads() if len(blocks) >= SHARED else 1
+    edges = [len(blocks) * i // workers for i in range(workers + 1)]
+    if workers == 1:
+        convert(*edges)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(convert, edges[:-1], edges[1:]))
+    return out.reshape(-1, 34)

@@ -1,0 +1,1 @@
+"""One paper a page: sizes, layer pattern, tensor names, block."""

@@ -1,0 +1,1 @@
+"""Between a model and text: generation, chat, scoring, prompts."""

@@ -1,0 +1,244 @@
+"""Text from a model, token by token: `generate` for all of it, `stream_generate` as it comes."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..arrays import F32
+from ..cache import Cache
+from ..errors import no_vision
+from ..formulas.sampling import Sampler, logprob_of
+from ..models.decoder import PIECE, Decoder, pieces
+from .prompt import text_ids
+
+if TYPE_CHECKING:
+    from ..files.images import PanAndScan
+
+PAYS = 64  # new tokens from which on it saves time to preview the likely ones (preview.py)
+
+Prompt = str | Sequence[int]
+Progress = Callable[[int, int], None]  # called with tokens done, tokens in all
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as the text model sees them, made by `look_at` once for all answers about them."""
+
+    features: F32  # [n, tokens, D]: each image, then its crops
+    crops: tuple[int, ...]  # of each image
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one more token brought. `text` may be empty: half a character, or half a stop string, is held back."""
+
+    text: str
+    token: int
+    logprob: float  # natural logarithm, of the model's own distribution: temperature 1, nothing cut off
+    finish_reason: str | None  # "stop": end of text, of a turn, or a stop string; "length"; None: it goes on
+    prompt_tokens: int
+    generation_tokens: int
+    prompt_tps: float  # tokens a second
+    generation_tps: float
+
+
+def generate(
+    model: Decoder,
+    prompt: Prompt,
+    images: Sequence[Any] = (),
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+    pan_and_scan: PanAndScan | None = None,
+) -> str:
+    """The text that follows `prompt`; the settings are those of `stream_generate`."""
+    settings = max_new_tokens, temperature, top_k, top_p, min_p, seed, stop
+    return "".join(p.text for p in stream_generate(model, prompt, images, *settings, pan_and_scan=pan_and_scan))
+
+
+def look_at(
+    model: Decoder,
+    images: Sequence[Any],
+    pan_and_scan: PanAndScan | None = None,
+    notes: Callable[[str], None] = warnings.warn,
+) -> Seen:
+    """Run images through the vision tower.
+
+    images: files, Pillow images, uint8 arrays [h, w, 3], or one float32 array [n, 3, side, side] in [-1, 1]. With
+    `pan_and_scan` those that are wide or tall are looked at in crops too (Gemma 3 §2.1). What is done to a picture
+    beyond scaling it (turned as its camera says, transparency on white) is told to `notes`.
+
+    Raises ImageError for files that are no images, ValueError where the model has no vision tower.
+    """
+    if isinstance(images, (str, Path)):
+        images = [images]
+    vision = model.vision
+    if vision is None:
+        raise no_vision(model.name, len(images))
+    if isinstance(images, np.ndarray) and images.dtype == np.float32:
+        return Seen(model.image_features(images), (0,) * len(images))
+    from ..files.images import prepare  # and with it Pillow, which a text needs nothing of
+
+    looked = [prepare(image, vision.side, pan_and_scan, notes) for image in images]
+    features = [model.image_features(pixels) for pixels, _ in looked]
+    return Seen(np.concatenate(features), tuple(crops for _, crops in looked))
+
+
+def stream_generate(
+    model: Decoder,
+    prompt: Prompt,
+    images: Sequence[Any] | Seen = (),
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+    pan_and_scan: PanAndScan | None = None,
+) -> Iterator[Piece]:
+    """Yield a `Piece` for each token that follows `prompt`; the last one has a finish_reason.
+
+    prompt    a text, which BOS is put in front of, or ids, which are taken as they are
+    images    as `look_at` takes them, or what it made of them; they stand where the text has <start_of_image>, or in
+              front of it, or, in ids, where the image tokens are
+    stop      strings that end the text before they would appear in it, also when they span several tokens
+    cache     what came before, if anything did; the prompt and all but the last of the new tokens are in it afterwards,
+              and after an interrupt (Ctrl-C) as many of them as its position says
+    progress  called while the prompt is read
+
+    Prompt and answer together are never longer than the context, nor than the cache that was given: there the answer
+    ends, for "length". Without a tokenizer, for which the prompt must be ids, all text is "".
+
+    Arguments are checked here, before the first piece is asked for. Raises ValueError for settings out of range, a
+    prompt that is empty or longer than the context, and images for a model that has no vision tower.
+    """
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    random = _generator(seed)
+    stops = _stop_strings(model, stop)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+    seen = images if isinstance(images, Seen) else look_at(model, images, pan_and_scan) if len(images) else None
+    ids = _prompt_ids(model, prompt, seen.crops if seen else ())
+    features = seen.features if seen else np.empty((0, 0, 0), np.float32)
+    if len(features) != (places := len(model.image_runs(ids))):
+        raise ValueError(f"{len(features)} images and crops were given, and the prompt has the tokens of {places}")
+    held = cache.position if cache else 0
+    limit = min(model.config.context, cache.max_tokens) if cache else model.config.context
+    room = limit - held - len(ids)
+    if room < 1:
+        holder = "context" if limit == model.config.context else "cache"
+        raise ValueError(
+            f"the prompt has {held + len(ids):,} tokens and the {holder} holds {limit:,}, "
+            "of which the answer needs one at least; shorten the prompt"
+        )
+    new = min(max_new_tokens, room)
+    cache = cache or model.new_cache(len(ids) + new)
+    return _pieces(model, ids, features, cache, new, sampler, random, stops, progress)
+
+
+def _generator(seed: int | None) -> np.random.Generator:
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed is {seed}; it must be 0 or more, or None for another one each time")
+    return np.random.default_rng(seed)
+
+
+def _stop_strings(model: Decoder, stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(stops):
+        raise ValueError("a stop string is empty; it would end every text before it begins")
+    if stops and model.tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer.model, so there is no text that a stop string could end")
+    return stops
+
+
+def _prompt_ids(model: Decoder, prompt: Prompt, crops: Sequence[int]) -> list[int]:
+    if isinstance(prompt, str):
+        if model.tokenizer is None:
+            raise ValueError("this checkpoint has no tokenizer.model; give the prompt as token ids")
+        return text_ids(model.tokenizer, prompt, model.vision, crops)
+    if not len(prompt):
+        raise ValueError("the prompt has no ids; it takes one at least, such as that of <bos>")
+    return list(prompt)
+
+
+def _pieces(
+    model: Decoder,
+    prompt: list[int],
+    features: F32,
+    cache: Cache,
+    max_new_tokens: int,
+    sampler: Sampler,
+    random: np.random.Generator,
+    stops: tuple[str, ...],
+    progress: Progress | None,
+) -> Iterator[Piece]:
+    began = time.perf_counter()
+    logits = prefill(model, prompt, cache, features, progress)
+    first = time.perf_counter()
+    prompt_tps = len(prompt) / max(first - began, 1e-9)
+    decoder = model.tokenizer.stream() if model.tokenizer else None
+    banned = [token for token in model.banned if token < len(logits)]  # a small embedding has no rows for the marks
+    # what is hotter than the model's own distribution asks for unlikely tokens; and a preview must first be made
+    likely = sampler.temperature <= 1 and max_new_tokens >= PAYS
+    pending = ""  # decided text is yielded; this may be the beginning of a stop string
+    for count in range(1, max_new_tokens + 1):
+        allowed = logits.copy()
+        allowed[model.vocab_limit :] = allowed[banned] = -np.inf
+        token = sampler.choose(allowed, random)
+        logprob = float(logprob_of(logits[None], [token])[0])
+        reason = "stop" if token in model.eos else "length" if count == max_new_tokens else None
+        if decoder:
+            pending += ("" if token in model.eos else decoder.push(token)) + (decoder.flush() if reason else "")
+        text, pending, stopped = _split_at_stop(pending, stops, bool(reason))
+        reason = "stop" if stopped else reason
+        speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
+        yield Piece(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
+        if reason:
+            return
+        logits = model.forward([token], cache, last_only=True, likely_only=likely)[0]
+
+
+def prefill(
+    model: Decoder, ids: Sequence[int], cache: Cache, features: F32 | None = None, progress: Progress | None = None
+) -> F32:
+    """Put `ids`, and the images among them, into the cache; the logits [V] after the last of them.
+
+    `forward` keeps its memory bounded by itself. Only where somebody watches does it get PIECE tokens at a time, since
+    each call also scores the vocabulary for its last token.
+    """
+    runs = model.image_runs(ids)
+    for first, last in pieces(len(ids), runs, PIECE if progress else len(ids)):
+        inside = [i for i, (begin, _) in enumerate(runs) if first <= begin < last]
+        images = features[inside] if inside and features is not None else None
+        logits = model.forward(ids[first:last], cache, images, last_only=True)
+        if progress:
+            progress(last, len(ids))
+    return logits[0]
+
+
+def _split_at_stop(text: str, stops: tuple[str, ...], last: bool) -> tuple[str, str, bool]:
+    """(what can be shown, what must wait, is a stop string there); what may become one waits, unless `last`."""
+    found = [at for at in (text.find(s) for s in stops) if at >= 0]
+    if found:
+        return text[: min(found)], "", True
+    if last:
+        return text, "", False
+    wait = max((n for s in stops for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
+    return text[: len(text) - wait], text[len(text) - wait :], False

@@ -1,0 +1,269 @@
+"""Loading: what a folder or GGUF file must hold, in which format it runs, and what is said when something is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from support.synthetic import config_json, shapes
+
+import minigemma as mg
+from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig
+from minigemma.files.load import FORMATS, describe
+from minigemma.layouts.weight import format_of, widen
+from minigemma.models.tensor_names import LAYER_TENSORS, layer_tensors, model_tensors
+
+SIZES = {"width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 64, "ffn_width": 512, "vocab": 96}
+CONFIGS = {
+    "gemma": GemmaConfig(**SIZES),
+    "gemma2": Gemma2Config(**SIZES, window=7, query_pre_attn_scalar=64),
+    "gemma3": Gemma3Config(**SIZES | {"layers": 7}, window=7, context=640),
+}
+ids = np.random.default_rng(5).integers(0, 96, 40)
+
+
+def random_weights(config):
+    """Every tensor by its name in a Hugging Face file, float32."""
+    rng = np.random.default_rng(0)
+    sizes = shapes(config)
+    return {name: rng.standard_normal(shape, np.float32) * (0.1 if shape[1:] else 0.5) for name, shape in sizes}
+
+
+def write_folder(folder, config, weights):
+    from safetensors.numpy import save_file
+
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_json(config)))
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def write_gguf(path, config, weights, kind="F32"):
+    """As llama.cpp's converter does it: other names, 1 + w for norms, float32 norms; matrices of the type `kind`."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, config.family)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.width)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.ffn_width)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.eps)
+    if config.family != "gemma":
+        writer.add_sliding_window(config.window)
+    names = {f"model.{hf}": theirs for hf, theirs, _ in model_tensors(config).values()}
+    for i in range(config.layers):
+        for hf, theirs, _ in layer_tensors(config, i).values():
+            names[f"model.layers.{i}.{hf}"] = f"blk.{i}.{theirs}"
+    for name, values in weights.items():
+        wanted = gguf.GGMLQuantizationType["F32" if values.ndim == 1 else kind]
+        data = gguf.quantize(values + (values.ndim == 1), wanted)
+        writer.add_tensor(names[name], data, raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_gguf_file_is_the_same_model_as_the_folder_it_was_made_from(family, tmp_path):
+    """Norms hold 1 + w there; applied twice, or not at all, the logits would have nothing in common."""
+    config, weights = CONFIGS[family], random_weights(CONFIGS[family])
+    folder = mg.load(write_folder(tmp_path / "hf", config, weights))
+    file = mg.load(write_gguf(tmp_path / "model.gguf", config, weights))
+    assert file.config == folder.config
+    np.testing.assert_allclose(file.forward(ids), folder.forward(ids), atol=2e-4 * np.abs(folder.forward(ids)).max())
+
+
+STORED = {"F32": "f32", "F16": "bf16", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4", "Q5_0": "int8", "Q4_1": "int8"}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_gguf_types_run_in_the_nearest_format(kind, tmp_path):
+    config, weights = CONFIGS["gemma3"], random_weights(CONFIGS["gemma3"])
+    model = mg.load(write_gguf(tmp_path / "model.gguf", config, weights, kind))
+    matrix = model.weights.blocks[3].ffn.down
+    assert format_of(matrix) == STORED[kind]
+    assert not matrix.flags.writeable
+    exact = mg.load(tmp_path / "model.gguf", dtype="f32").weights.blocks[3].ffn.down
+    assert np.abs(widen(matrix) - exact).max() <= (np.abs(exact).max() / 200 if kind in ("F16", "Q4_1") else 0)
+    in_place = kind in ("F32", "BF16", "Q8_0", "Q4_0")
+    assert in_place == (matrix.base is not None and not matrix.flags.owndata and _in_mapping(matrix))
+
+
+def test_int4_on_request_lays_rows_of_a_file_side_by_side(tmp_path):
+    """The same weights, in the order that is fastest; as stored they run from the file."""
+    config, weights = CONFIGS["gemma3"], random_weights(CONFIGS["gemma3"])
+    path = write_gguf(tmp_path / "model.gguf", config, weights, "Q4_0")
+    stored, asked = mg.load(path), mg.load(path, dtype="int4")
+    one, other = stored.weights.blocks[3].ffn.down, asked.weights.blocks[3].ffn.down
+    assert (one.shape[2], other.shape[2]) == (18, 288) and np.array_equal(widen(one), widen(other))
+    assert np.abs(asked.forward(ids) - stored.forward(ids)).max() < 0.02 * np.abs(stored.forward(ids)).max()
+
+
+def _in_mapping(array):
+    import mmap
+
+    while array is not None:
+        if isinstance(array, mmap.mmap) or isinstance(getattr(array, "obj", None), mmap.mmap):
+            return True
+        array = getattr(array, "base", None)
+    return False
+
+
+@pytest.mark.parametrize(
+    "dtype, step", [("bf16", 2**-8), ("int8", 1 / 127), ("int4", 1 / 7), ("int8-row", 1 / 127), ("int4-row", 2 / 3)]
+)
+def test_other_formats_on_request(dtype, step, tmp_path):
+    config, weights = CONFIGS["gemma2"], random_weights(CONFIGS["gemma2"])
+    folder = write_folder(tmp_path / "hf", config, weights)
+    model = mg.load(folder, dtype=dtype)
+    assert format_of(model.weights.blocks[0].attention.q) == dtype
+    assert format_of(model.weights.embedding) == dtype.replace("int4", "int8")
+    exact = weights["model.layers.0.self_attn.q_proj.weight"]
+    assert 0 < np.abs(widen(model.weights.blocks[0].attention.q) - exact).max() <= np.abs(exact).max() * step
+
+
+def test_describe_reads_sizes_from_the_headers(tmp_path):
+    config = CONFIGS["gemma3"]
+    about = describe(write_folder(tmp_path / "hf", config, random_weights(config)))
+    assert about.config.non_embedding_parameters + about.config.embedding_parameters == about.weight_bytes // 4
+    assert about.tensors["blocks.0.ffn.gate"] == ("F32", (512, 256), 4 * 512 * 256)
+    assert [file.name for file in about.files] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [None, *FORMATS])
+def test_describe_foretells_what_load_holds(dtype, tmp_path):
+    import dataclasses
+
+    config = CONFIGS["gemma3"]
+    path = write_gguf(tmp_path / "model.gguf", config, random_weights(config), "Q5_0")
+
+    def held(weights):
+        if isinstance(weights, np.ndarray):
+            return weights.nbytes
+        if isinstance(weights, tuple):
+            return sum(map(held, weights))
+        return sum(held(getattr(weights, f.name)) for f in dataclasses.fields(weights)) if weights is not None else 0
+
+    assert describe(path, dtype).weight_bytes == held(mg.load(path, dtype=dtype).weights)
+
+
+def broken(tmp_path, change=None, edit=None):
+    """The error that a folder gives whose weights or config were changed."""
+    config = CONFIGS["gemma3"]
+    weights = random_weights(config)
+    if change:
+        change(weights)
+    folder = write_folder(tmp_path / "hf", config, weights)
+    if edit:
+        (folder / "config.json").write_text(json.dumps(config_json(config) | edit))
+    with pytest.raises(mg.ModelFormatError) as error:
+        mg.load(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_missing_tensors_are_named(tmp_path):
+    assert "lacks 1 tensors: model.layers.2.mlp.up_proj.weight" in broken(
+        tmp_path, lambda w: w.pop("model.layers.2.mlp.up_proj.weight")
+    )
+
+
+def test_unexpected_tensors_are_named(tmp_path):
+    message = broken(tmp_path, lambda w: w.update({"model.layers.0.lora_A.weight": np.zeros(3, np.float32)}))
+    assert "model.layers.0.lora_A.weight" in message
+
+
+def test_wrong_shapes_are_named_with_both(tmp_path):
+    message = broken(tmp_path, lambda w: w.update({"model.norm.weight": np.zeros(255, np.float32)}))
+    assert "model.norm.weight is [255], the config implies [256]" in message
+
+
+def test_wrong_types_are_named(tmp_path):
+    message = broken(tmp_path, lambda w: w.update({"model.norm.weight": np.zeros(256, np.int64)}))
+    assert "is of type I64" in message
+
+
+@pytest.mark.parametrize(
+    "edit, says",
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"num_hidden_layers": 10**9}, "layers"),
+        ({"num_hidden_layers": 7.5}, "must be a whole number"),
+        ({"head_dim": 0}, "head_dim is 0"),
+        ({"head_dim": 63}, "must be even"),
+        ({"num_key_value_heads": 3}, "cannot share"),
+        ({"sliding_window": -1}, "window is -1"),
+        ({"vocab_size": 262208}, "the config implies [262208, 256]"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_type is 'yarn'"),
+        ({"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"layer_types": ["full_attention", "sliding_attention"] * 3 + ["full_attention"]}, "layer_types"),
+        ({"hidden_size": None}, "hidden_size is None"),
+        ({"rms_norm_eps": "small"}, "could not convert"),
+    ],
+)
+def test_configs_that_are_refused(edit, says, tmp_path):
+    assert says in broken(tmp_path, edit=edit)
+
+
+def test_deepminds_own_names_are_recognised(tmp_path):
+    def change(weights):
+        weights["embedder.input_embedding"] = weights.pop("model.embed_tokens.weight")
+
+    assert "DeepMind's own names" in broken(tmp_path, change)
+
+
+def test_a_gguf_that_is_not_a_text_model(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    for architecture, says in (("clip", "mmproj"), ("llama", "'llama'")):
+        writer = gguf.GGUFWriter(tmp_path / "x.gguf", architecture)
+        writer.add_tensor("a", np.zeros(3, np.float32))
+        writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+        with pytest.raises(mg.ModelFormatError, match=says):
+            mg.load(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("arguments", [{"dtype": "fp8"}, {"backend": "torch"}, {"threads": 0}, {"threads": 4096}])
+def test_arguments_that_are_refused(arguments, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        mg.load(tmp_path, **arguments)
+
+
+def test_the_numpy_backend_runs_no_kernel(tmp_path, monkeypatch):
+    """Every kernel is replaced by one that raises, and the whole model runs."""
+    from minigemma.definition import DEFINITIONS
+
+    config = CONFIGS["gemma2"]
+    folder = write_folder(tmp_path / "hf", config, random_weights(config))
+    expected = mg.load(folder).forward(ids)
+    for made in DEFINITIONS.values():
+        if made.fast:
+            monkeypatch.setattr(made, "fast", lambda *_: 1 / 0)
+    model = mg.load(folder, backend="numpy")
+    cache = model.new_cache(60)
+    np.testing.assert_allclose(model.forward(ids, cache), expected, atol=1e-4)
+    model.forward([1], cache)
+    with pytest.raises(ZeroDivisionError):
+        mg.load(folder).forward(ids)
+
+
+def test_ids_and_caches_are_checked_before_any_kernel_runs(tmp_path):
+    config = CONFIGS["gemma"]
+    model = mg.load(write_folder(tmp_path / "hf", config, random_weights(config)))
+    for wrong in ([], [-1], [96], [0.5], [[1]], [2**40]):
+        with pytest.raises(ValueError, match="id"):
+            model.forward(wrong)
+    with pytest.raises(ValueError, match="2 held \\+ 3 new"):
+        cache = model.new_cache(4)
+        model.forward([1, 2], cache)
+        model.forward([1, 2, 3], cache)
+    assert cache.position == 2
+    with pytest.raises(ValueError, match="no vision tower"):
+        model.forward([1], images=np.zeros((1, 3, 896, 896), np.float32))
+
+
+def test_every_layer_role_has_a_shape():
+    assert all(letters for _, _, letters in LAYER_TENSORS.values())

@@ -1,0 +1,443 @@
+"""Ids against other people's tokenizers, characters that come out whole, texts that stay texts, and bad files.
+
+data/tokenizer_cases.json.gz holds hard texts with the ids that the `tokenizers` library gives them with Gemma 3's and
+Gemma 2's tokenizer.json, and as much of Gemma 2's vocabulary as these texts can reach.
+"""
+
+import gzip
+import io
+import json
+import random
+import re
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from test_gguf_file import at_most
+
+from minigemma.arrays import Strings
+from minigemma.errors import ModelFormatError
+from minigemma.files.gguf_file import open_gguf
+from minigemma.files.tokenizer import Tokenizer
+
+CASES = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "tokenizer_cases.json.gz").read_bytes()))
+KINDS = CASES["texts"]  # kind of text → [text, Gemma 3's ids, Gemma 2's ids], …
+NAMES = [text for text, *_ in KINDS["control"][:21]]  # of the control tokens of any Gemma
+SOFT = "<image_soft_token>"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+BYTES = [b"<0x%02X>" % i for i in range(256)]
+FIRST = [b"<pad>", b"<eos>", b"<bos>", b"<unk>"]
+
+
+@cache
+def gemma3(path):
+    return Tokenizer.from_vocabulary(*open_gguf(path).vocabulary, path=path)
+
+
+@cache
+def gemma2():
+    """The part of Gemma 2's vocabulary, and the ids that its pieces have in the whole. Up to 472 they are the same.
+
+    The types are those of the released tokenizer.model. The ids of ordinary pieces are in the order of their merges.
+    """
+    added, ordinary = CASES["gemma2"]["added"], CASES["gemma2"]["ordinary"]
+    kinds = dict.fromkeys([i for i, _ in added], USER_DEFINED) | dict.fromkeys(range(217, 473), BYTE)
+    kinds |= {0: CONTROL, 1: CONTROL, 2: CONTROL, 3: UNKNOWN}
+    rows = {i: piece.encode() for i, piece in added + ordinary} | dict(enumerate(BYTES, 217))
+    ids = sorted(rows)
+    types = np.array([kinds.get(i, NORMAL) for i in ids], np.int32)
+    return Tokenizer.from_vocabulary(Strings.of([rows[i] for i in ids]), -np.array(ids, np.float32), types), ids
+
+
+@pytest.fixture(scope="session", name="gemma3")
+def _gemma3(demo_file):
+    return gemma3(demo_file)
+
+
+# ---- the same ids as others
+
+# Where Gemma 3's ids are not those of its tokenizer.json, and why. No other of the 3,432 texts differs.
+BEYOND = "262144, an image's place in a text, is no piece of the SentencePiece vocabulary, which ends with 262143"
+DIFFERENCES = {
+    SOFT: BEYOND,
+    f"a{SOFT}b": BEYOND,
+    f" {SOFT} ": BEYOND,
+    f"{SOFT}{SOFT}": BEYOND,
+    f"\n{SOFT}\n\n{SOFT}": BEYOND,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gemma_3_gives_the_ids_of_its_tokenizer_json(kind, gemma3):
+    wrong = {text for text, ids, _ in KINDS[kind] if ids != gemma3.encode(text, control=True)}
+    assert wrong == (DIFFERENCES.keys() if kind == "control" else set())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gemma_2_gives_the_ids_of_its_tokenizer_json(kind):
+    tokenizer, real = gemma2()
+    for text, _, ids in KINDS[kind]:
+        assert [real[i] for i in tokenizer.encode(text, control=True)] == ids, text
+
+
+def test_ids_that_every_gemma_has(gemma3):
+    two = gemma2()[0]
+    for tokenizer, turn in ((gemma3, 105), (two, 106)):
+        assert (tokenizer.pad, tokenizer.eos, tokenizer.bos, tokenizer.unknown) == (0, 1, 2, 3)
+        assert [tokenizer.piece(i) for i in range(5)] == ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+        assert (tokenizer.id_of("<start_of_turn>"), tokenizer.id_of("<end_of_turn>")) == (turn, turn + 1)
+        assert tokenizer.start_of_turn == turn
+        assert [tokenizer.id_of("\n" * n) for n in range(1, 32)] == [*range(turn + 2, turn + 33)]
+        assert [tokenizer.id_of("\u2581" * n) for n in range(2, 32)] == [*range(turn + 33, turn + 63)]
+    assert gemma3.size == 262144
+    assert gemma3.piece(255999) == "<start_of_image>" and gemma3.id_of("<end_of_image>") == 256000
+    assert gemma3.id_of("no such piece") is None and gemma3.id_of("") is None
+    assert gemma3.piece(-1) == gemma3.piece(262144) == ""
+
+
+# ---- the reference implementation trains a small model, of which both ways in are tested
+
+SYMBOLS = ["<mask>", "[@BOS@]", "<unused0>", "<unused98>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>"]
+FOUND = ["\n", "\n\n", "\n\n\n", "\u2581\u2581", "\u2581\u2581\u2581", "\t\t", "<table>", "</b>"]
+
+
+@cache
+def trained(**options):
+    """A model as sentencepiece itself writes it, with Gemma's settings; control symbols typed as the released are."""
+    out = io.BytesIO()
+    text = (Path(__file__).parents[1] / "data" / "prose.txt").read_text("utf-8").splitlines()
+    ids = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}
+    pieces = {"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>", "unk_piece": "<unk>"}
+    switches = {"byte_fallback": True, "split_digits": True, "allow_whitespace_only_pieces": True}
+    normaliser = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "normalization_rule_name": "identity"}
+    whole = {"model_type": "bpe", "vocab_size": 700, "user_defined_symbols": [*SYMBOLS, *FOUND], "minloglevel": 2}
+    whole |= ids | pieces | switches | normaliser | options
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text), model_writer=out, **whole)
+    return out.getvalue()
+
+
+def taken_apart(model):
+    """Pieces, scores and types of a model, as a GGUF file has them."""
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = [reference.id_to_piece(i) for i in range(reference.get_piece_size())]
+    types = [
+        UNKNOWN if reference.is_unknown(i) else CONTROL if reference.is_control(i) else BYTE if reference.is_byte(i)
+        else USER_DEFINED if piece in SYMBOLS + FOUND else NORMAL
+        for i, piece in enumerate(pieces)
+    ]  # fmt: skip
+    spelled = [p.replace("\u2581", " ") if t == USER_DEFINED else p for p, t in zip(pieces, types, strict=True)]
+    scores = [reference.get_score(i) for i in range(len(pieces))]
+    return Strings.of([p.encode() for p in spelled]), np.array(scores, np.float32), np.array(types, np.int32)
+
+
+@cache
+def ways_in():
+    """sentencepiece's own processor, and our tokenizer by either way in."""
+    reference = sentencepiece.SentencePieceProcessor(model_proto=trained())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.model"
+        path.write_bytes(trained())
+        return reference, Tokenizer.from_model_file(path), Tokenizer.from_vocabulary(*taken_apart(trained()))
+
+
+MORE = ["the ", " and", "  ", " ", "\n", "12", "<", ">", "é", "🙂"]
+some_text = st.lists(st.sampled_from([*SYMBOLS, *FOUND, *MORE]) | st.text(max_size=5)).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(some_text)
+def test_both_ways_in_agree_with_sentencepiece(text):
+    assume(not re.search("<(pad|eos|bos|unk)>", text))  # sentencepiece never finds these in a text
+    text = text.encode("utf-8", "replace").decode()
+    reference, from_file, from_parts = ways_in()
+    expected = reference.encode(text)
+    assert from_file.encode(text, control=True) == from_parts.encode(text, control=True) == expected
+    typed = from_file.encode(text)
+    assert typed == from_parts.encode(text)
+    control = {reference.piece_to_id(symbol) for symbol in SYMBOLS}
+    assert not control & {*typed}
+    if not control & {*expected}:
+        assert typed == expected
+
+
+def test_a_model_file_is_read(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(trained())
+    for tokenizer in (Tokenizer.from_model_file(path), Tokenizer.from_model_file(str(path))):
+        assert tokenizer.size == 700
+        assert tokenizer.encode("<start_of_turn>", control=True) == [tokenizer.id_of("<start_of_turn>")]
+        assert len(tokenizer.encode("<start_of_turn>")) > 3
+        assert tokenizer.encode("<table>") == [tokenizer.id_of("<table>")]
+
+
+def test_a_piece_that_only_ends_with_a_control_name_is_none(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(trained(user_defined_symbols="the<mask>,<mask>"))
+    tokenizer = Tokenizer.from_model_file(path)
+    assert tokenizer.encode("the<mask>") == [tokenizer.id_of("the<mask>")]
+    assert tokenizer.decode(tokenizer.encode("the<mask>")) == "the<mask>"
+    assert tokenizer.id_of("<mask>") not in tokenizer.encode("<mask>")
+
+
+# ---- text is text
+
+
+def is_control(tokenizer, token):
+    return tokenizer.decode([token]) == ""
+
+
+def test_no_typed_name_becomes_a_control_token(gemma3):
+    for tokenizer in (gemma3, gemma2()[0]):
+        for text, *_ in KINDS["control"]:
+            assert not any(is_control(tokenizer, i) for i in tokenizer.encode(text)), text
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_asked_for_the_names_are_the_tokens(gemma3):
+    for tokenizer in (gemma3, gemma2()[0]):
+        known = [name for name in NAMES if tokenizer.id_of(name) is not None]
+        assert len(known) >= 14
+        for name in known:
+            token = tokenizer.id_of(name)
+            assert tokenizer.encode(name, control=True) == [token] and is_control(tokenizer, token)
+
+
+@pytest.mark.parametrize("kind", [NORMAL, USER_DEFINED, CONTROL])
+def test_control_tokens_are_known_by_name_whatever_the_file_says(kind):
+    pieces, scores, types = taken_apart(trained())
+    types = np.where([piece.decode() in SYMBOLS for piece in pieces], kind, types)
+    tokenizer = Tokenizer.from_vocabulary(pieces, scores, types)
+    for symbol in SYMBOLS:
+        assert is_control(tokenizer, tokenizer.id_of(symbol))
+        assert tokenizer.decode(tokenizer.encode(symbol)) == symbol
+
+
+def test_a_name_that_the_vocabulary_lacks_does_not_even_cut_the_text(gemma3):
+    # The piece "▁<" reaches over the place where <2mass> would be cut out; Gemma 3 has no <2mass>.
+    assert gemma3.id_of("<2mass>") is None
+    assert gemma3.piece(gemma3.encode(" <2mass>", control=True)[0]) == "\u2581<"
+
+
+# ---- and back
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hard_texts_come_back(kind, gemma3):
+    for text, *_ in KINDS[kind]:
+        assert gemma3.decode(gemma3.encode(text)) == text.replace("\u2581", " ")  # which is how pieces spell a blank
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
+def test_any_text_comes_back(text):
+    tokenizer = ways_in()[1]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_characters="\u2581")))
+def test_what_is_no_character_is_replaced(text):
+    tokenizer = ways_in()[1]
+    replaced = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert tokenizer.decode(tokenizer.encode(text)) == replaced
+
+
+def test_surrogates():
+    tokenizer = ways_in()[1]
+    texts = ["\ud83d\ude42", "x\ud800y", "\udc00\ud800", "\ufeffa"]
+    assert [tokenizer.decode(tokenizer.encode(t)) for t in texts] == ["🙂", "x\ufffdy", "\ufffd\ufffd", "\ufeffa"]
+
+
+def test_control_tokens_and_ids_outside_have_no_text(gemma3):
+    hi = gemma3.encode("Hi")
+    assert gemma3.decode([2, 105, *hi, 106, 0, 1, 3, 255999, 6, 262144, 10**9, -1]) == "Hi"
+    assert gemma3.decode([]) == "" and gemma3.encode("") == [] == gemma3.encode("", control=True)
+    assert gemma3.decode(np.array(hi)) == "Hi"
+
+
+@pytest.mark.parametrize("letter", ["a", "\0", "\n", " ", "\ud800", "🙂<b>", "<start_of_turn>"])
+def test_a_megabyte(letter, gemma3):
+    text = letter * (1_000_000 // len(letter))
+    began = time.process_time()
+    ids = gemma3.encode(text)
+    assert time.process_time() - began < 10  # not quadratic in the length
+    assert gemma3.decode(ids[:1000]) in text.replace("\ud800", "\ufffd")
+
+
+# ---- one id at a time
+
+
+def bytes_ids(tokenizer, values):
+    return [tokenizer.id_of(f"<0x{value:02X}>") for value in values]
+
+
+some_ids = st.lists(st.integers(0, 699) | st.integers(-2, 1000) | st.integers(19, 19 + 255), max_size=40)
+
+
+@settings(max_examples=500, deadline=None)
+@given(some_ids)
+def test_streamed_is_decoded(ids):
+    tokenizer = ways_in()[1]
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.integers(0, 255) | st.sampled_from("é🙂の".encode()), max_size=30))
+def test_streamed_bytes_are_decoded(values):
+    tokenizer = ways_in()[1]
+    stream, ids = tokenizer.stream(), bytes_ids(tokenizer, values)
+    assert "".join(map(stream.push, ids)) + stream.flush() == bytes(values).decode("utf-8", "replace")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=12))
+def test_a_character_appears_with_its_last_byte(text):
+    tokenizer = ways_in()[1]
+    stream = tokenizer.stream()
+    for at, value in enumerate(data := text.encode()):
+        whole = data[: at + 1].decode("utf-8", "ignore")
+        before = data[:at].decode("utf-8", "ignore")
+        assert stream.push(*bytes_ids(tokenizer, [value])) == whole.removeprefix(before)
+    assert stream.flush() == ""
+
+
+def test_an_unfinished_character_shows_when_flushed():
+    tokenizer = ways_in()[1]
+    stream = tokenizer.stream()
+    cut = bytes_ids(tokenizer, "🙂".encode()[:3])
+    assert [stream.push(i) for i in cut] == ["", "", ""] and stream.flush() == "\ufffd"
+    assert stream.flush() == ""
+    assert [stream.push(i) for i in cut[:2]] + [stream.push(tokenizer.id_of("e"))] == ["", "", "\ufffde"]
+    assert [stream.push(i) for i in (cut[0], tokenizer.bos, cut[1])] == ["", "", ""]  # control tokens end nothing
+
+
+# ---- files that are none
+
+RANDOM = random.Random(3).randbytes(5000)
+BAD = {
+    "empty": (lambda: b"", "is empty"),
+    "random": (lambda: RANDOM, "is not a SentencePiece model"),
+    "web page": (lambda: b"\n<!DOCTYPE html><html></html>", "is a web page"),
+    "pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "is a Git-LFS pointer"),
+    "json": (lambda: b'{"version": "1.0", "model": {}}', "is JSON"),
+    "cut short": (lambda: trained()[:5000], "is not a SentencePiece model"),
+    "cut between pieces": (lambda: FIRST_ENTRY, "unk is not defined"),
+    "no pieces": (lambda: b"\x12\x00", "unk is not defined"),
+    "another model's": (lambda: trained(pad_id=-1, bos_id=1, eos_id=2, unk_id=0), "not a Gemma's"),
+}
+FIRST_ENTRY = b"\n\x0e\n\x05<pad>\x15\x00\x00\x00\x00\x18\x03"
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_model_file(case, tmp_path):
+    content, problem = BAD[case]
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content())
+    with pytest.raises(ModelFormatError) as error:
+        Tokenizer.from_model_file(path)
+    said = str(error.value)
+    assert said.startswith(f"{path}: ") and problem in said and said.endswith("released with these weights")
+    assert "\n" not in said
+
+
+def test_a_path_that_cannot_be_read(tmp_path):
+    for path, cause in ((tmp_path, "directory"), (tmp_path / "none", "No such file")):
+        with pytest.raises(ModelFormatError, match=cause):
+            Tokenizer.from_model_file(path)
+
+
+def test_a_file_far_too_large_is_not_read(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    with path.open("wb") as file:
+        file.truncate(5_000_000_000)
+    with pytest.raises(ModelFormatError, match="5000 MB"):
+        Tokenizer.from_model_file(path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 255), st.integers(0, 2000))
+def test_a_damaged_model_file_is_refused_or_works(place, value, cut):
+    model = bytearray(trained())
+    model[place % len(model)] = value
+    try:
+        tokenizer = Tokenizer(bytes(model[: len(model) - cut // 20]), "tokenizer.model")
+    except ModelFormatError:
+        return
+    ids = tokenizer.encode("The whale, 12 <b>\n🙂")
+    assert isinstance(tokenizer.decode([*ids, *range(tokenizer.size)]), str)
+
+
+def vocabulary(*more, kinds=None, first=FIRST, byte_pieces=BYTES):
+    pieces = [*first, *byte_pieces, *more]
+    types = [CONTROL] * 3 + [UNKNOWN] + [BYTE] * len(byte_pieces) + list(kinds or [NORMAL] * len(more))
+    return Strings.of(pieces), np.zeros(len(pieces), np.float32), np.array(types, np.int32)
+
+
+@pytest.mark.parametrize(
+    "parts, problem",
+    [
+        (vocabulary(b"a", b""), r"a piece of 0 bytes in its vocabulary \(id 261\)"),
+        (vocabulary(b"a" * 16374), "a piece of 16374 bytes"),
+        (vocabulary(b"a", b"a"), "a is already defined"),
+        (vocabulary(b"\n", b"\n"), "is already defined"),
+        (vocabulary(b"\xff", b"\xff"), "can't decode byte 0xff"),
+        (vocabulary(b"a\0b"), "null character"),
+        (vocabulary(byte_pieces=BYTES[:50]), "not 256 byte pieces"),
+        (vocabulary(b"a", kinds=[BYTE]), "byte"),
+        (vocabulary(first=[b"<s>", b"</s>", b"<x>", b"<unk>"]), "not a Gemma's"),
+        ((Strings.of([]), np.zeros(0, np.float32), np.zeros(0, np.int32)), "vocabulary"),
+        ((Strings.of(FIRST[:3]), np.zeros(3, np.float32), np.zeros(3, np.int32)), "vocabulary"),
+    ],
+)
+def test_a_bad_vocabulary(parts, problem):
+    with pytest.raises(ModelFormatError, match=problem) as error:
+        Tokenizer.from_vocabulary(*parts, path="gemma.gguf")
+    said = str(error.value)
+    assert said.startswith("gemma.gguf: ") and said.endswith("fetch it again") and "\n" not in said
+
+
+def test_lists_of_unequal_length():
+    pieces, scores, types = vocabulary(b"a")
+    with pytest.raises(ValueError, match="261 pieces, but 260 scores and 261 types"):
+        Tokenizer.from_vocabulary(pieces, scores[1:], types)
+
+
+def test_odd_vocabularies_work():
+    long = b"a" * 4000
+    tokenizer = Tokenizer.from_vocabulary(*vocabulary(b"\xff\xfe", long))
+    assert tokenizer.piece(260) == tokenizer.decode([260]) == "\ufffd"
+    assert tokenizer.piece(261) == long.decode()
+    blank_only = Tokenizer.from_vocabulary(*vocabulary("\u2581".encode()))
+    assert blank_only.decode(blank_only.encode("né 🙂")) == "né 🙂"
+
+
+def test_a_piece_of_millions_of_blanks_is_refused_soon():
+    parts = vocabulary(b" " * 4_000_000, kinds=[USER_DEFINED])
+    with at_most(2, 100e6), pytest.raises(ModelFormatError, match="a piece of 12000000 bytes"):
+        Tokenizer.from_vocabulary(*parts)
+
+
+def test_from_vocabulary_leaves_what_it_is_given_alone():
+    parts = vocabulary(b"  ", b"<start_of_turn>", kinds=[USER_DEFINED, USER_DEFINED])
+    pieces, types = [*parts[0]], parts[2].copy()
+    for array in (parts[0].joined, parts[0].lengths, *parts[1:]):
+        array.setflags(write=False)
+    Tokenizer.from_vocabulary(*parts)
+    assert [*parts[0]] == pieces and (parts[2] == types).all()
+
+
+def test_a_quarter_of_a_million_pieces_load_in_half_a_second(demo_file):
+    parts = open_gguf(demo_file).vocabulary
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        Tokenizer.from_vocabulary(*parts)
+        times.append(time.process_time() - began)
+    assert min(times) < 0.5, f"{min(times):.2f} s"

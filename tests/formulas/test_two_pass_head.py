@@ -1,0 +1,213 @@
+"""The likely next tokens in two passes: against the whole product, on random heads and on the real 270M."""
+
+import numpy as np
+import pytest
+
+import minigemma as mg
+from minigemma.arrays import round_bf16
+from minigemma.cli.random_weights import random_model
+from minigemma.config import Gemma2Config, Gemma3Config, RecurrentGemmaConfig
+from minigemma.formulas import two_pass_head as preview
+from minigemma.formulas.linear import linear
+from minigemma.formulas.sampling import log_sum_exp
+from minigemma.formulas.two_pass_head import (
+    by_gain,
+    fine_columns,
+    in_few_bits,
+    likely_logits,
+    preview_bytes,
+    preview_of,
+    widened,
+)
+from minigemma.layouts.gguf_blocks import quantise_int4, quantise_int8
+from minigemma.layouts.sfp8 import quantise_sfp8
+from minigemma.layouts.weight import widen
+
+SIZES = {"layers": 3, "width": 128, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 4096}
+CONFIGS = {
+    "gemma2": Gemma2Config(**SIZES, window=8, logit_cap=3.0),
+    "gemma3": Gemma3Config(**SIZES, window=8, pattern=3, rope_scale=8.0),
+    "recurrentgemma": RecurrentGemmaConfig(**SIZES, lru_width=64, gate_blocks=2, window=8),
+}
+HEADS = {"bf16": round_bf16, "int8": quantise_int8}
+
+
+def head(kind, rows=8192, columns=256):
+    return HEADS[kind](np.random.default_rng(0).standard_normal((rows, columns), np.float32))
+
+
+def gain(columns=256):
+    """The w of a final norm: some columns of x are a hundred times as large as others."""
+    return np.exp(np.random.default_rng(2).normal(0, 1.5, columns)).astype(np.float32) - 1
+
+
+def final(columns=256):
+    """x as the norm with that gain makes it, [1, D]."""
+    return np.random.default_rng(1).standard_normal((1, columns), np.float32) * (1 + gain(columns))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_columns_of_large_gain_have_four_bits_and_the_others_two(kind):
+    """In four bits a rounding error is evenly spread over a step, and so 1/√12 of it; a step is an eighth of the
+    farthest of 32 from 0. What lies as far on the other side is a step too far, and comes out at seven of them. In two
+    bits the best that evenly spaced values can miss of normally distributed ones is 0.1188 of the variance (Max 1960,
+    "Quantizing for Minimum Distortion", table II).
+    """
+    weight, order = head(kind, rows=64), by_gain(gain())
+    fine = order[: fine_columns(256)]
+    assert len(fine) == 64 and abs(1 + gain()[fine]).min() >= abs(1 + gain()[order[64:]]).max()
+    w, few = widen(weight), widened(in_few_bits(weight, order), order)
+    step = np.repeat(abs(w[:, fine]).reshape(64, -1, 32).max(-1) / 8, 32, axis=-1)
+    missed = (few - w)[:, fine] / step
+    inside = abs(w[:, fine]) < 7.4 * step
+    assert abs(missed).max() < 1.01 and abs(missed[inside]).max() < 0.51
+    assert missed[inside].std() == pytest.approx(12**-0.5, rel=0.05)
+    coarse = (few - w)[:, order[64:]]
+    assert np.mean(coarse**2) == pytest.approx(0.1188, rel=0.03)
+    levels = few[0, order[64:128]] / abs(few[0, order[64:128]]).min()
+    assert set(levels.round(5)) == {-3, -1, 1, 3}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("columns", [64, 256, 640])
+def test_the_kernels_do_what_the_definitions_say(kind, columns):
+    weight, order, x = head(kind, 2048, columns), by_gain(gain(columns)), final(columns)
+    packed, formula = in_few_bits(weight, order), in_few_bits.formula(weight, order)
+    assert (packed != formula).mean() < 1e-3  # a weight between two values may go to either
+    got, expected = likely_logits(x, packed, order, weight)[0], likely_logits.formula(x, packed, order, weight)[0]
+    preview, whole = (x @ widened(packed, order).T)[0], linear(x, weight)[0]
+    near = abs((preview - preview.mean()) / preview.std() - 2) < 0.06  # 8 bits of x decide there
+    assert near.mean() < 0.02
+    np.testing.assert_allclose(got[~near], expected[~near], atol=0.05 * whole.std())
+    refined = preview > preview.mean() + 2.06 * preview.std()
+    assert refined.any()
+    np.testing.assert_allclose(got[refined], whole[refined], rtol=1e-6, atol=1e-5)
+
+
+def normed_logits(weight, x):
+    """The norm's gain makes of x / (1 + w), of mean square 1, x again."""
+    before = x / (1 + gain())
+    return preview_of(weight, gain(), 0.0).later(before)()[0], before / np.sqrt(np.mean(before**2)) * (1 + gain())
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_likely_logits_are_those_of_the_whole_product(kind, threads, monkeypatch):
+    monkeypatch.setattr(preview, "LARGE", 0)
+    weight, x = head(kind, rows=32768), final()
+    with threads(threads):
+        got, x = normed_logits(weight, x)
+        whole = linear(x, weight)[0]
+    high = np.flatnonzero(whole > whole.mean() + 3.2 * whole.std())
+    assert len(high) > 10
+    np.testing.assert_allclose(got[high], whole[high], rtol=1e-6, atol=1e-5)
+    off = (got - whole) / whole.std()
+    assert (off != 0).any() and off.std() < 0.25 and abs(off).max() < 1.2
+    assert got.argmax() == whole.argmax()
+
+
+def test_one_row_above_all_others_and_all_rows_alike():
+    x, order = np.ones((1, 256), np.float32), by_gain(np.zeros(256, np.float32))
+    w = np.zeros((8192, 256), np.float32)
+    for alike in (0, 3):
+        w[:] = alike
+        weight = quantise_int8(w)
+        got = likely_logits(x, in_few_bits(weight, order), order, weight)
+        assert (got == got[0, 0]).all()  # none is above the mean
+        w[8191] = 50
+        weight = quantise_int8(w)
+        got = likely_logits(x, in_few_bits(weight, order), order, weight)
+        assert got[0, 8191] == pytest.approx(50 * 256, rel=1e-3)
+        assert (got[0, :8191] == got[0, 0]).all() and got[0, 0] < 50 * 256
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_no_number_is_not_hidden(wrong, monkeypatch):
+    monkeypatch.setattr(preview, "LARGE", 0)
+    x = np.full((1, 256), wrong, np.float32)
+    assert not np.isfinite(preview_of(head("bf16"), gain(), 1e-6).later(x)()).any()
+
+
+def test_which_heads_have_a_preview(monkeypatch):
+    rng = np.random.default_rng(0)
+    assert preview_of(head("int8"), gain(), 1e-6) is None  # too small to be worth it
+    monkeypatch.setattr(preview, "LARGE", 0)
+    made = preview_of(head("int8"), gain(), 1e-6)
+    assert made.nbytes == preview_bytes(8192, 256) == 8192 * (64 // 32 + 192 // 64) * 18
+    for other in (quantise_sfp8, quantise_int4, lambda w: w):
+        assert preview_of(other(rng.standard_normal((64, 64), np.float32)), gain(64), 1e-6) is None
+    assert preview_of(head("bf16", rows=24), gain(), 1e-6) is None  # no whole sixteens
+    assert preview_of(head("bf16", columns=32), gain(32), 1e-6) is None  # no whole block in two bits
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
+def test_a_model_gives_exact_logits_where_it_is_not_asked_for_likely_ones(name, dtype, monkeypatch):
+    monkeypatch.setattr(preview, "LARGE", 0)
+    model = random_model(CONFIGS[name], dtype)
+    one, other = model.new_cache(9), model.new_cache(9)
+    for cache in (one, other):
+        model.forward([3, 4, 5], cache)
+    whole, likely = model.forward([6], one), model.forward([6], other, last_only=True, likely_only=True)
+    assert model.preview is not None and (whole != likely).any()
+    assert whole.argmax() == likely.argmax() and abs(whole - likely).max() < 1.5 * whole.std()
+    np.testing.assert_array_equal(model.forward([7], one), model.forward([7], other))  # what is remembered is the same
+    model.backend = "numpy"
+    formulas = model.new_cache(3)
+    np.testing.assert_array_equal(
+        model.forward([3], formulas, last_only=True, likely_only=True), model.forward([3], model.new_cache(3))
+    )
+
+
+def test_the_exact_mode_and_small_memory_do_without(monkeypatch):
+    monkeypatch.setattr(preview, "LARGE", 0)
+    assert random_model(CONFIGS["gemma3"], "f32").preview is None
+    model = random_model(CONFIGS["gemma3"], "int8")
+    model.previews = False
+    assert model.preview is None
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mg.load("gemma-3-270m", threads=2)
+
+
+PROSE = "The lighthouse keeper climbed the stairs each evening, lit the lamp, and wrote one line into a book: what"
+
+
+def test_real_weights_write_the_same_text(model):
+    ids = model.tokenizer.encode(PROSE)
+    whole, likely, off = model.new_cache(200), model.new_cache(200), []
+    a, b = (model.forward([2, *ids], cache, last_only=True)[0] for cache in (whole, likely))
+    for _ in range(60):
+        assert a.argmax() == b.argmax()
+        token = int(a.argmax())
+        a = model.forward([token], whole, last_only=True)[0]
+        b = model.forward([token], likely, last_only=True, likely_only=True)[0]
+        p, q = (np.exp(z - log_sum_exp(z[None])[0]) for z in (a, b))
+        off.append(float((p * np.log(p / q)).sum()))
+        top = np.argsort(a)[-100:]
+        np.testing.assert_allclose(b[top], a[top], atol=1e-4)
+    assert np.mean(off) < 3e-3 and max(off) < 3e-2
+
+
+def test_generation_asks_for_likely_tokens_where_it_pays(model, monkeypatch):
+    asked = []
+    forward = model.forward
+
+    def watched(*args, likely_only=False, **more):
+        asked.append(likely_only)
+        return forward(*args, likely_only=likely_only, **more)
+
+    monkeypatch.setattr(model, "forward", watched)
+    for settings, expected in (
+        ({"max_new_tokens": 64}, True),
+        ({"max_new_tokens": 64, "temperature": 1.0, "seed": 1}, True),
+        ({"max_new_tokens": 64, "temperature": 1.5, "seed": 1}, False),
+        ({"max_new_tokens": 8}, False),
+    ):
+        asked.clear()
+        pieces = mg.stream_generate(model, "Once upon a time", **settings)
+        for _ in range(4):
+            next(pieces)
+        assert asked == [False, *[expected] * 3]

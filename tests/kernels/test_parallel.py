@@ -1,0 +1,144 @@
+"""Threads that share a kernel: every piece is done once, whoever comes late or not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minigemma.kernels import matvec as few_tokens
+from minigemma.kernels.compiler import jit, jit_inner, most_threads
+from minigemma.kernels.parallel import claim, new_board, share, share_out, together
+
+FEW_THREADS = pytest.mark.skipif(most_threads() < 2, reason="one core: nobody to share with")
+
+
+@jit_inner
+def _count_some(worker, workers, times, who):
+    for i in share(worker, workers, len(times)):
+        times[i] += 1
+        who[i] = worker
+
+
+@jit
+def _count(workers, times, who):
+    share_out(_count_some, workers, (times, who))
+
+
+@jit_inner
+def _steps(worker, workers, pieces, board, counts):
+    for step in range(len(counts)):
+        done = 0
+        piece = claim(board, step, worker, workers, pieces)
+        while piece >= 0:
+            counts[step, piece] = 1 + (counts[step - 1].sum() if step else 0)
+            done += 1
+            piece = claim(board, step, worker, workers, pieces)
+        together(board, step, done, workers, pieces, counts.reshape(-1).view(np.uint8), 0)
+
+
+@jit
+def _crew(workers, pieces, counts):
+    share_out(_steps, workers, (pieces, new_board(len(counts), workers), counts))
+
+
+@jit
+def _one_after_the_other(workers, pieces, counts):
+    board = new_board(len(counts), workers)
+    for worker in range(workers):
+        _steps(worker, workers, pieces, board, counts)
+
+
+@jit_inner
+def _greedy(worker, workers, sizes):
+    np.empty(sizes[worker], np.int8)[:1] = 1
+
+
+@jit
+def _allocate(workers, sizes):
+    share_out(_greedy, workers, (sizes,))
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=FEW_THREADS)])
+def test_a_worker_without_memory_is_an_error(workers):
+    sizes = np.ones(workers, np.int64)
+    _allocate(workers, sizes)
+    sizes[-1] = 1 << 60
+    with pytest.raises(MemoryError, match="a thread"):
+        _allocate(workers, sizes)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=FEW_THREADS)])
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 1000])
+def test_each_row_is_one_workers(workers, rows):
+    times, who = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    _count(workers, times, who)
+    assert (times == 1).all()
+    assert np.array_equal(who, np.sort(who)), "a worker's rows lie together"
+    assert rows < workers or len(set(who)) == workers
+
+
+def _expected(steps, pieces):
+    """Every piece of a step sees the whole step before it: 1, 1 + pieces · 1, 1 + pieces · (1 + pieces), …"""
+    value, rows = 1, []
+    for _ in range(steps):
+        rows.append([value] * pieces)
+        value = 1 + pieces * value
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=FEW_THREADS)])
+@pytest.mark.parametrize("pieces", [1, 2, 5, 16])
+def test_a_step_begins_when_the_one_before_is_done(workers, pieces):
+    for _ in range(200):
+        counts = np.zeros((5, pieces), np.int64)
+        _crew(workers, pieces, counts)
+        assert np.array_equal(counts, _expected(5, pieces))
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_a_thread_that_comes_when_all_is_done_finds_nothing_to_do(workers):
+    counts = np.zeros((4, 6), np.int64)
+    _one_after_the_other(workers, 6, counts)  # the first worker never waits for the others
+    assert np.array_equal(counts, _expected(4, 6))
+
+
+@FEW_THREADS
+@pytest.mark.parametrize("layer", ["tbb", "omp", "workqueue"])
+def test_every_threading_layer(layer):
+    script = (
+        "import numpy as np, numba, sys; sys.path.insert(0, 'tests')\n"
+        "from test_crew import _count, _crew, _expected\n"
+        "assert numba.get_num_threads() > 1\n"
+        "times, counts = np.zeros(9, int), np.zeros((3, 4), int)\n"
+        "for _ in range(50): _count(2, times, times.copy()); _crew(2, 4, counts)\n"
+        "assert (times == 50).all() and np.array_equal(counts, _expected(3, 4))\n"
+        "print(numba.threading_layer())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"NUMBA_THREADING_LAYER": layer},
+        capture_output=True,
+        text=True,
+    )
+    if "No threading layer could be loaded" in run.stderr:
+        pytest.skip(f"{layer} is not installed")
+    assert run.stdout.strip() == layer, run.stderr
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_pairs_and_their_partners_are_all_rows(streams, monkeypatch):
+    monkeypatch.setattr(few_tokens, "STREAMS", streams)
+    monkeypatch.setattr(few_tokens, "share", share.py_func)
+    for count in (0, 1, 2, 7, 40):
+        for per in (1, 3, 8):
+            for workers in (1, 2, 5):
+                found = []
+                for piece in range(per * workers):
+                    rows, half, last = few_tokens.pairs.py_func(piece, per * workers, per, count)
+                    found += rows
+                    found += {few_tokens.partner.py_func(row, half, last) for row in rows} - set(found)
+                assert sorted(found) == list(range(count))

@@ -1,0 +1,144 @@
+"""int4 weights with sixteen rows side by side: where each byte lies, and their products to the last digit."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minigemma.arrays import read_only
+from minigemma.formulas.linear import embed, linear
+from minigemma.layouts.int4 import row_by_row, side_by_side
+from minigemma.layouts.weight import format_of, packed_shape, rows_columns, widen
+
+rng = np.random.default_rng(0)
+
+
+def row_blocks(rows, columns):
+    made = rng.integers(0, 256, (rows, columns // 32, 18), np.uint8)
+    made[..., :2] = (rng.standard_normal((rows, columns // 32, 1)) * 0.1).astype(np.float16).view(np.uint8)
+    return made
+
+
+def test_where_a_weight_lies():
+    """One scale and one q that is not 8, in every place of two blocks of sixteen rows."""
+    for row, column in ((0, 0), (1, 5), (15, 63), (7, 34), (16, 12), (31, 31)):
+        weight = np.zeros((2, 2, 288), np.uint8)
+        weight[..., 32:] = 0x88
+        group, lane, block, word, half, byte = *divmod(row, 16), *divmod(column, 32), 0, 0
+        block, word, half, byte = column // 32, column % 32 // 8, column % 8 // 4, column % 4
+        weight[group, block, 2 * lane : 2 * lane + 2] = np.array([0.5], np.float16).view(np.uint8)
+        weight[group, block, 32 + word * 64 + lane * 4 + byte] = 0x8B if half == 0 else 0xB8
+        expected = np.zeros((32, 64), np.float32)
+        expected[row, column] = 0.5 * (0xB - 8)
+        assert np.array_equal(widen(weight), expected)
+
+
+@pytest.mark.parametrize("rows, columns", [(16, 32), (48, 64), (160, 640)])
+def test_the_same_weights_in_another_order(rows, columns):
+    weight = row_blocks(rows, columns)
+    moved = side_by_side(weight)
+    assert moved.shape == packed_shape("int4", rows, columns) and moved.nbytes == weight.nbytes
+    assert (format_of(moved), rows_columns(moved)) == ("int4", (rows, columns))
+    assert np.array_equal(row_by_row(moved), weight)
+    assert np.array_equal(widen(moved), widen(weight))
+    ids = rng.integers(0, rows, 9)
+    assert np.array_equal(embed(ids, moved, 3.0), embed(ids, weight, 3.0))
+    assert packed_shape("int4", rows + 1, columns) == (rows + 1, columns // 32, 18)
+
+
+def in_whole_numbers(x, weight):
+    """Σ over blocks of both scales · Σ (q - 8) · x in 8 bits: whole numbers, then float64."""
+    blocks = x.reshape(len(x), -1, 32)
+    scale = np.abs(blocks).max(-1) / np.float32(127)
+    whole = np.rint(blocks * (np.float32(127) / np.abs(blocks).max(-1, keepdims=True))).astype(int)
+    q = np.concatenate([weight[..., 2:] & 15, weight[..., 2:] >> 4], -1).astype(int) - 8
+    d = np.ascontiguousarray(weight[..., :2]).view(np.float16)[..., 0].astype(float)
+    return np.einsum("tb,rb,tbk,rbk->tr", scale.astype(float), d, whole, q, optimize=True)
+
+
+@pytest.mark.parametrize("rows, columns", [(16, 32), (80, 96), (112, 1056), (32, 2592)])
+@pytest.mark.parametrize("tokens", [1, 2, 8, 9, 33])
+def test_products_are_those_of_whole_numbers(rows, columns, tokens):
+    weight = row_blocks(rows, columns)
+    weight[0, 0, 2:] = 0xFF  # the largest sums that there are
+    x = rng.standard_normal((tokens, columns), np.float32)
+    x[0, :32] = 1
+    expected = in_whole_numbers(x, weight)
+    y = linear(x, read_only(side_by_side(weight)))
+    assert y.dtype == np.float32 and y.shape == (tokens, rows)
+    np.testing.assert_allclose(y, expected, atol=2e-6 * abs(expected).max())
+
+
+def test_zeros_and_huge_numbers():
+    weight = read_only(side_by_side(row_blocks(16, 64)))
+    assert not linear(np.zeros((3, 64), np.float32), weight).any()
+    x = np.zeros((1, 64), np.float32)
+    x[0, 3] = 1e30
+    np.testing.assert_allclose(linear(x, weight)[0], widen(weight)[:, 3] * 1e30, rtol=1e-6)
+
+
+@pytest.mark.parametrize("forced", ["generic", "vectors"])
+def test_forced_paths_agree(forced):
+    program = (
+        "import numpy as np\n"
+        "from minigemma.layouts.int4 import side_by_side\n"
+        "from minigemma.formulas.linear import linear, widen\n"
+        "from minigemma.layouts.gguf_blocks import quantise_int4\n"
+        "rng = np.random.default_rng(0)\n"
+        "w = side_by_side(quantise_int4(rng.standard_normal((48, 96), np.float32)))\n"
+        "for T in (1, 20):\n"
+        "    x = rng.integers(-127, 128, (T, 96)).astype(np.float32)\n"
+        "    x[:, ::32] = 127\n"  # so that rounding changes nothing
+        "    exact = x.astype(float) @ widen(w).T\n"
+        "    assert abs(linear(x, w) - exact).max() < 1e-6 * abs(exact).max()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "MINIGEMMA_CPU": forced}, check=True)
+
+
+BASE = "+avx,+avx2,+fma,+f16c"
+AVX512 = f"{BASE},+avx512f,+avx512bw,+avx512vl,+avx512dq"
+COMPILED = """
+import llvmlite.binding
+
+features = "{features}".replace("+", "").split(",")
+llvmlite.binding.get_host_cpu_features = lambda: llvmlite.binding.FeatureMap(dict.fromkeys(features, True))
+import numba
+from numba import types as t
+from minigemma.kernels import int4
+from minigemma.kernels.compiler import KERNEL
+
+
+def rows(whole, scales, starts, blocks, weight, y):
+    int4.few_rows((whole, scales, starts), blocks, weight, 0, 1, y)
+
+
+x, weight = [t.Array(kind, 1, "C") for kind in (t.int8, t.float32, t.int32)], t.Array(t.uint32, 1, "C")
+compiled = numba.njit(**KERNEL)(rows)
+compiled.compile((*x, t.intp, weight, t.Array(t.float32, 2, "C")))
+print(compiled.inspect_asm(compiled.signatures[0]))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions are x86-64's")
+@pytest.mark.parametrize(
+    "name, features, instruction, count",
+    [
+        ("haswell", BASE, "vpmaddubsw", 32 + 64),
+        ("skylake-avx512", AVX512, "vpmaddubsw", 16 + 32),
+        ("icelake-server", f"{AVX512},+avx512vnni", "vpdpbusd", 16 + 32),
+    ],
+)
+def test_products_of_bytes_are_one_instruction(name, features, instruction, count):
+    """Two blocks of 8 words of each of 16 rows for one token, in one vector or two, and a block for four tokens;
+    compiled for processors that need not be here.
+    """
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "MINIGEMMA_CPU": ""}
+    program = COMPILED.format(features=features)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith("\t")]
+    assert sum(words[0] == instruction for words in lines) == count
+    assert not any(words[0].startswith("vpmovsdw") for words in lines)

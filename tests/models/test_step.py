@@ -1,0 +1,285 @@
+"""A few tokens at a time in compiled code, against the same layers as their blocks write them."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import minigemma as mg
+from minigemma.cache import RecurrentState
+from minigemma.cli.random_weights import random_model
+from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig
+from minigemma.formulas.linear import few
+from minigemma.kernels.compiler import most_threads
+from minigemma.kernels.matvec import FEW
+from minigemma.models.step import CompiledLayers
+
+SIZES = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn_width": 96, "vocab": 300}
+CONFIGS = {
+    "gemma": GemmaConfig(**SIZES),
+    "gemma2": Gemma2Config(**SIZES, window=8, attention_cap=2.0, logit_cap=3.0),
+    "gemma3": Gemma3Config(**SIZES, window=8, pattern=3, rope_scale=8.0),
+    "one key head": Gemma3Config(**{**SIZES, "heads": 3, "kv_heads": 1}, window=8, pattern=2),
+}
+GRIFFIN = {**SIZES, "layers": 5, "kv_heads": 1, "lru_width": 128, "gate_blocks": 2, "window": 7}
+CONFIGS["recurrentgemma"] = RecurrentGemmaConfig(**GRIFFIN)
+OFF = mg.Taps("no such value")  # whoever taps gets the blocks
+OFF_BY = {"int8": 5e-4, "int8-row": 5e-4, "int4-row": 5e-4, "int4": 2e-2}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_is_the_block(name, dtype, threads):
+    model = random_model(CONFIGS[name], dtype)
+    model.threads = threads
+    assert model._compiled is not None
+    fast, slow = model.new_cache(40), model.new_cache(40)
+    ids = np.random.default_rng(0).integers(0, 300, 30).tolist()
+    for cache in (fast, slow):
+        model.forward(ids[:5], cache, taps=OFF)
+    for i in ids[5:]:  # through the window of 8 three times
+        got, expected = model.forward([i], fast), model.forward([i], slow, taps=OFF)
+        np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+    assert_same_state(fast, slow)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
+@pytest.mark.parametrize("kept", ["f32", "bf16"])
+def test_several_tokens_are_the_block(name, dtype, kept, monkeypatch):
+    """Together as long as no ring comes to its end, where the block takes over; and alone again after that."""
+    model = random_model(replace(CONFIGS[name], **({} if name == "gemma" else {"window": 40})), dtype)
+    model.threads = 1 if kept == "bf16" else most_threads()
+    fast, slow, compiled = model.new_cache(80, kept), model.new_cache(80, kept), []
+    residual = CompiledLayers.residual
+
+    def counted(self, ids, cache, outputs):
+        compiled.append(len(ids))
+        return residual(self, ids, cache, outputs)
+
+    monkeypatch.setattr(CompiledLayers, "residual", counted)
+    model.forward([1], model.new_cache(80, kept))  # from now on this is compiled
+    ids, counts = np.random.default_rng(0).integers(0, 300, 80).tolist(), (3, 2, 1, few(), 4, 5, 8, 2, 7, 1, few() + 1)
+    for count in counts:
+        some, ids = ids[:count], ids[count:]
+        last_only = count % 2 == 0
+        got = model.forward(some, fast, last_only=last_only)
+        expected = model.forward(some, slow, taps=OFF, last_only=last_only)
+        # where x is rounded, to 16 bits or 8, and keys, what differs in its last digit may be rounded otherwise
+        off_by = OFF_BY.get(dtype, 2e-5) + (0 if kept == "f32" else 5e-3)
+        np.testing.assert_allclose(got, expected, atol=off_by * abs(expected).max())
+    until, at, expected = min(ring.limit for ring in fast.layers if hasattr(ring, "limit")), 0, []
+    for count in counts:
+        if count <= few() and at + count <= until:
+            expected += [count] if count > 1 else []  # one by itself is `next`
+        elif count == few() + 1 and few() == FEW and at + count <= until:
+            expected += [few(), 1]
+        at += count
+    assert compiled == expected
+
+
+def test_several_tokens_wait_until_their_kernel_is_there(monkeypatch):
+    """Which a single token has compiled, for keys of the same type; till then they go through the blocks."""
+    model = random_model(CONFIGS["gemma"], "bf16")
+    monkeypatch.setattr("minigemma.models.step.is_compiled", lambda *_: False)
+    compiled, ids = model._compiled, np.array([3, 4, 5])
+    narrow, wide = model.new_cache(9), model.new_cache(9, "f32")
+    assert compiled.ready(ids[:1], narrow) and not compiled.ready(ids, narrow) and not compiled.ready(ids, wide)
+    model.forward([3], narrow)
+    assert compiled.ready(ids, narrow) and not compiled.ready(ids, wide)
+
+
+def test_what_is_compiled_is_known(tmp_path):
+    """Also in the next process, and for other types not."""
+    script = """
+import numpy as np
+from minigemma.kernels.compiler import is_compiled
+from minigemma.formulas.rmsnorm import _rows
+x, w = np.ones((2, 8), np.float32), np.ones(8, np.float32)
+print(is_compiled(_rows, 1, x, w, 0.0, x), is_compiled(_rows, 1, x[0], w, 0.0, x))
+_rows(1, x, w, 0.0, x)
+print(is_compiled(_rows, 1, x, w, 0.0, x))
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    for expected in ("False False\nTrue\n", "True False\nTrue\n"):
+        assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == expected
+
+
+def assert_same_state(fast, slow):
+    assert fast.position == slow.position and fast.nbytes == slow.nbytes
+    for one, other in zip(fast.layers, slow.layers, strict=True):
+        if isinstance(one, RecurrentState):
+            pairs = (one.tail, other.tail), (one.h, other.h)
+        else:
+            pairs = (one.keys, other.keys), (one.values, other.values)
+        for a, b in pairs:
+            assert a.dtype == b.dtype and a.shape == b.shape
+            # a sum that comes out otherwise in its last digit may round to the next bf16
+            near = 1e-5 if a.dtype == np.float32 else 2**-7
+            np.testing.assert_allclose(widen(a), widen(b), rtol=near, atol=1e-5)
+
+
+def widen(x):
+    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
+
+
+def test_many_keys_are_shared_out_among_threads():
+    model = random_model(CONFIGS["gemma3"], "bf16")
+    fast, slow = model.new_cache(3000), model.new_cache(3000)
+    ids = np.random.default_rng(1).integers(0, 300, 2500).tolist()
+    for cache in (fast, slow):
+        model.forward(ids, cache, last_only=True)
+    got, expected = model.forward([7], fast), model.forward([7], slow, taps=OFF)
+    np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+
+
+def test_rounding_to_bf16_in_a_kernel():
+    from numba import njit
+
+    from minigemma.arrays import round_bf16
+    from minigemma.kernels.simd import bf16_bits
+
+    @njit
+    def rounded(x, y):
+        for i in range(x.size):
+            y[i] = bf16_bits(x[i])
+
+    x = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint64).astype(np.uint32).view(np.float32)
+    x[:6] = np.nan, np.inf, -np.inf, 0, -0.0, 3.4e38
+    y = np.empty(x.shape, np.uint16)
+    rounded(x, y)
+    expected, numbers = round_bf16(x), ~np.isnan(x)
+    assert np.array_equal(y[numbers], expected[numbers])
+    assert np.isnan(widen(y[~numbers])).all()
+
+
+@pytest.mark.parametrize("pattern", [("recurrent",), ("attention",), ("attention", "recurrent", "attention")])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_recurrent_layers_from_the_first_token_on(pattern, dtype, threads):
+    """Also without any attention, and without any recurrence. A sequence of one token is the first token too."""
+    config = RecurrentGemmaConfig(**{**GRIFFIN, "layers": 4}, pattern=pattern)
+    model = random_model(config, dtype, threads=threads)
+    fast, slow = model.new_cache(20), model.new_cache(20)
+    for i in np.random.default_rng(3).integers(0, 300, 20).tolist():
+        got, expected = model.forward([i], fast), model.forward([i], slow, taps=OFF)
+        np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+    assert_same_state(fast, slow)
+
+
+@pytest.mark.parametrize("position", [0, 4])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_an_interrupted_call_leaves_the_state_as_it_was(monkeypatch, position, tokens):
+    """Not even half of the layers' states move on: tokens can be repeated, and others come in their place."""
+    model = random_model(CONFIGS["recurrentgemma"], "bf16")
+    model.forward([1], model.new_cache(20))  # from now on this is compiled
+    fast, slow = model.new_cache(20), model.new_cache(20)
+    for i in range(position):
+        model.forward([i], fast)
+        model.forward([i], slow, taps=OFF)
+    before = fast.copy()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for where in ("minigemma.models.step._attention_layers", "minigemma.cache.Cache.advance"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.forward([9, 8, 7][:tokens], fast)
+        assert fast.position == position
+        for one, other in zip(fast.layers, before.layers, strict=True):
+            if isinstance(one, RecurrentState):
+                assert np.array_equal(one.tail, other.tail) and np.array_equal(one.h, other.h)
+    for i in range(10, 20 - position):
+        got, expected = model.forward([i], fast), model.forward([i], slow, taps=OFF)
+        np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+    assert_same_state(fast, slow)
+
+
+def test_models_of_another_kind_keep_their_blocks():
+    assert random_model(CONFIGS["gemma3"], "sfp8")._compiled is None
+    assert random_model(CONFIGS["recurrentgemma"], "sfp8")._compiled is None
+    narrow = RecurrentGemmaConfig(**{**GRIFFIN, "gate_blocks": 32})  # blocks of four channels
+    model = random_model(narrow, "bf16")
+    assert model._compiled is None
+    assert np.isfinite(model.forward([1])).all()
+
+
+def test_weights_of_several_formats():
+    """A file may hold its layers' matrices in different blocks, as llama.cpp's mixed formats do."""
+    few, many = (random_model(CONFIGS["gemma3"], dtype) for dtype in ("int4", "int8"))
+    blocks = tuple(
+        replace(a, attention=replace(a.attention, v=b.attention.v), ffn=replace(a.ffn, down=b.ffn.down))
+        for a, b in zip(few.weights.blocks, many.weights.blocks, strict=True)
+    )
+    few.weights = replace(few.weights, blocks=blocks)
+    assert few._compiled is None  # q and v differ
+    expected = formulas(few, [3, 4, 5])
+    np.testing.assert_allclose(few.forward([3, 4, 5]), expected, atol=2e-2 * abs(expected).max())  # x is of 8 bits
+    blocks = tuple(
+        replace(a, ffn=replace(a.ffn, down=b.ffn.down))
+        for a, b in zip(random_model(CONFIGS["gemma3"], "int4").weights.blocks, many.weights.blocks, strict=True)
+    )
+    mixed = random_model(CONFIGS["gemma3"], "int4")
+    mixed.weights = replace(mixed.weights, blocks=blocks)
+    assert mixed._compiled is not None
+    cache, slow = mixed.new_cache(9), mixed.new_cache(9)
+    for i in (3, 4, 5):
+        got, expected = mixed.forward([i], cache), mixed.forward([i], slow, taps=OFF)
+    np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+
+
+def test_layers_that_take_turns_in_their_formats():
+    """Layers of the same formats go through one kernel together; where these change, another run begins."""
+    order = ("bf16", "bf16", "f32", "int8", "int4", "int4", "bf16")
+    config = Gemma3Config(**{**SIZES, "layers": len(order)}, window=8, pattern=3, rope_scale=8.0)
+    model = random_model(config, "bf16")
+    blocks = tuple(random_model(config, dtype).weights.blocks[i] for i, dtype in enumerate(order))
+    model.weights = replace(model.weights, blocks=blocks)
+    assert [rows.stop - rows.start for _, rows, _ in model._compiled.runs] == [2, 1, 1, 2, 1]
+    cache, slow = model.new_cache(20), model.new_cache(20)
+    for i in range(12):
+        got, expected = model.forward([i], cache), model.forward([i], slow, taps=OFF)
+    np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+
+
+def formulas(model, ids):
+    model.backend = "numpy"
+    try:
+        return model.forward(ids)
+    finally:
+        model.backend = "numba"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_keys_and_values_in_float32_on_request(dtype):
+    """What bf16 costs is the rounding of keys and values, 2⁻⁹ of each; in float32 a cached run is the uncached one."""
+    model = random_model(CONFIGS["gemma2"], dtype)
+    ids = np.random.default_rng(2).integers(0, 300, 40).tolist()
+    wide, narrow = model.new_cache(40, "f32"), model.new_cache(40, "bf16")
+    assert narrow.layers[0].keys.dtype == model.new_cache(40).layers[0].keys.dtype == np.uint16
+    assert wide.nbytes == 2 * narrow.nbytes
+    exact = formulas_in_float32(model, ids)
+    off = {}
+    for name, cache in (("wide", wide), ("narrow", narrow)):
+        model.forward(ids[:20], cache)
+        for i in ids[20:]:
+            logits = model.forward([i], cache)
+        off[name] = abs(logits - exact).max() / abs(exact).max()
+    assert off["wide"] < 1e-4 < off["narrow"] < 2e-2
+    with pytest.raises(ValueError, match=r"'int8'.*'bf16' or 'f32'"):
+        model.new_cache(9, "int8")
+
+
+def formulas_in_float32(model, ids):
+    model.backend = "numpy"
+    try:
+        return model.forward(ids, model.new_cache(len(ids), "f32"))[-1]
+    finally:
+        model.backend = "numba"

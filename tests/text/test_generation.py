@@ -1,0 +1,362 @@
+"""Generation with a toy in place of the model, whose next token is a function of all tokens before it."""
+
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import minigemma as mg
+from minigemma.cache import Cache
+from minigemma.files.tokenizer import StreamDecoder
+from minigemma.formulas.sampling import log_softmax
+from minigemma.models.decoder import PIECE
+from minigemma.text.generation import stream_generate
+from minigemma.text.prompt import text_ids
+from minigemma.text.scoring import score
+
+BYTES, TURN = 4, 260  # the first byte's id; <start_of_turn>, <end_of_turn> behind the bytes
+
+
+class ToyTokenizer:
+    """Four control tokens, the 256 bytes, two turn tokens, then pieces of text that only a script uses."""
+
+    bos, eos = 2, 1
+    start_of_turn = TURN
+
+    def __init__(self, pieces=()):
+        self.pieces = [b""] * BYTES + [bytes([b]) for b in range(256)] + [b"", b""] + [p.encode() for p in pieces]
+        self.size = len(self.pieces)
+
+    def encode(self, text):
+        return [BYTES + b for b in text.encode("utf-8", "replace")]
+
+    def bytes_of(self, token):
+        return self.pieces[token]
+
+    def decode(self, ids):
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
+
+    def stream(self):
+        return StreamDecoder(self)
+
+
+class ToyModel:
+    """`rule` gives the logits [V] after a history of ids. The cache holds the history, and so shows what was fed."""
+
+    def __init__(self, rule, tokenizer=None, context=200, family="gemma3", eos=(1, TURN + 1), banned=(), limit=None):
+        self.rule, self.tokenizer, self.eos, self.banned = rule, tokenizer, eos, banned
+        self.name, self.config = "toy", SimpleNamespace(context=context, family=family)
+        self.vision = None
+        self.vocab_limit = limit or (tokenizer.size if tokenizer else 300)
+        self.fed = []  # tokens in each call
+        self.interrupt_at = None  # number of the call that Ctrl-C ends
+
+    def new_cache(self, max_tokens):
+        cache = Cache((), max_tokens)
+        cache.ids = []
+        return cache
+
+    def image_runs(self, ids):
+        return []
+
+    def forward(self, ids, cache=None, images=None, last_only=False, taps=None, likely_only=False):
+        self.fed.append(len(ids))
+        if len(self.fed) - 1 == self.interrupt_at:
+            raise KeyboardInterrupt
+        cache = cache or self.new_cache(len(ids))
+        cache.settle()
+        assert cache.position + len(ids) <= cache.max_tokens
+        before = cache.ids[: cache.position]
+        cache.ids = [*before, *map(int, ids)]
+        rows = range(len(cache.ids) if last_only else len(before) + 1, len(cache.ids) + 1)
+        logits = np.stack([self.rule(cache.ids[:end]) for end in rows]).astype(np.float32)
+        logits.setflags(write=False)  # nobody's to change
+        cache.advance(len(ids))
+        return logits
+
+
+def chaotic(size, spread=3):
+    """A rule under which one other token anywhere before changes everything after."""
+
+    def rule(history):
+        return np.random.default_rng([*history, len(history)]).standard_normal(size) * spread
+
+    return rule
+
+
+def scripted(ids, size, after):
+    """A rule that gives `ids` one after the other to a prompt of `after` tokens."""
+
+    def rule(history):
+        return 20.0 * (np.arange(size) == ids[min(len(history) - after, len(ids) - 1)])
+
+    return rule
+
+
+def saying(*pieces, end=True, **flags):
+    """A model that answers the prompt "?" with these pieces, a token each, and then ends its turn."""
+    tokenizer = ToyTokenizer(pieces)
+    ids = list(range(TURN + 2, tokenizer.size)) + [TURN + 1] * end
+    return ToyModel(scripted(ids, tokenizer.size, 2), tokenizer, **flags)
+
+
+def talker(**flags):
+    return ToyModel(chaotic(TURN + 2), ToyTokenizer(), **flags)
+
+
+def continued(model, ids, count):
+    """What greedy decoding is: the argmax, appended, again."""
+    ids = list(ids)
+    for _ in range(count):
+        allowed = model.rule(ids).astype(np.float32)
+        allowed[[*model.banned, *range(model.vocab_limit, len(allowed))]] = -np.inf
+        ids.append(int(np.argmax(allowed)))
+    return ids[-count:]
+
+
+# --------------------------------------------------------------------------------------------------------- tokens
+
+
+def test_greedy_generation_is_argmax_again_and_again():
+    model = talker(eos=())
+    pieces = list(stream_generate(model, "Hello", max_new_tokens=20))
+    expected = continued(model, [2, *model.tokenizer.encode("Hello")], 20)
+    assert [p.token for p in pieces] == expected
+    assert "".join(p.text for p in pieces) == model.tokenizer.decode(expected)
+    assert mg.generate(model, "Hello", max_new_tokens=20) == model.tokenizer.decode(expected)
+
+
+def test_logprobs_are_the_models_own_at_any_temperature_and_those_of_score():
+    model = talker(eos=(), banned=(70, 71), limit=200)
+    settings = {"temperature": 3.0, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "seed": 4}
+    pieces = list(stream_generate(model, "Hi", max_new_tokens=15, **settings))
+    ids = text_ids(model.tokenizer, "Hi")
+    history = list(ids)
+    for piece in pieces:
+        own = log_softmax(model.rule(history)[None].astype(np.float32))[0, piece.token]
+        assert piece.logprob == pytest.approx(own, abs=1e-5)
+        history.append(piece.token)
+    scored = score(model, [*ids, *(p.token for p in pieces)]).logprobs[-len(pieces) :]
+    np.testing.assert_allclose([p.logprob for p in pieces], scored, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_banned_ids_and_rows_without_a_token_are_never_chosen(temperature):
+    wanted = np.zeros(300, np.float32)
+    wanted[[50, 260, 299]] = 30  # a banned one, and two that no token has
+    model = ToyModel(lambda history: wanted, ToyTokenizer(), eos=(), banned=(50,), limit=200)
+    tokens = {p.token for p in stream_generate(model, "?", max_new_tokens=60, temperature=temperature, seed=1)}
+    assert 50 not in tokens and max(tokens) < 200
+
+
+def test_a_seed_gives_the_same_text_again():
+    model, settings = talker(eos=()), {"max_new_tokens": 30, "temperature": 2.0}
+    first = mg.generate(model, "x", seed=7, **settings)
+    assert first == mg.generate(model, "x", seed=7, **settings) != mg.generate(model, "x", seed=8, **settings)
+    assert mg.generate(model, "x", seed=2**64, **settings)
+
+
+def test_a_text_gets_bos_and_ids_are_taken_as_they_are():
+    model = talker()
+    caches = [model.new_cache(50) for _ in range(4)]
+    prompts = ["é", "", [9, 8], np.array([9, 8])]
+    for cache, prompt in zip(caches, prompts, strict=True):
+        next(stream_generate(model, prompt, cache=cache))
+    assert [c.ids for c in caches] == [[2, BYTES + 0xC3, BYTES + 0xA9], [2], [9, 8], [9, 8]]
+
+
+# ------------------------------------------------------------------------------------------------- how it ends
+
+
+def test_the_reason_stands_on_the_last_piece_only():
+    pieces = list(stream_generate(saying("a", "b"), "?"))
+    assert [(p.text, p.finish_reason) for p in pieces] == [("a", None), ("b", None), ("", "stop")]
+    pieces = list(stream_generate(saying("a", "b"), "?", max_new_tokens=2))
+    assert [(p.text, p.finish_reason) for p in pieces] == [("a", None), ("b", "length")]
+
+
+def test_an_end_token_that_has_letters_does_not_show_them():
+    model = saying("a", "THE END", "b")
+    model.eos = (TURN + 3,)
+    assert mg.generate(model, "?") == "a"
+
+
+def test_prompt_and_answer_fill_the_context_exactly():
+    model = talker(eos=(), context=12)
+    pieces = list(stream_generate(model, [2] * 9, max_new_tokens=100))
+    assert len(pieces) == 3 and pieces[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("length", [12, 13, 40])
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(length):
+    with pytest.raises(ValueError, match=rf"the prompt has {length} tokens and the context holds 12\b"):
+        stream_generate(talker(context=12), [2] * length)
+
+
+def test_a_small_cache_ends_the_answer_or_is_refused():
+    model = talker(eos=())
+    pieces = list(stream_generate(model, [2] * 5, cache=model.new_cache(7)))
+    assert len(pieces) == 2 and pieces[-1].finish_reason == "length"
+    with pytest.raises(ValueError, match=r"the prompt has 7 tokens and the cache holds 7\b"):
+        stream_generate(model, [2] * 7, cache=model.new_cache(7))
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+
+def splits(text):
+    """All ways to cut a text into pieces."""
+    for cuts in product([False, True], repeat=len(text) - 1):
+        pieces = [text[0]]
+        for letter, cut in zip(text[1:], cuts, strict=True):
+            if cut:
+                pieces.append(letter)
+            else:
+                pieces[-1] += letter
+        yield pieces
+
+
+@pytest.mark.parametrize(
+    "text, stop",
+    [
+        ("xySTOPz", ["STOP"]),
+        ("xySTOz", ["STOP"]),
+        ("STSTOPz", ["STOP"]),
+        ("xaaab", ["aab"]),
+        ("xySTO", ["STOP"]),
+        ("one two", ["two", "e t"]),
+        ("abcdefg", ["cdefgh", "de"]),
+        ("a\n\nb", "\n\n"),
+        ("ü–🙂e", ["–🙂"]),
+    ],
+)
+def test_a_stop_string_ends_the_text_however_it_is_cut_into_pieces(text, stop):
+    stops = [stop] if isinstance(stop, str) else stop
+    for pieces in splits(text):
+        # Among several, the one that is complete first ends it; within one piece, the one that begins first.
+        ends = [len("".join(pieces[: i + 1])) for i in range(len(pieces))]
+        expected = text
+        for end in ends:
+            found = [text[:end].find(s) for s in stops if s in text[:end]]
+            if found:
+                expected = text[: min(found)]
+                break
+        shown, reasons = "", []
+        for piece in stream_generate(saying(*pieces), "?", stop=stop):
+            shown += piece.text
+            reasons.append(piece.finish_reason)
+            assert expected.startswith(shown), (pieces, shown)
+        assert shown == expected, pieces
+        assert reasons == [None] * (len(reasons) - 1) + ["stop"]
+
+
+def test_only_what_may_become_a_stop_string_is_held_back():
+    texts = [p.text for p in stream_generate(saying("ab", "S", "T", "x", "ST"), "?", stop=["STOP"])]
+    assert texts == ["ab", "", "", "STx", "", "ST"]
+
+
+def test_held_text_is_shown_when_the_length_ends_it():
+    pieces = list(stream_generate(saying("ab", "ST"), "?", stop=["STOP"], max_new_tokens=2))
+    assert [(p.text, p.finish_reason) for p in pieces] == [("ab", None), ("ST", "length")]
+
+
+def test_characters_come_whole():
+    tokenizer, text = ToyTokenizer(), "é–🙂a\u200db"
+    ids = tokenizer.encode(text)
+    model = ToyModel(scripted([*ids, TURN + 1], tokenizer.size, 2), tokenizer)
+    texts = [p.text for p in stream_generate(model, "?")]
+    assert "".join(texts) == text and "\ufffd" not in "".join(texts)
+    assert [t for t in texts if t] == list(text)
+
+
+def test_half_a_character_at_the_end_becomes_a_replacement_character():
+    tokenizer = ToyTokenizer()
+    model = ToyModel(scripted([BYTES + 0xF0, BYTES + 0x9F], tokenizer.size, 2), tokenizer)
+    assert mg.generate(model, "?", max_new_tokens=2) == tokenizer.decode([BYTES + 0xF0, BYTES + 0x9F]) == "\ufffd"
+
+
+def test_without_a_tokenizer_ids_go_in_and_tokens_come_out():
+    model = ToyModel(chaotic(300), None, eos=())
+    pieces = list(stream_generate(model, [5, 6], max_new_tokens=4))
+    assert [p.token for p in pieces] == continued(model, [5, 6], 4)
+    assert {p.text for p in pieces} == {""}
+    with pytest.raises(ValueError, match=r"no tokenizer[.]model; give the prompt as token ids"):
+        stream_generate(model, "text")
+    with pytest.raises(ValueError, match=r"no tokenizer[.]model, so .* stop string"):
+        stream_generate(model, [5], stop="x")
+
+
+# ------------------------------------------------------------------------------------------------ cache and counts
+
+
+@pytest.mark.parametrize("first", [1, 2, 9])
+def test_an_answer_taken_up_again_over_its_cache_is_the_answer_in_one(first):
+    model, ids = talker(eos=()), [2, 40, 41]
+    cache = model.new_cache(60)
+    begun = [p.token for p in stream_generate(model, ids, max_new_tokens=first, cache=cache)]
+    assert cache.ids == [*ids, *begun[:-1]] and cache.position == len(cache.ids)
+    rest = [p.token for p in stream_generate(model, begun[-1:], max_new_tokens=10, cache=cache)]
+    assert begun + rest == continued(model, ids, first + 10)
+
+
+@pytest.mark.parametrize("call", [0, 1, 4])
+def test_an_interrupt_leaves_a_cache_that_can_be_continued(call):
+    model, ids = talker(eos=()), [2, 40, 41]
+    expected, cache, seen = continued(model, ids, 12), model.new_cache(60), []
+    model.interrupt_at = call
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(p.token for p in stream_generate(model, ids, max_new_tokens=12, cache=cache))
+    assert seen == expected[:call]
+    missing = [*ids, *seen][cache.position :]
+    rest = stream_generate(model, missing, max_new_tokens=12 - len(seen), cache=cache)
+    assert seen + [p.token for p in rest] == expected
+
+
+def test_progress_counts_the_prompt_to_its_end_in_bounded_steps():
+    model, told = talker(eos=(), context=2000), []
+    ids = [2 + i % 200 for i in range(1200)]
+    with_progress = list(stream_generate(model, ids, max_new_tokens=2, progress=lambda *at: told.append(at)))
+    steps = [min(PIECE, 1200 - at) for at in range(0, 1200, PIECE)]
+    assert told == [(sum(steps[: i + 1]), 1200) for i in range(len(steps))]
+    assert model.fed == [*steps, 1] and len(steps) > 2
+    without = list(stream_generate(model, ids, max_new_tokens=2))
+    assert [p.token for p in without] == [p.token for p in with_progress]
+
+
+def test_pieces_count_tokens_and_speeds():
+    pieces = list(stream_generate(talker(eos=()), [2, 3, 4], max_new_tokens=5))
+    assert [p.generation_tokens for p in pieces] == [1, 2, 3, 4, 5]
+    assert {p.prompt_tokens for p in pieces} == {3}
+    assert pieces[0].generation_tps == 0 and all(p.generation_tps > 0 for p in pieces[1:])
+    assert all(p.prompt_tps > 0 for p in pieces)
+    with pytest.raises(AttributeError):
+        pieces[0].text = ""
+
+
+# ------------------------------------------------------------------------------------------------- wrong arguments
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
+        ({"max_new_tokens": -3}, "max_new_tokens is -3"),
+        ({"stop": ""}, "stop string is empty"),
+        ({"stop": ["a", ""]}, "stop string is empty"),
+        ({"seed": -1}, "seed is -1"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"top_p": 0}, "top_p is 0"),
+        ({"prompt": []}, "the prompt has no ids"),
+        (
+            {"images": ["cow.jpg"]},
+            "^toy has no vision tower, but 1 image was given; use gemma-3-4b or larger$",
+        ),
+        ({"images": ["a", "b"]}, "^toy has no vision tower, but 2 images were given; use gemma-3-4b or larger$"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(arguments, message):
+    model = talker()
+    with pytest.raises(ValueError, match=message):
+        stream_generate(model, **{"prompt": "x", **arguments})
+    assert not model.fed

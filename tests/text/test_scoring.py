@@ -1,0 +1,80 @@
+"""Scores against closed forms, and against the toy's own distribution one token at a time."""
+
+import math
+
+import numpy as np
+import pytest
+from test_generation import ToyModel, ToyTokenizer, chaotic, talker
+
+import minigemma as mg
+from minigemma.text.scoring import TOGETHER
+
+
+def uniform(size, **flags):
+    return ToyModel(lambda history: np.zeros(size), **flags)
+
+
+def test_a_model_that_knows_nothing_is_as_perplexed_as_it_has_tokens():
+    result = mg.score(uniform(37), [1, 2, 3, 4, 5])
+    np.testing.assert_allclose(result.logprobs, -math.log(37), rtol=1e-6)
+    assert result.perplexity == pytest.approx(37, rel=1e-5)
+
+
+def test_perplexity_is_the_inverse_of_the_geometric_mean():
+    """Probabilities 1/2 and 1/8 by turns: √16 = 4."""
+
+    def rule(history):
+        likely = 0.5 if len(history) % 2 else 0.125
+        return np.log([likely, (1 - likely) / 2, (1 - likely) / 2])
+
+    assert mg.score(ToyModel(rule, context=201), [0] * 201).perplexity == pytest.approx(4, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, TOGETHER, TOGETHER + 1, TOGETHER + 2, 2 * TOGETHER + 1, 2 * TOGETHER + 2])
+def test_every_token_is_scored_by_those_before_it_across_the_pieces(count):
+    model = ToyModel(chaotic(61), context=1000)
+    ids = np.random.default_rng(count).integers(0, 61, count).tolist()
+    expected = []
+    for at in range(1, count):
+        logits = model.rule(ids[:at])
+        expected.append(logits[ids[at]] - math.log(sum(math.exp(z) for z in logits)))
+    result = mg.score(model, ids)
+    assert result.ids == tuple(ids)
+    assert result.logprobs.dtype == np.float32 and result.logprobs.shape == (count - 1,)
+    np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
+    assert max(model.fed) <= TOGETHER and sum(model.fed) == count - 1
+
+
+def test_a_text_is_scored_behind_bos_and_is_what_its_ids_are():
+    model = talker()
+    text = mg.score(model, "Née")
+    assert text.ids == (2, *model.tokenizer.encode("Née"))
+    np.testing.assert_array_equal(text.logprobs, mg.score(model, np.array(text.ids)).logprobs)
+
+
+@pytest.mark.parametrize("given, said", [("", "1 token to"), ([], "0 tokens to"), ([5], "1 token to")])
+def test_there_must_be_something_to_score(given, said):
+    with pytest.raises(ValueError, match=f"^{said} score; it takes two"):
+        mg.score(talker(), given)
+
+
+def test_a_text_may_fill_the_context_but_not_pass_it():
+    model = uniform(7, context=10)
+    assert len(mg.score(model, [1] * 10).logprobs) == 9
+    with pytest.raises(ValueError, match="the text has 11 tokens and the context holds 10"):
+        mg.score(model, [1] * 11)
+
+
+def test_without_a_tokenizer_only_ids_can_be_scored():
+    with pytest.raises(ValueError, match="give the text as token ids"):
+        mg.score(uniform(7), "text")
+
+
+def test_what_cannot_happen_makes_the_perplexity_infinite_and_warns_of_nothing():
+    assert mg.score(ToyModel(lambda history: np.array([0.0, -1e4])), [0, 1]).perplexity == math.inf
+
+
+def test_scoring_keeps_rows_that_no_token_has():
+    """The model's own distribution: nothing is masked."""
+    model = uniform(300, tokenizer=ToyTokenizer(), limit=200)
+    np.testing.assert_allclose(mg.score(model, [4, 5]).logprobs, -math.log(300), rtol=1e-6)
