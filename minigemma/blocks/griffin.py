@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, U16
-from ..cache import Places, RecurrentState
+from ..cache import RecurrentState, TokenPositions
 from ..formulas.conv1d import causal_conv1d
 from ..formulas.geglu import gated_gelu
 from ..formulas.linear import affine, linear, linears, plus
@@ -42,7 +42,7 @@ class RecurrentWeights:
     decay: F32  # [E], softplus(Λ)
 
 
-def recurrent_block(x: F32, w: RecurrentWeights, state: RecurrentState, places: Places, taps: Scope) -> F32:
+def recurrent_block(x: F32, w: RecurrentWeights, state: RecurrentState, places: TokenPositions, taps: Scope) -> F32:
     """x [T, D], tokens that stand at `places`, → [T, D] float32, or fewer rows where only the last ones are asked for.
 
     `state` is told what it will be, no more.

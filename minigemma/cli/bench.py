@@ -28,7 +28,7 @@ from ..errors import no_vision
 from ..formulas.rglru import linear_scan
 from ..kernels import amx, int4
 from ..kernels.compiler import jit, jit_inner, threads
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 from ..kernels.simd import (
     LANES,
     ROWS,
@@ -418,7 +418,7 @@ def token_at(
 def _read(worker, workers, numbers, sums):
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     step, part = 4 * LANES, numbers.size // STREAMS
-    for place in share(worker, workers, part // step):
+    for place in chunk(worker, workers, part // step):
         for i in range(place * step, numbers.size, part):
             if STREAMS == 1:
                 prefetch_four(numbers, i + AHEAD)
@@ -430,7 +430,7 @@ def _read(worker, workers, numbers, sums):
 @jit
 def read_all(workers, numbers, sums):
     """Read all of these float32 numbers from memory."""
-    share_out(_read, workers, (numbers, sums))
+    parallel_for(_read, workers, (numbers, sums))
 
 
 def read_bandwidth(numbers: F32 | None = None) -> float:
@@ -450,7 +450,7 @@ def _multiply(worker, workers, a, b, steps, out):
 
 @jit
 def _multiply_all(workers, a, b, steps, out):
-    share_out(_multiply, workers, (a, b, steps, out))
+    parallel_for(_multiply, workers, (a, b, steps, out))
 
 
 def arithmetic_peak() -> float:
@@ -472,7 +472,7 @@ def _multiply_tiles(worker, workers, tiles, rows, tokens, steps, out):
 
 @jit
 def _multiply_all_tiles(workers, tiles, rows, tokens, steps, out):
-    share_out(_multiply_tiles, workers, (tiles, rows, tokens, steps, out))
+    parallel_for(_multiply_tiles, workers, (tiles, rows, tokens, steps, out))
 
 
 def unit_peak() -> float:
@@ -496,7 +496,7 @@ def _multiply_pairs(worker, workers, a, b, scales, steps, out):
 
 @jit
 def _multiply_all_pairs(workers, a, b, scales, steps, out):
-    share_out(_multiply_pairs, workers, (a, b, scales, steps, out))
+    parallel_for(_multiply_pairs, workers, (a, b, scales, steps, out))
 
 
 def pairs_peak() -> float:
@@ -518,7 +518,7 @@ def _multiply_fours(worker, workers, x, panel, scales, steps, out):
 
 @jit
 def _multiply_all_fours(workers, x, panel, scales, steps, out):
-    share_out(_multiply_fours, workers, (x, panel, scales, steps, out))
+    parallel_for(_multiply_fours, workers, (x, panel, scales, steps, out))
 
 
 def fours_peak() -> float:

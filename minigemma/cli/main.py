@@ -583,9 +583,9 @@ def inspect(args: argparse.Namespace) -> None:
         show_cpu(args)
         return
     from ..files.load import describe
-    from ..files.resolve import locate
+    from ..files.resolve import resolve
 
-    about = describe(locate(args.model), args.dtype, mmproj=args.mmproj)
+    about = describe(resolve(args.model), args.dtype, mmproj=args.mmproj)
     if args.check:
         check_weights(args, about.files[0])
     report = summary(about, with_context(about.config, args.ctx_size))
@@ -699,11 +699,11 @@ def quantize(args: argparse.Namespace) -> None:
     """Write a folder with smaller weights, which loads at once."""
     with ExitStack() as until:
         progress = until.enter_context(Progress(args.quiet))
-        progress(f"quantising {args.model}")
+        progress(f"quantizing {args.model}")
         from .quantize import quantize as convert
 
         def written(done: int, total: int) -> None:
-            progress.doing = f"quantising {args.model}: {100 * done // max(total, 1)} %"
+            progress.doing = f"quantizing {args.model}: {100 * done // max(total, 1)} %"
 
         until.enter_context(progress.compile_listener())
         report = convert(args.model, args.target, args.dtype, written)

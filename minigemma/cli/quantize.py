@@ -17,9 +17,9 @@ import numpy as np
 
 from ..errors import ModelFormatError
 from ..files.load import NARROW, Stored, converted, format_for, is_matrix, open_files, some_rows
-from ..files.resolve import locate
+from ..files.resolve import resolve
 from ..files.safetensors_file import write_safetensors
-from ..layouts.gguf_blocks import dequantise
+from ..layouts.gguf_blocks import dequantize
 from ..layouts.weight import Weight, packed_shape, widen
 
 COPIED = (
@@ -30,7 +30,7 @@ COPIED = (
 
 @dataclass
 class Report:
-    """What quantising did: bytes before and after, and how far the weights moved."""
+    """What quantizing did: bytes before and after, and how far the weights moved."""
 
     dtype: str
     bytes_before: int = 0
@@ -55,10 +55,10 @@ def quantize(
     """
     if dtype not in NARROW:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(NARROW)}")
-    folder, target = locate(source), Path(target)
+    folder, target = resolve(source), Path(target)
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     if not folder.is_dir():
-        raise ModelFormatError(folder, "is no folder of safetensors files", "a GGUF file is quantised already")
+        raise ModelFormatError(folder, "is no folder of safetensors files", "a GGUF file is quantized already")
     if target.exists() or not target.parent.is_dir():
         problem = "exists already" if target.exists() else f"cannot be made: {target.parent} does not exist"
         raise ModelFormatError(target, problem, "give the path of a folder that is not there yet")
@@ -126,7 +126,7 @@ def _parts(ours: str, tensor: Stored, dtype: str, report: Report) -> Iterator[np
     sums = report.squares.setdefault(role, [0.0, 0.0])
     for rows in some_rows(tensor):
         made: Weight = converted(tensor.kind, rows, wanted, tensor.shape)
-        wide = dequantise(tensor.kind, rows)
+        wide = dequantize(tensor.kind, rows)
         sums[0] += float(np.square(widen(made) - wide, dtype=np.float64).sum())
         sums[1] += float(np.square(wide, dtype=np.float64).sum())
         yield made

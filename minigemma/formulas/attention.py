@@ -24,7 +24,7 @@ from numba import float32, get_num_threads
 from ..arrays import F32, I32, U16, Bool, widen_bf16
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 from ..kernels.simd import (
     LANES,
     ROWS,
@@ -34,8 +34,8 @@ from ..kernels.simd import (
     fma,
     from_two,
     load,
+    load_even_odd,
     load_one,
-    load_two,
     maximum,
     prefetch,
     splat,
@@ -153,8 +153,8 @@ def _four(first, last, size):
 @jit_inner
 def _dots(k, at, other, q, heads, H, ahead, scores, to):
     """scores[to : to + 2 · HEADS] = Σ_h k[at + h] · q[i + h] for i in `heads`, then the same of the key at `other`; k
-    float32 or bf16, and q in the order of `load_two`. What lies `ahead` of the keys is asked for. H is a multiple of
-    2 · LANES.
+    float32 or bf16, and q in the order of `load_even_odd`. Prefetches what lies `ahead` of the keys. H is a multiple
+    of 2 · LANES.
     """
     (i, j, m, n), (a, b, c, d), (e, f, g, o) = (
         heads,
@@ -164,7 +164,7 @@ def _dots(k, at, other, q, heads, H, ahead, scores, to):
     for h in range(0, H, 2 * LANES):
         prefetch(k, at + ahead + h)
         prefetch(k, other + ahead + h)
-        (x, y), (u, v) = load_two(k, at + h), load_two(k, other + h)
+        (x, y), (u, v) = load_even_odd(k, at + h), load_even_odd(k, other + h)
         p, r = load(q, i + h), load(q, i + h + LANES)
         a, e = fma(y, r, fma(x, p, a)), fma(v, r, fma(u, p, e))
         p, r = load(q, j + h), load(q, j + h + LANES)
@@ -177,7 +177,7 @@ def _dots(k, at, other, q, heads, H, ahead, scores, to):
 
 
 @jit_inner
-def _hide(query, until, keys, window, pairs, last, hidden):
+def mask_block(query, until, keys, window, pairs, last, hidden):
     """hidden [FEW_BLOCK · HEADS]: 0 for each head of a key that is seen, -inf for others and where there is none."""
     first, apart, each, count = pairs
     for s in range(FEW_BLOCK):
@@ -188,7 +188,7 @@ def _hide(query, until, keys, window, pairs, last, hidden):
 
 
 @jit_inner
-def _softmax_step(scores, hidden, scale, cap, state, total, first, heads, H, room):
+def online_softmax_update(scores, hidden, scale, cap, state, total, first, heads, H, room):
     """One block, as many heads as share it, the lanes of scores [FEW_BLOCK · HEADS] in turn: products of q and k become
     exponentials. The maximum and sum, `state`, and the weighted values, `total`, of the `heads` from `first` on are
     brought up to date. `room` has 3 · LANES numbers.
@@ -229,7 +229,7 @@ def _softmax_step(scores, hidden, scale, cap, state, total, first, heads, H, roo
 @jit_inner
 def _add_values(scores, p, v, at, apart, each, count, end, total, heads, H):
     """total[i : i + H] += Σ_s scores[p + …] · v[at + s · each : … + H], and the same of the value `apart` from it, s =
-    0 … count - 1, for i in `heads`; total in the order of `load_two`. A value behind the last one, which begins at
+    0 … count - 1, for i in `heads`; total in the order of `load_even_odd`. A value behind the last one, which begins at
     `end`, is that one, with a score of 0. What comes two times as far on is asked for.
     """
     (i, j, m, n), ahead = heads, 2 * count * each
@@ -241,7 +241,7 @@ def _add_values(scores, p, v, at, apart, each, count, end, total, heads, H):
         for s in range(2 * count):
             row, its = min(at + s // 2 * each + s % 2 * apart, end) + h, p + s * HEADS
             prefetch(v, row + ahead)
-            x, y = load_two(v, row)
+            x, y = load_even_odd(v, row)
             share = splat(load_one(scores, its))
             a, b = fma(share, x, a), fma(share, y, b)
             share = splat(load_one(scores, its + 1))
@@ -267,11 +267,11 @@ def _few_block(
     """One query position, all its heads, q [K · G · H], and a block of keys, whose row s of k and v [K · H] begins at
     s · K · H: `pairs` are the first key, how far behind each its partner lies, how far the next one, and how many
     there are; from `last` on are none. Heads of a group go in fours; who has no partner is its own. state and total are
-    those of `few_part`, in one axis; task is the first group's row of them, `parts` before the next one's.
+    those of `attend_partition`, in one axis; task is the first group's row of them, `parts` before the next one's.
     """
     (first, apart, each, count), step, fours, size = pairs, K * H, (G + HEADS - 1) // HEADS, FEW_BLOCK * HEADS
     hidden, room = scores[K * fours * size :], scores[K * fours * size + size :]
-    _hide(query, until, keys, window, pairs, last, hidden)
+    mask_block(query, until, keys, window, pairs, last, hidden)
     for s in range(count):
         here = first + s * each
         other = min(here + apart, last - 1)
@@ -284,7 +284,7 @@ def _few_block(
         for i in range(fours):
             at, here = (head * fours + i) * size, (task + head * parts) * G + i * HEADS
             heads = min(HEADS, G - i * HEADS)
-            _softmax_step(scores[at : at + size], hidden, scale, cap, state, total, here, heads, H, room)
+            online_softmax_update(scores[at : at + size], hidden, scale, cap, state, total, here, heads, H, room)
     for s in range(0, count, AT_ONCE):
         here, several = first + s * each, min(AT_ONCE, count - s)
         for head in range(K):
@@ -295,7 +295,7 @@ def _few_block(
 
 
 @jit_inner
-def few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals):
+def attend_partition(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals):
     """One query position, one part of the keys; `task` counts positions and parts."""
     K, G, H = q.shape[1:]
     t, part = task // parts, task % parts
@@ -371,12 +371,12 @@ def join(states, totals, out):
 
 @jit_inner
 def _few_some(worker, workers, q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals):
-    for task in share(worker, workers, len(q) * parts):
-        few_part(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals)
+    for task in chunk(worker, workers, len(q) * parts):
+        attend_partition(q, k, v, query_positions, until, keys, window, scale, cap, parts, task, states, totals)
 
 
 @jit
-def attend_few(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
+def attention_decode(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
     """Decoding: lanes are the head's numbers. The keys are cut in parts, shared out among threads and put together.
 
     q and out [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S]
@@ -385,7 +385,7 @@ def attend_few(workers, q, k, v, query_positions, until, keys, window, scale, ca
     parts = parts_of(T, len(k), K, workers)
     states, totals = new_array((T * K * parts, G, 2), np.float32), new_array((T * K * parts, G, H), np.float32)
     arguments = q, k, v, query_positions, until, keys, window, scale, cap, parts, states, totals
-    share_out(_few_some, workers, arguments)
+    parallel_for(_few_some, workers, arguments)
     join(states, totals, reshaped(out, (T * K, G, H)))
 
 
@@ -513,12 +513,12 @@ def _many_chunks(worker, workers, q, k, v, query_positions, until, keys, window,
 
 
 @jit
-def attend_many(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
+def attention_prefill(workers, q, k, v, query_positions, until, keys, window, scale, cap, out):
     """Prompts: lanes are queries, so that both products run as tiles. Query positions must rise, `until` not fall.
 
     q and out [T, K, G, H], k and v [S, K, H], positions [T], [T] and [S]
     """
-    share_out(_many_chunks, workers, (q, k, v, query_positions, until, keys, window, scale, cap, out))
+    parallel_for(_many_chunks, workers, (q, k, v, query_positions, until, keys, window, scale, cap, out))
 
 
 @attention.kernel
@@ -528,7 +528,7 @@ def _attention(q, k, v, query_positions, until, key_positions, window, scale, ca
     fits = fits and query_positions.shape == until.shape == q.shape[:1]
     require(fits, "attention", q, k, v, query_positions, until, key_positions)
     (T, N, H), K = q.shape, k.shape[1]
-    attend = attend_few if are_few(T, len(k) - T) and H % (2 * LANES) == 0 else attend_many
+    attend = attention_decode if are_few(T, len(k) - T) and H % (2 * LANES) == 0 else attention_prefill
     grouped, out = np.ascontiguousarray(q).reshape(T, K, N // K, H), np.empty((T, K, N // K, H), np.float32)
     limits = np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0)
     attend(get_num_threads(), grouped, k, v, query_positions, until, key_positions, *limits, out)

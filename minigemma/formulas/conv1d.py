@@ -14,7 +14,7 @@ import numpy as np
 from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 
 
 @definition
@@ -39,13 +39,13 @@ def conv_row(seen, t, weight, bias, y):
 
 @jit_inner
 def _some_rows(worker, workers, seen, weight, bias, y):
-    for t in share(worker, workers, len(y)):
+    for t in chunk(worker, workers, len(y)):
         conv_row(seen, t, weight, bias, y[t])
 
 
 @jit
 def _rows(workers, seen, weight, bias, y):
-    share_out(_some_rows, workers, (seen, weight, bias, y))
+    parallel_for(_some_rows, workers, (seen, weight, bias, y))
 
 
 @causal_conv1d.kernel

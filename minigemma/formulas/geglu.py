@@ -15,7 +15,7 @@ from numba import float32
 from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 from ..kernels.simd import LANES, fma, load, splat, store, tanh
 
 SLOPE = np.float32(np.sqrt(2 / np.pi))
@@ -63,14 +63,14 @@ def gated_gelu_row(gate, up, y):
 
 @jit_inner
 def _some_gated(worker, workers, gate, up, y):
-    for t in share(worker, workers, len(gate)):
+    for t in chunk(worker, workers, len(gate)):
         gated_gelu_row(gate[t], up[t], y[t])
 
 
 @jit
 def gated_rows(workers, gate, up, y):
     """All rows, [T, F] each."""
-    share_out(_some_gated, workers, (gate, up, y))
+    parallel_for(_some_gated, workers, (gate, up, y))
 
 
 @gated_gelu.kernel
@@ -92,13 +92,13 @@ def _gelu_row(z, y):
 
 @jit_inner
 def _some_rows(worker, workers, z, y):
-    for p in share(worker, workers, len(z)):
+    for p in chunk(worker, workers, len(z)):
         _gelu_row(z[p], y[p])
 
 
 @jit
 def _rows(workers, z, y):
-    share_out(_some_rows, workers, (z, y))
+    parallel_for(_some_rows, workers, (z, y))
 
 
 @gelu.kernel

@@ -12,7 +12,7 @@ import numpy as np
 from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 
 
 @definition
@@ -44,13 +44,13 @@ def _row(x, weight, bias, eps, y):
 
 @jit_inner
 def _some_rows(worker, workers, x, weight, bias, eps, y):
-    for p in share(worker, workers, len(x)):
+    for p in chunk(worker, workers, len(x)):
         _row(x[p], weight, bias, eps, y[p])
 
 
 @jit
 def _rows(workers, x, weight, bias, eps, y):
-    share_out(_some_rows, workers, (x, weight, bias, eps, y))
+    parallel_for(_some_rows, workers, (x, weight, bias, eps, y))
 
 
 @layer_norm.kernel

@@ -22,7 +22,7 @@ from numba import float32, get_num_threads
 from ..arrays import F32, U16, widen_bf16
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 from ..kernels.simd import (
     LANES,
     ROWS,
@@ -123,7 +123,7 @@ def rg_lru(x: F32, recurrence: F32, input: F32, decay_rate: F32, state: F32, sta
 
 @jit_inner
 def _scan_some(worker, workers, x, decay, state, h):
-    channels = share(worker, workers, x.shape[1])
+    channels = chunk(worker, workers, x.shape[1])
     first, last = channels.start, channels.stop
     for t in range(len(x)):
         row, a, out = x[t], decay[t], h[t]
@@ -137,7 +137,7 @@ def _scan_some(worker, workers, x, decay, state, h):
 
 @jit
 def _scan(workers, x, decay, state, h):
-    share_out(_scan_some, workers, (x, decay, state, h))
+    parallel_for(_scan_some, workers, (x, decay, state, h))
 
 
 @linear_scan.kernel
@@ -170,7 +170,7 @@ def token_row(x, recurrence, input, decay_rate, before, start, first, last, h):
 
 @jit_inner
 def _rg_lru_some(worker, workers, x, recurrence, input, decay_rate, state, start, h):
-    vectors = share(worker, workers, x.shape[1] // LANES)
+    vectors = chunk(worker, workers, x.shape[1] // LANES)
     first, last = vectors.start * LANES, vectors.stop * LANES
     for t in range(len(x)):
         before = h[t - 1] if t else state
@@ -179,7 +179,7 @@ def _rg_lru_some(worker, workers, x, recurrence, input, decay_rate, state, start
 
 @jit
 def _rg_lru_channels(workers, x, recurrence, input, decay_rate, state, start, h):
-    share_out(_rg_lru_some, workers, (x, recurrence, input, decay_rate, state, start, h))
+    parallel_for(_rg_lru_some, workers, (x, recurrence, input, decay_rate, state, start, h))
 
 
 @rg_lru.kernel
@@ -243,7 +243,7 @@ def _one_block(x, weight, bias, m, padded, y):
 @jit_inner
 def _some_blocks(worker, workers, x, weight, bias, padded, y):
     size = weight.shape[1]
-    for m in share(worker, workers, len(weight)):
+    for m in chunk(worker, workers, len(weight)):
         if len(x) == 1 and size % LANES == 0:
             block_row(x[0], weight.reshape(-1), bias, m, 0, size, y[0])
         else:
@@ -252,7 +252,7 @@ def _some_blocks(worker, workers, x, weight, bias, padded, y):
 
 @jit
 def _blocks(workers, x, weight, bias, padded, y):
-    share_out(_some_blocks, workers, (x, weight, bias, padded, y))
+    parallel_for(_some_blocks, workers, (x, weight, bias, padded, y))
 
 
 @block_diagonal.kernel

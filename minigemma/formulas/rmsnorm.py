@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 from ..kernels.simd import LANES, fma, load, splat, store, sum_lanes, zeros
 
 
@@ -48,13 +48,13 @@ def norm_row(x, weight, eps, y):
 
 @jit_inner
 def _some_rows(worker, workers, x, weight, eps, y):
-    for t in share(worker, workers, len(x)):
+    for t in chunk(worker, workers, len(x)):
         norm_row(x[t], weight, eps, y[t])
 
 
 @jit
 def _rows(workers, x, weight, eps, y):
-    share_out(_some_rows, workers, (x, weight, eps, y))
+    parallel_for(_some_rows, workers, (x, weight, eps, y))
 
 
 @rms_norm.kernel

@@ -23,7 +23,7 @@ import numpy as np
 from ..arrays import F32, I32, read_only
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 
 
 @lru_cache(maxsize=16)
@@ -56,7 +56,7 @@ def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32
 
 
 @jit_inner
-def turn(x, cos, sin, y):
+def rotate(x, cos, sin, y):
     """One token: x, y [N, H], the cosine and sine of each pair's angle [R/2]; y may be x itself."""
     half, rotated = cos.size, 2 * cos.size
     for n in range(len(x)):
@@ -70,14 +70,14 @@ def turn(x, cos, sin, y):
 
 @jit_inner
 def _turn_some(worker, workers, x, cos, sin, y):
-    for t in share(worker, workers, len(x)):
-        turn(x[t], cos[t], sin[t], y[t])
+    for t in chunk(worker, workers, len(x)):
+        rotate(x[t], cos[t], sin[t], y[t])
 
 
 @jit
-def turn_all(workers, x, cos, sin, y):
+def rotate_all(workers, x, cos, sin, y):
     """All tokens: x, y [T, N, H], cosine and sine [T, R/2]."""
-    share_out(_turn_some, workers, (x, cos, sin, y))
+    parallel_for(_turn_some, workers, (x, cos, sin, y))
 
 
 @rope.kernel
@@ -85,5 +85,5 @@ def _rope(x, positions, base, scale, rotated):
     fits = x.ndim == 3 and positions.shape == x.shape[:1] and 0 <= rotated <= x.shape[2]
     require(fits, "rope", x, positions)
     y = np.empty_like(x)
-    turn_all(workers_for(x), x, *angles(positions, base, scale, rotated), y)
+    rotate_all(workers_for(x), x, *angles(positions, base, scale, rotated), y)
     return y

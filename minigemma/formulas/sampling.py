@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 from ..kernels.simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
 
 Ids = NDArray[np.intp]
@@ -63,14 +63,14 @@ def _row(z):
 
 @jit_inner
 def _some_rows(worker, workers, logits, sums):
-    for t in share(worker, workers, len(logits)):
+    for t in chunk(worker, workers, len(logits)):
         sums[t] = _row(logits[t])
 
 
 @jit
 def log_sums(workers, logits, sums):
     """ln Σ exp(z) of all rows: logits [T, V], sums [T]."""
-    share_out(_some_rows, workers, (logits, sums))
+    parallel_for(_some_rows, workers, (logits, sums))
 
 
 @log_sum_exp.kernel

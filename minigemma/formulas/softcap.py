@@ -14,7 +14,7 @@ from numba import float32
 from ..arrays import F32
 from ..definition import definition
 from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import share, share_out
+from ..kernels.parallel import chunk, parallel_for
 from ..kernels.simd import LANES, load, splat, store, tanh
 
 
@@ -48,13 +48,13 @@ def _row(x, cap, y):
 
 @jit_inner
 def _some_rows(worker, workers, x, cap, y):
-    for t in share(worker, workers, len(x)):
+    for t in chunk(worker, workers, len(x)):
         _row(x[t], cap, y[t])
 
 
 @jit
 def _rows(workers, x, cap, y):
-    share_out(_some_rows, workers, (x, cap, y))
+    parallel_for(_some_rows, workers, (x, cap, y))
 
 
 @soft_cap.kernel

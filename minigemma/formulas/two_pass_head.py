@@ -45,7 +45,7 @@ from ..kernels.compiler import INLINED, jit, jit_inlined, jit_inner
 from ..kernels.int4 import WORDS
 from ..kernels.matmul import widen_row
 from ..kernels.matvec import dot_blocks, dot_numbers, pairs, partner, ready
-from ..kernels.parallel import claim, new_board, share, share_out, together
+from ..kernels.parallel import barrier, chunk, new_counters, next_task, parallel_for
 from ..kernels.simd import (
     LANES,
     STREAMS,
@@ -210,13 +210,13 @@ def _sixteen_rows(weight, size, order, fine, group, wide, own, whole, scales, wo
 def _some_sixteens(worker, workers, weight, size, order, fine, groups, scales, words):
     D = order.size
     wide, own, whole = new_array(D, np.float32), new_array(D, np.float32), new_array(COARSE, np.int8)
-    for group in share(worker, workers, groups):
+    for group in chunk(worker, workers, groups):
         _sixteen_rows(weight, size, order, fine, group, wide, own, whole, scales, words)
 
 
 @jit
 def _all_sixteens(workers, weight, size, order, fine, groups, scales, words):
-    share_out(_some_sixteens, workers, (weight, size, order, fine, groups, scales, words))
+    parallel_for(_some_sixteens, workers, (weight, size, order, fine, groups, scales, words))
 
 
 @in_few_bits.kernel
@@ -366,24 +366,24 @@ def _refine_rows(x, D, weight, size, rows, lowest, found, y):
 def _likely_some(worker, workers, few, fine, packed, x, D, weight, size, sums, board, y):
     V, done, logits = y.shape[1], 0, reshaped(y, y.size)
     found = new_array((V // SIDE // PIECES + 1) * SIDE + 1, np.int64)
-    piece = claim(board, 0, worker, workers, PIECES)
+    piece = next_task(board, 0, worker, workers, PIECES)
     while piece >= 0:
-        groups = share(piece, PIECES, V // SIDE)
+        groups = chunk(piece, PIECES, V // SIDE)
         _preview_rows(few, fine, packed, pairs(piece, PIECES, 1, V // SIDE), y)
         sums[piece, 0], sums[piece, 1] = _sums(logits, range(groups.start * SIDE, groups.stop * SIDE))
         done += 1
-        piece = claim(board, 0, worker, workers, PIECES)
-    together(board, 0, done, workers, PIECES, weight, 0)
+        piece = next_task(board, 0, worker, workers, PIECES)
+    barrier(board, 0, done, workers, PIECES, weight, 0)
     total, squares = 0.0, 0.0
     for i in range(PIECES):
         total, squares = total + sums[i, 0], squares + sums[i, 1]
     mean = total / V
     lowest = np.float32(mean + DEVIATIONS * np.sqrt(max(squares / V - mean * mean, 0.0)))
-    piece = claim(board, 1, worker, workers, PIECES)
+    piece = next_task(board, 1, worker, workers, PIECES)
     while piece >= 0:
-        groups = share(piece, PIECES, V // SIDE)
+        groups = chunk(piece, PIECES, V // SIDE)
         _refine_rows(x, D, weight, size, range(groups.start * SIDE, groups.stop * SIDE), lowest, found, y)
-        piece = claim(board, 1, worker, workers, PIECES)
+        piece = next_task(board, 1, worker, workers, PIECES)
 
 
 @jit
@@ -412,9 +412,9 @@ def _likely_all(workers, x, gain, eps, order, fine, packed, weight, size, y):
     for i in range(spread.size):
         spread[i] = fours[fine // 4 + i // LANES]
     few = whole, spread.view(np.int8), scales, starts
-    sums, board = new_array((PIECES, 2), np.float32), new_board(2, workers)
+    sums, board = new_array((PIECES, 2), np.float32), new_counters(2, workers)
     own = ready(reshaped(normed, (1, D)), weight)
-    share_out(_likely_some, workers, (few, fine, packed, own, D, weight, size, sums, board, y))
+    parallel_for(_likely_some, workers, (few, fine, packed, own, D, weight, size, sums, board, y))
     return True
 
 

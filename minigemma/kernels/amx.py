@@ -39,7 +39,7 @@ from numba.extending import intrinsic
 
 from ..arrays import F32, U16, aligned
 from .compiler import jit, jit_inner
-from .parallel import share, share_out
+from .parallel import chunk, parallel_for
 from .simd import bf16_bits
 from .views import new_array
 
@@ -248,7 +248,7 @@ _product0, _product1, _product2, _product3 = (multiply[tiles] for tiles in PRODU
 def _pack_some(worker, workers, x, packed, steps):
     """A token's 32 numbers of a step become 16 pairs, which go to the 16 rows of its tile."""
     T, D = x.shape
-    for block in share(worker, workers, (T + 31) // 32):
+    for block in chunk(worker, workers, (T + 31) // 32):
         words, pairs = new_array(DEPTH, np.uint16), packed.view(np.uint32)
         for t in range(block * 32, min(block * 32 + 32, T)):
             for step in range(steps):
@@ -263,7 +263,7 @@ def _pack_some(worker, workers, x, packed, steps):
 
 @jit
 def _pack_all(workers, x, packed, steps):
-    share_out(_pack_some, workers, (x, packed, steps))
+    parallel_for(_pack_some, workers, (x, packed, steps))
 
 
 def pack_tokens(x: F32) -> U16:

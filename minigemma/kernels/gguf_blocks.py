@@ -24,12 +24,12 @@ from ..layouts.gguf_blocks import (
     TOO_LARGE,
     TRIED,
     WEIGHTS,
-    dequantise_blocks,
+    dequantize_blocks,
     int8_blocks,
-    quantise_blocks,
+    quantize_blocks,
 )
 from .compiler import jit, jit_inner
-from .parallel import share, share_out
+from .parallel import chunk, parallel_for
 from .simd import (
     LANES,
     fma,
@@ -123,21 +123,21 @@ def _block(block, kind, out):
 
 
 @jit_inner
-def _dequantise_some(worker, workers, blocks, kind, out):
-    for b in share(worker, workers, len(blocks)):
+def _dequantize_some(worker, workers, blocks, kind, out):
+    for b in chunk(worker, workers, len(blocks)):
         _block(blocks[b], kind, out[b])
 
 
 @jit
-def _dequantise_all(workers, blocks, kind, out):
-    share_out(_dequantise_some, workers, (blocks, kind, out))
+def _dequantize_all(workers, blocks, kind, out):
+    parallel_for(_dequantize_some, workers, (blocks, kind, out))
 
 
-@dequantise_blocks.kernel
-def _dequantise(blocks, kind):
+@dequantize_blocks.kernel
+def _dequantize(blocks, kind):
     require(blocks.dtype == np.uint8 and blocks.shape[1:] == (BYTES[kind],), f"a block of {KINDS[kind]}", blocks)
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]]), np.float32)
-    _dequantise_all(get_num_threads(), blocks, kind, out)
+    _dequantize_all(get_num_threads(), blocks, kind, out)
     return out
 
 
@@ -228,9 +228,9 @@ def _int4_block(x, scales, r, room, out):
 
 
 @jit_inner
-def _quantise_some(worker, workers, x, bits, scales, out, whole):
+def _quantize_some(worker, workers, x, bits, scales, out, whole):
     r, room = new_array(32, np.float32), new_array(2 * scales.size, np.float32)
-    for b in share(worker, workers, x.size // 32):
+    for b in chunk(worker, workers, x.size // 32):
         if bits == 8:
             _int8_block(x, 32 * b, _largest(x, 32 * b) / float32(127), out, whole, 34 * b)
         else:
@@ -238,16 +238,16 @@ def _quantise_some(worker, workers, x, bits, scales, out, whole):
 
 
 @jit
-def _quantise_all(workers, x, bits, scales, out, whole):
-    share_out(_quantise_some, workers, (x, bits, scales, out, whole))
+def _quantize_all(workers, x, bits, scales, out, whole):
+    parallel_for(_quantize_some, workers, (x, bits, scales, out, whole))
 
 
-@quantise_blocks.kernel
-def _quantise(x, bits):
-    require(x.ndim == 2 and x.shape[1] == 32, "quantise_blocks", x)
+@quantize_blocks.kernel
+def _quantize(x, bits):
+    require(x.ndim == 2 and x.shape[1] == 32, "quantize_blocks", x)
     out = np.empty((len(x), 34 if bits == 8 else 18), np.uint8)
     flat = out.reshape(-1)
-    _quantise_all(get_num_threads(), np.ascontiguousarray(x).reshape(-1), bits, SCALES, flat, flat.view(np.int8))
+    _quantize_all(get_num_threads(), np.ascontiguousarray(x).reshape(-1), bits, SCALES, flat, flat.view(np.int8))
     return out
 
 

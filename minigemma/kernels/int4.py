@@ -16,7 +16,7 @@ from ..arrays import F32, aligned
 from ..layouts.int4 import BLOCK, BYTES, SIDE
 from . import amx, simd
 from .compiler import jit, jit_inner, workers_for
-from .parallel import share, share_out
+from .parallel import chunk, parallel_for
 from .simd import (
     LANES,
     ROWS,
@@ -72,13 +72,13 @@ def round_blocks(x, whole, scales, starts, first, last):
 
 @jit_inner
 def _round_some(worker, workers, x, whole, scales, starts):
-    mine = share(worker, workers, x.size // BLOCK)
+    mine = chunk(worker, workers, x.size // BLOCK)
     round_blocks(x, whole, scales, starts, mine.start, mine.stop)
 
 
 @jit
 def _round_all(workers, x, whole, scales, starts):
-    share_out(_round_some, workers, (x, whole, scales, starts))
+    parallel_for(_round_some, workers, (x, whole, scales, starts))
 
 
 Rounded = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]
@@ -428,7 +428,7 @@ def few_in_8_bits(x):
 @jit_inner
 def _some_panels(worker, workers, x, weight, columns, panel, scales, sums, y):
     (whole, x_scales, starts), (T, R), lanes, blocks = x, y.shape, 2 * LANES, columns // BLOCK
-    for p in share(worker, workers, (R + lanes - 1) // lanes):
+    for p in chunk(worker, workers, (R + lanes - 1) // lanes):
         top, rows = p * lanes, min(lanes, R - p * lanes)
         sums[:] = 0
         for first in range(0, blocks, DEPTH // BLOCK):
@@ -465,7 +465,7 @@ def _panels_of_all(worker, workers, x, weights, columns, ys):
 @jit
 def many_tokens_side_by_side(workers, x, weights, columns, ys):
     """x Wᵀ for each weight: DEPTH columns of 2 · LANES rows are unpacked and used for all tokens while in the cache."""
-    share_out(_panels_of_all, workers, (x, weights, columns, ys))
+    parallel_for(_panels_of_all, workers, (x, weights, columns, ys))
 
 
 # ---- many tokens on the matrix unit: the tokens are A, and the weights, whose rows are lanes already, are B (amx.py)
@@ -473,7 +473,7 @@ def many_tokens_side_by_side(workers, x, weights, columns, ys):
 
 @jit_inner
 def _some_tokens(worker, workers, x, packed, steps):
-    for t in share(worker, workers, len(x)):
+    for t in chunk(worker, workers, len(x)):
         for step in range(steps):
             at = ((t // 32 * steps + step) * 2 + t % 32 // 16) * amx.TILE + t % 16 * amx.DEPTH
             for k in range(amx.DEPTH):
@@ -482,7 +482,7 @@ def _some_tokens(worker, workers, x, packed, steps):
 
 @jit
 def _pack_tokens(workers, x, packed, steps):
-    share_out(_some_tokens, workers, (x, packed, steps))
+    parallel_for(_some_tokens, workers, (x, packed, steps))
 
 
 def tokens_in_tiles(x: F32) -> NDArray[np.uint16]:
@@ -498,7 +498,7 @@ def tokens_in_tiles(x: F32) -> NDArray[np.uint16]:
 @jit_inner
 def _some_on_tiles(worker, workers, packed, registers, weight, columns, panel, sums, y):
     (T, R), blocks = y.shape, columns // BLOCK
-    for p in share(worker, workers, (R + 31) // 32):
+    for p in chunk(worker, workers, (R + 31) // 32):
         rows = min(32, R - p * 32)
         for first in range(0, blocks, UNIT_DEPTH // BLOCK):
             depth = min(UNIT_DEPTH // BLOCK, blocks - first)
@@ -530,4 +530,4 @@ def _all_on_tiles(worker, workers, packed, tiles, weights, columns, ys):
 @jit
 def many_tokens_on_tiles(workers, packed, tiles, weights, columns, ys):
     """x Wᵀ for each weight, UNIT_DEPTH columns of 32 rows at a time."""
-    share_out(_all_on_tiles, workers, (packed, tiles, weights, columns, ys))
+    parallel_for(_all_on_tiles, workers, (packed, tiles, weights, columns, ys))

@@ -18,7 +18,7 @@ from ..layouts.weight import BLOCK
 from . import amx
 from .compiler import INNER, jit, jit_inner, workers_for
 from .matvec import round_token
-from .parallel import share, share_out
+from .parallel import chunk, parallel_for
 from .simd import (
     LANES,
     ROWS,
@@ -108,7 +108,7 @@ def _choose_widen_row(weight, at, size, first, count, out, to):
 @jit_inner
 def _pack_some(worker, workers, x, packed):
     (T, D), lanes = x.shape, 2 * LANES
-    for block in share(worker, workers, len(packed)):
+    for block in chunk(worker, workers, len(packed)):
         for left in range(0, D, 64):
             # Four tokens at a time: the first-level cache has few places for lines that lie D = 2,048 numbers apart.
             for four in range(0, lanes, 4):
@@ -119,7 +119,7 @@ def _pack_some(worker, workers, x, packed):
 
 @jit
 def _pack_all(workers, x, packed):
-    share_out(_pack_some, workers, (x, packed))
+    parallel_for(_pack_some, workers, (x, packed))
 
 
 def _pack(x):
@@ -148,7 +148,7 @@ def _multiply_panel(panel, packed, first, depth, rows, sums):
 def _some_panels(worker, workers, packed, weight, size, columns, height, width, panel, sums, y):
     (T, R), lanes = y.shape, 2 * LANES
     stride = weight.size // max(1, R)
-    for p in share(worker, workers, (R + height - 1) // height):
+    for p in chunk(worker, workers, (R + height - 1) // height):
         top, rows = p * height, min(height, R - p * height)
         for first in range(0, columns, width):
             count = min(width, columns - first)
@@ -176,7 +176,7 @@ def _many_tokens(workers, packed, weights, size, columns, height, width, ys):
     """x Wᵀ for each weight. `height` of its rows are widened, `width` columns at a time, and used for all tokens while
     in the cache, and the same part of the next rows is asked for: at most PANEL and DEPTH.
     """
-    share_out(_panels_of_all, workers, (packed, weights, size, columns, height, width, ys))
+    parallel_for(_panels_of_all, workers, (packed, weights, size, columns, height, width, ys))
 
 
 # ---- many tokens against whole numbers: x, rounded to 16 bits, and a panel of weights, as they are, in pairs of int16
@@ -185,14 +185,14 @@ def _many_tokens(workers, packed, weights, size, columns, height, width, ys):
 @jit_inner
 def _round_some(worker, workers, x, whole, scales):
     flat_x, D = x.reshape(-1), x.shape[1]
-    for t in share(worker, workers, len(x)):
+    for t in chunk(worker, workers, len(x)):
         scales[t] = round_token(flat_x, t * D, D, whole, t * D, -1, 1)
 
 
 @jit
 def _pack_all_pairs(workers, x, whole, scales, words, packed):
-    share_out(_round_some, workers, (x, whole, scales))
-    share_out(_pack_some, min(workers, len(packed)), (words, packed))
+    parallel_for(_round_some, workers, (x, whole, scales))
+    parallel_for(_pack_some, min(workers, len(packed)), (words, packed))
 
 
 def _pack_pairs(x):
@@ -238,7 +238,7 @@ def _multiply_whole_panel(panel, scales, packed, first, depth, rows, sums):
 def _some_whole_panels(worker, workers, packed, token_scales, weight, size, columns, height, panel, scales, sums, y):
     (T, R), lanes, blocks = y.shape, 2 * LANES, DEPTH // BLOCK
     stride = weight.size // max(1, R)
-    for p in share(worker, workers, (R + height - 1) // height):
+    for p in chunk(worker, workers, (R + height - 1) // height):
         top, rows = p * height, min(height, R - p * height)
         for first in range(0, columns, DEPTH):
             count = min(DEPTH, columns - first)
@@ -271,7 +271,7 @@ def _many_tokens_whole(workers, packed, token_scales, weights, size, columns, he
     """x Wᵀ for each weight of whole numbers. `height` of its rows, DEPTH columns at a time, are widened to int16 and
     used for all tokens while in the cache.
     """
-    share_out(_whole_panels_of_all, workers, (packed, token_scales, weights, size, columns, height, ys))
+    parallel_for(_whole_panels_of_all, workers, (packed, token_scales, weights, size, columns, height, ys))
 
 
 # ---- many tokens on the matrix unit, for weights that are not float32: x and the weights enter as bf16 (amx.py)
@@ -309,7 +309,7 @@ def _choose_round_row(weight, at, size, first, count, wide, panel, r):
 def _some_panels_on_tiles(worker, workers, packed, registers, weight, size, columns, wide, panel, sums, y):
     T, R = y.shape
     steps, stride = (columns + amx.DEPTH - 1) // amx.DEPTH, weight.size // max(1, R)
-    for p in share(worker, workers, (R + 31) // 32):
+    for p in chunk(worker, workers, (R + 31) // 32):
         rows = min(32, R - p * 32)
         for first in range(0, columns, UNIT_DEPTH):
             count = min(UNIT_DEPTH, columns - first)
@@ -339,7 +339,7 @@ def _many_tokens_on_tiles(workers, packed, tiles, weights, size, columns, ys):
     """x Wᵀ for each weight. 32 of its rows at a time, UNIT_DEPTH columns of them, are rounded into tiles and used for
     all tokens.
     """
-    share_out(_panels_of_all_on_tiles, workers, (packed, tiles, weights, size, columns, ys))
+    parallel_for(_panels_of_all_on_tiles, workers, (packed, tiles, weights, size, columns, ys))
 
 
 # ---- what the choice in linear.py calls

@@ -26,7 +26,7 @@ from ..layouts.sfp8 import SCALE_BYTES, VALUES
 from . import int4
 from .amx import on_cache_line
 from .compiler import INLINED, INNER, jit, jit_inlined, jit_inner
-from .parallel import share, share_out
+from .parallel import chunk, parallel_for
 from .simd import (
     LANES,
     STREAMS,
@@ -145,9 +145,9 @@ def pairs(piece, pieces, per, count):
     core that waits for two places waits less for each. A piece takes the next rows of both halves, so that what is
     asked for ahead of it is what the next one begins with. Where one is best, rows are partners of their neighbours.
     """
-    mine = share(piece // per, pieces // per, count)
+    mine = chunk(piece // per, pieces // per, count)
     half = len(mine) if STREAMS == 1 else (len(mine) + 1) // 2
-    own = share(piece % per, per, half)
+    own = chunk(piece % per, per, half)
     rows = range(mine.start + own.start, mine.start + own.stop)
     return (rows, 1, rows.stop - 1) if STREAMS == 1 else (rows, half, mine.stop - 1)
 
@@ -330,7 +330,7 @@ def _choose_rows_piece(piece, pieces, per, x, D, weight, size, y):
 
 
 @jit_inner
-def few_tokens_piece(piece, pieces, per, x, D, weights, size, ys):
+def matvec_task(piece, pieces, per, x, D, weights, size, ys):
     """One of `pieces` of the rows of each weight, `per` of them a thread; x as `ready` makes it. A weight whose y has
     no tokens is left out.
     """
@@ -350,13 +350,13 @@ def few_tokens(workers, x, weights, size, ys):
     """x Wᵀ for each weight, a contiguous range of its rows a thread: x [T, D], weights of one format as `flat` makes
     them, ys [T, R].
     """
-    share_out(few_tokens_piece, workers, (1, ready(x, weights[0]), x.shape[1], weights, size, ys))
+    parallel_for(matvec_task, workers, (1, ready(x, weights[0]), x.shape[1], weights, size, ys))
 
 
 @jit
 def one_token_sfp8(workers, x, D, weights, ys):
     """The same for one token, x [D], and rows of codes."""
-    share_out(_sfp8_piece, workers, (x, D, weights, ys))
+    parallel_for(_sfp8_piece, workers, (x, D, weights, ys))
 
 
 # ---- x as rows want it

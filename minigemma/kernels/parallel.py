@@ -2,12 +2,12 @@
 
     @jit_inner
     def _some_rows(worker, workers, x, y):
-        for t in share(worker, workers, len(x)):            # this worker's range of the rows
+        for t in chunk(worker, workers, len(x)):            # this worker's range of the rows
             …
 
     @jit
     def _rows(workers, x, y):
-        share_out(_some_rows, workers, (x, y))              # each worker on a thread of its own
+        parallel_for(_some_rows, workers, (x, y))              # each worker on a thread of its own
 
 is a parallel region: what Numba's `prange` does, by the same thread pool. But Numba compiles the body of a prange loop
 five times over, wrapped in one function after the other, and this one twice; for kernels as large as these that is half
@@ -18,12 +18,12 @@ such regions of 20 to 50 microseconds each; so it is one (one_layer.py), in whic
 themselves:
 
     done = 0
-    piece = claim(board, step, worker, workers, pieces)
+    piece = next_task(board, step, worker, workers, pieces)
     while piece >= 0:                                   # a piece that nobody else has begun
         …
         done += 1
-        piece = claim(board, step, worker, workers, pieces)
-    together(board, step, done, workers, pieces, …)     # until all pieces of this step are done
+        piece = next_task(board, step, worker, workers, pieces)
+    barrier(board, step, done, workers, pieces, …)     # until all pieces of this step are done
 
 Nobody waits for a thread that has not come, only for pieces that have been begun: a thread that is kept busy by another
 program finds, when it comes at last, that the others have done its share. For that to be right a step may write only
@@ -59,7 +59,7 @@ _BYTES, _INT = ir.IntType(8).as_pointer(), ir.IntType(64)
 
 
 @intrinsic
-def share_out(typingctx, function, workers, arguments):
+def parallel_for(typingctx, function, workers, arguments):
     """function(worker, workers, *arguments) for worker = 0 … workers - 1, each on a thread; returns when all are done.
 
     For one worker no thread is woken. What `function` returns is lost. MemoryError if one of them fails: there is
@@ -120,7 +120,7 @@ def _share_function(context, builder, compiled, packed_type):
 
 
 @jit_inner
-def share(worker, workers, count):
+def chunk(worker, workers, count):
     """The range of 0 … count - 1 that is this worker's."""
     return range(worker * count // workers, (worker + 1) * count // workers)
 
@@ -160,13 +160,13 @@ def _give_way(typingctx):
 
 
 @jit_inner
-def new_board(steps, workers):
+def new_counters(steps, workers):
     """Counters of all steps: for each thread's share the pieces begun, then the pieces done."""
     return new_zeros(steps * (workers + 1) * LINE, np.int64)
 
 
 @jit_inner
-def claim(board, step, worker, workers, pieces):
+def next_task(board, step, worker, workers, pieces):
     """A piece of 0 … pieces - 1 that nobody has begun: of this worker's own share, else of another's; -1: none left."""
     for i in range(workers):
         owner = (worker + i) % workers
@@ -180,7 +180,7 @@ def claim(board, step, worker, workers, pieces):
 
 
 @jit_inner
-def together(board, step, done, workers, pieces, ahead, at):
+def barrier(board, step, done, workers, pieces, ahead, at):
     """This worker has done `done` pieces; return when all are done. Meanwhile ahead[at :], bytes, is asked for."""
     counter = (step * (workers + 1) + workers) * LINE
     _add(board, counter, done)

@@ -185,7 +185,7 @@ TWO, EIGHT = types.UniTuple(VECTOR, 2), types.UniTuple(VECTOR, 8)
 
 
 def _two(builder, address, dtype):
-    """What `load_two` makes of 2 · LANES numbers."""
+    """What `load_even_odd` makes of 2 · LANES numbers."""
     if dtype == types.float32:
         return [_read(builder, builder.gep(address, [_I32(half * LANES)]), _F32) for half in range(2)]
     words = _read(builder, address, _I32)
@@ -194,7 +194,7 @@ def _two(builder, address, dtype):
 
 
 @intrinsic
-def load_two(typingctx, array, index):
+def load_even_odd(typingctx, array, index):
     """The 2 · LANES numbers from array[index] on as two vectors, in the order that takes the fewest instructions: of
     float32 the first half and the second; of bf16 those at even and at odd places, where a shift or a mask suffices.
     """
@@ -221,7 +221,7 @@ def _reordered(places):
     return reordered
 
 
-# Two vectors of 2 · LANES neighbours, put into the order in which `load_two` brings those of `array`, and put back.
+# Two vectors of 2 · LANES neighbours into the order of `load_even_odd` for `array`, and back.
 as_two, from_two = (
     _reordered([*range(0, 2 * LANES, 2), *range(1, 2 * LANES, 2)]),
     _reordered([half * LANES + i for i in range(LANES) for half in range(2)]),
@@ -672,7 +672,7 @@ def eight_zeros(typingctx):
 def add_fours(typingctx, sums, weight, at, other, x, k):
     """Eight sums, of a row and four tokens, then of another row: more by the products of the 2 · LANES numbers from
     weight[at] on, or from weight[other] on, float32 or bf16, with as many of each token, which stand one after the
-    other from x[k] on, each in the order of `load_two`.
+    other from x[k] on, each in the order of `load_even_odd`.
     """
 
     def codegen(context, builder, signature, args):

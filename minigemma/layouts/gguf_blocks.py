@@ -38,7 +38,7 @@ TOO_LARGE = 65_520.0  # what is rounded to infinity in float16
 SHARED = 1 << 18  # blocks of one tensor that several threads convert; smaller ones are converted side by side
 
 
-def dequantise(kind: str, blocks: NDArray) -> F32:
+def dequantize(kind: str, blocks: NDArray) -> F32:
     """The weights of a tensor of a GGUF or safetensors type, float32, in the shape that they have.
 
     Raises ModelFormatError for a type that is not in the table above and not F32, F16 or BF16.
@@ -54,7 +54,7 @@ def dequantise(kind: str, blocks: NDArray) -> F32:
     if kind not in KINDS:
         known = "F32, F16, BF16, " + ", ".join(KINDS)
         raise ModelFormatError("tensor", f"is of type {kind}, which has no reader here", f"take a file of {known}")
-    wide = dequantise_blocks(blocks.reshape(-1, blocks.shape[-1]), KINDS.index(kind))
+    wide = dequantize_blocks(blocks.reshape(-1, blocks.shape[-1]), KINDS.index(kind))
     return wide.reshape(*blocks.shape[:-2], -1)
 
 
@@ -82,7 +82,7 @@ def _sub_scales(packed: U8) -> tuple[NDArray, NDArray]:
 
 
 @definition
-def dequantise_blocks(blocks: U8, kind: int) -> F32:
+def dequantize_blocks(blocks: U8, kind: int) -> F32:
     """Each block's weights      [the table above]
 
     blocks [B, bytes] uint8 → [B, weights] float32; `kind` is an index into KINDS
@@ -115,22 +115,22 @@ def dequantise_blocks(blocks: U8, kind: int) -> F32:
 # ---- and into the formats that `linear` runs
 
 
-def quantise_int8(x: F32) -> U8:
+def quantize_int8(x: F32) -> U8:
     """float32 [R, D] → int8 blocks [R, D/32, 34]: d = max |w| / 127 as float16, q = round(w / d)."""
-    return quantise_blocks(x.reshape(-1, 32), 8).reshape(len(x), -1, 34)
+    return quantize_blocks(x.reshape(-1, 32), 8).reshape(len(x), -1, 34)
 
 
-def quantise_int4(x: F32) -> U8:
+def quantize_int4(x: F32) -> U8:
     """float32 [R, D] → int4 blocks [R, D/32, 18], Q4_0 with the best of sixteen scales, by least squares.
 
     Of the steps -8 d … 7 d the longer half goes to the side of the weight farthest from 0, which may be k = 5.25 … 9 of
     them. Each k gives whole numbers q; the d that suits them best is Σ u w q / Σ u q², and leaves an error of
     Σ u w² - (Σ u w q)² / Σ u q². What a weight counts is u = w² + mean w²: a large one is missed more than a small one.
     """
-    return quantise_blocks(x.reshape(-1, 32), 4).reshape(len(x), -1, 18)
+    return quantize_blocks(x.reshape(-1, 32), 4).reshape(len(x), -1, 18)
 
 
-def quantise_int8_rows(x: F32) -> NDArray[np.int8]:
+def quantize_int8_rows(x: F32) -> NDArray[np.int8]:
     """float32 [R, D] → int8 rows [R, 4 + D]: d = max |w| / 127 as float32, q = round(w / d).
 
     Of 2,304 normally distributed weights it misses 0.83 % of their size, int8 blocks 0.53 %.
@@ -139,7 +139,7 @@ def quantise_int8_rows(x: F32) -> NDArray[np.int8]:
     return np.concatenate([d.view(np.int8), _nearest(x, d, -127, 127).astype(np.int8)], axis=1)
 
 
-def quantise_int4_rows(x: F32) -> U8:
+def quantize_int4_rows(x: F32) -> U8:
     """float32 [R, D] → int4 rows [R, 1, 4 + D/2]: the best of a few scales for each row, by least squares.
 
     Of 2,304 normally distributed weights it misses 10.8 % of their size, int4 blocks 8.3 %; max |w| / 7, 15 %.
@@ -175,7 +175,7 @@ def to_int8(kind: str, blocks: NDArray) -> U8:
     fewer weights than 32: of the scales that int8 could have, each block gets the one that comes closest.
     """
     if kind not in KINDS:
-        return quantise_int8(dequantise(kind, blocks))
+        return quantize_int8(dequantize(kind, blocks))
     return int8_blocks(blocks.reshape(-1, blocks.shape[-1]), KINDS.index(kind)).reshape(*blocks.shape[:-2], -1, 34)
 
 
@@ -197,7 +197,7 @@ def _with_scale_of(x: F32, d: F32) -> U8:
 
 
 @definition
-def quantise_blocks(x: F32, bits: int) -> U8:
+def quantize_blocks(x: F32, bits: int) -> U8:
     """int8 (bits = 8) or int4 blocks of 32 weights each      [Q8_0 and Q4_0]
 
     x [B, 32] float32 → [B, bytes] uint8, 34 or 18 bytes
@@ -231,7 +231,7 @@ def int8_blocks(blocks: U8, kind: int) -> U8:
         q = _nibbles(blocks[:, -16:])
         q = q - np.uint8(8) if kind == Q4_0 else (q | _fifth_bits(blocks[:, 2:6])) - np.uint8(16)
         return np.concatenate([blocks[:, :2], q], axis=-1)
-    x = dequantise_blocks(blocks, kind).reshape(-1, 32)
+    x = dequantize_blocks(blocks, kind).reshape(-1, 32)
     largest = np.abs(x).max(axis=-1, keepdims=True)
     best, fewest = np.full_like(largest, 127), np.full_like(largest, np.inf)
     for k in STEPS:

@@ -1,4 +1,4 @@
-"""SFP8, switched floating point in 8 bits: the third format of Gemma 3's quantisation-aware training (Gemma 3 §2.3).
+"""SFP8, switched floating point in 8 bits: the third format of Gemma 3's quantization-aware training (Gemma 3 §2.3).
 
     bit  7 6 5 4 3 2 1 0
          s 1 e e e m m m      |w| = (1 + m/8) · 2^(e - 7)       from 2⁻⁷ to 1.875: three bits of fraction
@@ -35,10 +35,10 @@ VALUES = np.concatenate([MAGNITUDES, -MAGNITUDES])  # of all 256 codes
 _HALFWAY = (MAGNITUDES[1:] + MAGNITUDES[:-1]) / 2
 
 
-def quantise_sfp8(x: F32) -> U8:
+def quantize_sfp8(x: F32) -> U8:
     """The nearest codes and each row's scale: x [R, D] float32 → [R, 4 + D] uint8; a tie goes to the smaller one.
 
-    >>> quantise_sfp8(np.array([[15.0, -8.0, 0.0]], np.float32))[0, 4:]
+    >>> quantize_sfp8(np.array([[15.0, -8.0, 0.0]], np.float32))[0, 4:]
     array([127, 248,   0], dtype=uint8)
     """
     scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(LARGEST)
@@ -48,7 +48,7 @@ def quantise_sfp8(x: F32) -> U8:
     return np.concatenate([np.ascontiguousarray(scale, np.float32).view(np.uint8), codes], axis=1)
 
 
-def dequantise_sfp8(rows: U8) -> F32:
+def dequantize_sfp8(rows: U8) -> F32:
     """What the rows mean: [R, 4 + D] uint8 → [R, D] float32."""
     scale = np.ascontiguousarray(rows[:, :SCALE_BYTES]).view(np.float32)
     return VALUES[rows[:, SCALE_BYTES:]] * scale

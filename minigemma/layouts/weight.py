@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..arrays import F32, read_only, widen_bf16
 from . import int4
-from .sfp8 import SCALE_BYTES, dequantise_sfp8
+from .sfp8 import SCALE_BYTES, dequantize_sfp8
 
 BLOCK = 32  # weights that share a scale, or that are packed together
 # Bytes of 32 weights: with the float16 scale of a block; without the float32 scale in front of a row.
@@ -88,7 +88,7 @@ def widen(weight: Weight) -> F32:
     if name == "bf16":
         return widen_bf16(weight)
     if name == "sfp8":
-        return dequantise_sfp8(weight)
+        return dequantize_sfp8(weight)
     if is_side_by_side(weight):
         weight = int4.row_by_row(weight)
     size, kind = (2, np.float16) if name in ("int8", "int4") else (SCALE_BYTES, np.float32)

@@ -7,7 +7,7 @@
 With images, x of an image's tokens is what the vision tower made of it, unscaled (Gemma 3 §2.1; siglip.py).
 
 √D: all of DeepMind's bf16 runs round it to bf16 (25.25 for 270M, where √640 = 25.298), so it is rounded here wherever
-the embedding is stored in bf16 or quantised, and not where it is stored in float32.
+the embedding is stored in bf16 or quantized, and not where it is stored in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from ..arrays import F32, round_bf16, widen_bf16
 from ..blocks.siglip import VisionWeights, soft_tokens, vision_tower
-from ..cache import Cache, KeyValueRing, LayerState, Places
+from ..cache import Cache, KeyValueRing, LayerState, TokenPositions
 from ..config import TextConfig, VisionConfig
 from ..definition import formulas_only, runs_formulas
 from ..errors import no_vision
@@ -37,7 +37,7 @@ from ..layouts.weight import Weight
 from ..taps import NO_TAPS, Scope, Taps
 from .step import CompiledLayers, can_be_compiled
 
-PIECE = 256  # tokens that go through the layers together: what bounds the memory of a long prompt
+PREFILL_CHUNK = 256  # tokens that go through the layers together: what bounds the memory of a long prompt
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Decoder(ABC):
         spans = [ImageSpan(*run, feature) for run, feature in zip(runs, features, strict=True)]
         with formulas_only(self.backend == "numpy"), threads(self.threads):
             outputs = []
-            together = len(tokens) if taps.patterns else few() if self._compiled_for(tokens, cache) else PIECE
+            together = len(tokens) if taps.patterns else few() if self._compiled_for(tokens, cache) else PREFILL_CHUNK
             for first, last in pieces(len(tokens), runs, together):
                 here = tokens[first:last]  # the end of a long prompt may be few, too
                 compiled = None if taps.patterns else self._compiled_for(here, cache)
@@ -183,7 +183,7 @@ class Decoder(ABC):
             return np.concatenate(outputs) if outputs[1:] else outputs[0]
 
     @abstractmethod
-    def block(self, x: F32, layer: int, state: Any, places: Places, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: Any, places: TokenPositions, taps: Scope) -> F32:
         """One layer: x [T, D], tokens that stand at `places`, → as many rows of [T, D] as they ask for."""
 
     def image_features(self, images: Any, taps: Taps | None = None) -> F32:
@@ -241,7 +241,7 @@ class Decoder(ABC):
             if first <= span.first < last:
                 inside = slice(span.first - first, span.last - first)
                 x[inside], until[inside] = span.features, positions[inside][-1]
-        x, places = taps("embedding", x), Places(positions, until, len(here))
+        x, places = taps("embedding", x), TokenPositions(positions, until, len(here))
         for layer, state in enumerate(cache.layers):
             if layer == len(cache.layers) - 1 and last_only and not taps.patterns:
                 places = replace(places, outputs=1)  # what the others are for, keys and values, the layer still makes

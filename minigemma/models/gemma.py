@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..arrays import F32
 from ..blocks.feedforward import FeedForwardWeights, feed_forward
 from ..blocks.gqa import AttentionWeights, grouped_query_attention
-from ..cache import KeyValueRing, Places
+from ..cache import KeyValueRing, TokenPositions
 from ..formulas.rmsnorm import rms_norm
 from ..taps import Scope
 from .decoder import Decoder
@@ -32,7 +32,7 @@ class GemmaBlock:
 class Gemma(Decoder):
     """Gemma 1."""
 
-    def block(self, x: F32, layer: int, state: KeyValueRing, places: Places, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: KeyValueRing, places: TokenPositions, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in (Gemma 1 §2)."""
         w: GemmaBlock = self.weights.blocks[layer]
         c = self.config

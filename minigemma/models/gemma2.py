@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..arrays import F32
 from ..blocks.feedforward import FeedForwardWeights, feed_forward
 from ..blocks.gqa import AttentionWeights, grouped_query_attention
-from ..cache import KeyValueRing, Places
+from ..cache import KeyValueRing, TokenPositions
 from ..formulas.rmsnorm import rms_norm
 from ..taps import Scope
 from .decoder import Decoder
@@ -36,7 +36,7 @@ class Gemma2Block:
 class Gemma2(Decoder):
     """Gemma 2."""
 
-    def block(self, x: F32, layer: int, state: KeyValueRing, places: Places, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: KeyValueRing, places: TokenPositions, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in and out (Gemma 2 §2, "post-norm and pre-norm")."""
         w: Gemma2Block = self.weights.blocks[layer]
         c = self.config

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..arrays import F32
 from ..blocks.feedforward import FeedForwardWeights, feed_forward
 from ..blocks.gqa import AttentionWeights, grouped_query_attention
-from ..cache import KeyValueRing, Places
+from ..cache import KeyValueRing, TokenPositions
 from ..formulas.rmsnorm import rms_norm
 from ..taps import Scope
 from .decoder import Decoder
@@ -37,7 +37,7 @@ class Gemma3Block:
 class Gemma3(Decoder):
     """Gemma 3, text."""
 
-    def block(self, x: F32, layer: int, state: KeyValueRing, places: Places, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: KeyValueRing, places: TokenPositions, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in and on its way out (Gemma 3 §2)."""
         w: Gemma3Block = self.weights.blocks[layer]
         c = self.config

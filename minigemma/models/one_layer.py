@@ -17,15 +17,15 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ..formulas.attention import few_part, join
+from ..formulas.attention import attend_partition, join
 from ..formulas.conv1d import conv_row
 from ..formulas.geglu import gated_gelu_row
 from ..formulas.rglru import block_row, token_row
 from ..formulas.rmsnorm import norm_row
-from ..formulas.rope import turn
+from ..formulas.rope import rotate
 from ..kernels.compiler import INNER, jit_inner
-from ..kernels.matvec import few_tokens_piece, ready
-from ..kernels.parallel import LINE, PIECES, claim, share, together
+from ..kernels.matvec import matvec_task, ready
+from ..kernels.parallel import LINE, PIECES, barrier, chunk, next_task
 from ..kernels.simd import LANES, bf16_bits
 from ..kernels.views import new_array, reshaped
 
@@ -44,12 +44,12 @@ def _products(x, weights, size, ys, board, step, worker, workers, ahead):
     waits for the others reads of `ahead`, which comes next.
     """
     numbers, pieces, done = ready(x, weights[0]), PIECES * workers, 0
-    piece = claim(board, step, worker, workers, pieces)
+    piece = next_task(board, step, worker, workers, pieces)
     while piece >= 0:
-        few_tokens_piece(piece, pieces, PIECES, numbers, x.shape[1], weights, size, ys)
+        matvec_task(piece, pieces, PIECES, numbers, x.shape[1], weights, size, ys)
         done += 1
-        piece = claim(board, step, worker, workers, pieces)
-    together(board, step, done, workers, pieces, ahead, worker * ahead.size // workers)
+        piece = next_task(board, step, worker, workers, pieces)
+    barrier(board, step, done, workers, pieces, ahead, worker * ahead.size // workers)
 
 
 def _keep(x, out):
@@ -77,12 +77,12 @@ def _attend(q, keys, values, seen, limits, states, totals, board, worker, worker
     """Step 1: for each token the keys in parts, which `join` puts together."""
     (places, positions), (window, scale, cap) = seen, limits
     tasks, done = len(states) // keys.shape[1], 0
-    parts, task = tasks // len(q), claim(board, 1, worker, workers, tasks)
+    parts, task = tasks // len(q), next_task(board, 1, worker, workers, tasks)
     while task >= 0:
-        few_part(q, keys, values, positions, positions, places, window, scale, cap, parts, task, states, totals)
+        attend_partition(q, keys, values, positions, positions, places, window, scale, cap, parts, task, states, totals)
         done += 1
-        task = claim(board, 1, worker, workers, tasks)
-    together(board, 1, done, workers, tasks, ahead, worker * ahead.size // workers)
+        task = next_task(board, 1, worker, workers, tasks)
+    barrier(board, 1, done, workers, tasks, ahead, worker * ahead.size // workers)
 
 
 @jit_inner
@@ -163,8 +163,8 @@ def attention_layer(worker, workers, board, x, asked, eps, own, common, sizes, t
                 norm_row(q[t, n], head_norms[0], eps, q[t, n])
             for n in range(K):
                 norm_row(k[t, n], head_norms[1], eps, k[t, n])
-        turn(q[t], cos[at + t], sin[at + t], q[t])
-        turn(k[t], cos[at + t], sin[at + t], k[t])
+        rotate(q[t], cos[at + t], sin[at + t], q[t])
+        rotate(k[t], cos[at + t], sin[at + t], k[t])
         _keep(reshaped(k[t], K * H), reshaped(keys[slot + t], K * H))
         _keep(vs[t], reshaped(values[slot + t], K * H))
 
@@ -185,9 +185,9 @@ def _remember(seen, z, gates, decay, before, start, hs, made, board, worker, wor
     recurrence, entering = new_array(z.shape[1], np.float32), new_array(z.shape[1], np.float32)
     parts = min(size // LANES, (PIECES * workers // 2 + M - 1) // M)  # few: rows of a block are best read whole
     pieces, done = M * parts, 0
-    piece = claim(board, 1, worker, workers, pieces)
+    piece = next_task(board, 1, worker, workers, pieces)
     while piece >= 0:
-        m, vectors = piece // parts, share(piece % parts, parts, size // LANES)
+        m, vectors = piece // parts, chunk(piece % parts, parts, size // LANES)
         begin, end = vectors.start * LANES, vectors.stop * LANES
         first, last = m * size + begin, m * size + end
         for t in range(T):
@@ -200,8 +200,8 @@ def _remember(seen, z, gates, decay, before, start, hs, made, board, worker, wor
                 made[c, e] = seen[T + c, e]
             made[tail, e] = hs[T - 1, e]
         done += 1
-        piece = claim(board, 1, worker, workers, pieces)
-    together(board, 1, done, workers, pieces, ahead, worker * ahead.size // workers)
+        piece = next_task(board, 1, worker, workers, pieces)
+    barrier(board, 1, done, workers, pieces, ahead, worker * ahead.size // workers)
 
 
 @jit_inner

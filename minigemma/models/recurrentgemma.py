@@ -20,7 +20,7 @@ from ..arrays import F32
 from ..blocks.feedforward import FeedForwardWeights, feed_forward
 from ..blocks.gqa import AttentionWeights, grouped_query_attention
 from ..blocks.griffin import RecurrentWeights, recurrent_block
-from ..cache import LayerState, Places, RecurrentState
+from ..cache import LayerState, RecurrentState, TokenPositions
 from ..config import RecurrentGemmaConfig
 from ..formulas.rmsnorm import rms_norm
 from ..taps import Scope
@@ -49,7 +49,7 @@ class RecurrentGemma(Decoder):
             return super().layer_state(layer, max_tokens, dtype)
         return RecurrentState(self.config.conv_width, self.config.lru_width)
 
-    def block(self, x: F32, layer: int, state: Any, places: Places, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: Any, places: TokenPositions, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in (Botev et al. 2024 §2)."""
         w: RecurrentGemmaBlock = self.weights.blocks[layer]
         c = self.config

@@ -35,7 +35,7 @@ from ..formulas.two_pass_head import Preview
 from ..kernels.compiler import is_compiled, jit, jit_inner
 from ..kernels.matmul import widen_row
 from ..kernels.matvec import FEW, few_tokens
-from ..kernels.parallel import new_board, share_out
+from ..kernels.parallel import new_counters, parallel_for
 from ..kernels.simd import LANES
 from ..kernels.views import array_at, arrays_of, new_array, reshaped
 from ..layouts.weight import Weight, block_bytes, flat, format_of, is_side_by_side, rows_columns
@@ -161,7 +161,9 @@ def _attention_layers(workers, x, layers, now, out):
     of the keys' type; the positions [T].
     """
     room = _attention_room(workers, len(layers[0]), x, layers[2])
-    share_out(_some_attention_layers, workers, (new_board(STEPS * len(layers[0]), workers), x, layers, now, room, out))
+    parallel_for(
+        _some_attention_layers, workers, (new_counters(STEPS * len(layers[0]), workers), x, layers, now, room, out)
+    )
 
 
 @jit_inner
@@ -209,7 +211,9 @@ def _recurrent_layers(workers, x, layers, now, out):
     the tokens begin their sequence?
     """
     room = _recurrent_room(len(layers[0]), x, layers[2])
-    share_out(_some_recurrent_layers, workers, (new_board(STEPS * len(layers[0]), workers), x, layers, now, room, out))
+    parallel_for(
+        _some_recurrent_layers, workers, (new_counters(STEPS * len(layers[0]), workers), x, layers, now, room, out)
+    )
 
 
 @jit

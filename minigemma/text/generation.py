@@ -15,7 +15,7 @@ from ..arrays import F32
 from ..cache import Cache
 from ..errors import no_vision
 from ..formulas.sampling import Sampler, logprob_of
-from ..models.decoder import PIECE, Decoder, pieces
+from ..models.decoder import PREFILL_CHUNK, Decoder, pieces
 from .prompt import text_ids
 
 if TYPE_CHECKING:
@@ -220,11 +220,11 @@ def prefill(
 ) -> F32:
     """Put `ids`, and the images among them, into the cache; the logits [V] after the last of them.
 
-    `forward` keeps its memory bounded by itself. Only where somebody watches does it get PIECE tokens at a time, since
+    `forward` keeps its memory bounded by itself. Only where somebody watches does it get PREFILL_CHUNK tokens at a time, since
     each call also scores the vocabulary for its last token.
     """
     runs = model.image_runs(ids)
-    for first, last in pieces(len(ids), runs, PIECE if progress else len(ids)):
+    for first, last in pieces(len(ids), runs, PREFILL_CHUNK if progress else len(ids)):
         inside = [i for i, (begin, _) in enumerate(runs) if first <= begin < last]
         images = features[inside] if inside and features is not None else None
         logits = model.forward(ids[first:last], cache, images, last_only=True)

@@ -370,7 +370,7 @@ def described(monkeypatch, tmp_path):
     monkeypatch.setitem(
         sys.modules, "minigemma.files.load", SimpleNamespace(describe=lambda path, dtype=None, mmproj=None: about)
     )
-    monkeypatch.setitem(sys.modules, "minigemma.files.resolve", SimpleNamespace(locate=lambda name: file))
+    monkeypatch.setitem(sys.modules, "minigemma.files.resolve", SimpleNamespace(resolve=lambda name: file))
     return file
 
 

@@ -74,7 +74,7 @@ def test_it_can_be_read_by_the_safetensors_library(folder, tmp_path):
     assert tensors["model.layers.0.mlp.up_proj.weight"].shape[-1] == 288  # sixteen rows side by side
 
 
-def test_a_quantised_folder_can_be_loaded_in_another_dtype(folder, tmp_path):
+def test_a_quantized_folder_can_be_loaded_in_another_dtype(folder, tmp_path):
     quantize(folder, tmp_path / "small", "sfp8")
     wide = mg.load(tmp_path / "small", dtype="f32")
     assert format_of(wide.weights.embedding) == "f32"
@@ -126,7 +126,7 @@ def test_command_line(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("what", ["cut", "other model"])
-def test_damaged_quantised_files_are_refused(folder, tmp_path, what):
+def test_damaged_quantized_files_are_refused(folder, tmp_path, what):
     quantize(folder, tmp_path / "small", "int8")
     file = tmp_path / "small" / "model.safetensors"
     if what == "cut":

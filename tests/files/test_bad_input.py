@@ -207,9 +207,9 @@ def test_a_truncated_gguf_of_the_real_model(demo, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def demo():
     """The demo weights, a text model."""
-    from minigemma.files.resolve import locate
+    from minigemma.files.resolve import resolve
 
-    return locate("gemma-3-270m")
+    return resolve("gemma-3-270m")
 
 
 @pytest.mark.parametrize("command", ["generate", "score"])

@@ -40,7 +40,6 @@ from minigemma.config import Gemma2Config, Gemma3Config
 from minigemma.files.config_file import config_from_json
 from minigemma.files.gguf_file import open_gguf
 from minigemma.files.images import open_image
-from minigemma.files.resolve import locate
 from minigemma.files.tokenizer import Tokenizer
 from minigemma.models.tensor_names import all_names
 from minigemma.text.prompt import conversation_ids
@@ -254,7 +253,7 @@ CHANGES = {
     "an empty tensor in place of a norm": lambda w: w.update({NORM: np.zeros(0, np.float32)}),
     "an empty tensor too many": lambda w: w.update({"extra": np.zeros((0, 4), np.float32)}),
     "whole numbers": lambda w: w.update({NORM: np.zeros(32, np.int64)}),
-    "bytes that look quantised": lambda w: w.update({NORM: np.zeros((2, 34), np.uint8)}),
+    "bytes that look quantized": lambda w: w.update({NORM: np.zeros((2, 34), np.uint8)}),
     "names that paint the terminal": lambda w: w.update({PAINT * 1000 + str(i): w[NORM] for i in range(9)}),
     "another size": lambda w: w.update({"model.layers.1.mlp.up_proj.weight": np.zeros((64, 33), np.float32)}),
     "one layer less": lambda w: [w.pop(name) for name in [*w] if "layers.1" in name],
@@ -564,7 +563,7 @@ def small_disk(request, tmp_path):
     subprocess.run(["umount", "-l", str(at)], check=True)
 
 
-def test_a_disk_that_fills_while_quantising(small_disk, tmp_path_factory, capsys):
+def test_a_disk_that_fills_while_quantizing(small_disk, tmp_path_factory, capsys):
     config = replace(SMALL, ffn_width=16_384)
     source = tmp_path_factory.mktemp("large") / "model"
     source.mkdir()

@@ -68,7 +68,7 @@ def cached(home, id="google/gemma-3-1b-it", names=("config.json", "model.safeten
 
 def refused(name):
     with pytest.raises(ModelFormatError) as caught:
-        locate.locate(name)
+        locate.resolve(name)
     assert str(caught.value).isprintable() and caught.value.remedy
     return str(caught.value)
 
@@ -78,14 +78,14 @@ def refused(name):
 
 def test_a_path_is_itself(tmp_path):
     folder = model(tmp_path / "work/mine")
-    assert locate.locate("mine") == Path("mine")
-    assert locate.locate(folder) == folder
-    assert locate.locate(str(folder / "model.safetensors")) == folder / "model.safetensors"
+    assert locate.resolve("mine") == Path("mine")
+    assert locate.resolve(folder) == folder
+    assert locate.resolve(str(folder / "model.safetensors")) == folder / "model.safetensors"
 
 
 def test_a_tilde_is_the_home_folder(home):
     folder = model(home / "mine")
-    assert locate.locate("~/mine") == folder
+    assert locate.resolve("~/mine") == folder
 
 
 def test_the_order_of_the_four_places(tmp_path, home, parts):
@@ -97,23 +97,23 @@ def test_the_order_of_the_four_places(tmp_path, home, parts):
         cached(home, f"google/{demo.NAME}"),
     ]
     for place in places:
-        assert locate.locate(demo.NAME).resolve() == place
+        assert locate.resolve(demo.NAME).resolve() == place
         shutil.rmtree(place if place is not places[3] else place.parents[1])
-    assert locate.locate(demo.NAME) == home / ".cache/minigemma" / demo.FILE == locate.locate()
+    assert locate.resolve(demo.NAME) == home / ".cache/minigemma" / demo.FILE == locate.resolve()
 
 
 def test_an_ending_of_gguf_may_be_left_out(tmp_path):
     model(tmp_path / "work/weights", "gemma-3-1b-it.gguf")
-    assert locate.locate("gemma-3-1b-it") == Path("weights/gemma-3-1b-it.gguf")
+    assert locate.resolve("gemma-3-1b-it") == Path("weights/gemma-3-1b-it.gguf")
 
 
 def test_a_folder_with_one_gguf_model_means_that_file(tmp_path):
     folder = model(tmp_path / "work/qat", "gemma-3-4b-it-q4_0.gguf", "mmproj-model-f16.gguf", "README.md")
-    assert locate.locate(folder) == folder / "gemma-3-4b-it-q4_0.gguf"
+    assert locate.resolve(folder) == folder / "gemma-3-4b-it-q4_0.gguf"
     model(folder, "other.gguf")
     assert "2 GGUF files: gemma-3-4b-it-q4_0.gguf, other.gguf; name one" in refused(folder)
     model(folder, "model.safetensors")
-    assert locate.locate(folder) == folder
+    assert locate.resolve(folder) == folder
 
 
 # --------------------------------------------------------------------------------------------- Hugging Face's cache
@@ -145,7 +145,7 @@ def test_huggingface_hub_finds_the_same_snapshot(home):
     theirs = huggingface_hub.snapshot_download(
         "google/gemma-3-1b-it", cache_dir=home / ".cache/huggingface/hub", local_files_only=True
     )
-    assert locate.locate("google/gemma-3-1b-it") == locate.locate("gemma-3-1b-it") == snapshot == Path(theirs)
+    assert locate.resolve("google/gemma-3-1b-it") == locate.resolve("gemma-3-1b-it") == snapshot == Path(theirs)
 
 
 def test_refs_main_chooses_among_snapshots(home):
@@ -153,13 +153,13 @@ def test_refs_main_chooses_among_snapshots(home):
     newest = cached(home, commit="4d7a")
     cached(home, commit="0ther")
     (newest.parents[1] / "refs/main").write_text("4d7a\n")
-    assert locate.locate("gemma-3-1b-it") == newest
+    assert locate.resolve("gemma-3-1b-it") == newest
 
 
 def test_without_refs_main_the_only_snapshot_is_meant_and_none_of_two(home):
     snapshot = cached(home)
     (snapshot.parents[1] / "refs/main").unlink()
-    assert locate.locate("gemma-3-1b-it") == snapshot
+    assert locate.resolve("gemma-3-1b-it") == snapshot
     cached(home, commit="0ther").parents[1].joinpath("refs/main").unlink()
     message = refused("gemma-3-1b-it")
     assert "refs/main: cannot be read, and there are 2 snapshots: an incomplete download" in message
@@ -168,10 +168,10 @@ def test_without_refs_main_the_only_snapshot_is_meant_and_none_of_two(home):
 
 def test_a_name_of_two_organisations_is_googles_or_must_be_said_in_full(home):
     other = cached(home, "unsloth/gemma-3-1b-it")
-    assert locate.locate("gemma-3-1b-it") == other
+    assert locate.resolve("gemma-3-1b-it") == other
     google = cached(home, "google/gemma-3-1b-it")
-    assert locate.locate("gemma-3-1b-it") == google
-    assert locate.locate("unsloth/gemma-3-1b-it") == other
+    assert locate.resolve("gemma-3-1b-it") == google
+    assert locate.resolve("unsloth/gemma-3-1b-it") == other
     shutil.rmtree(google.parents[1])
     cached(home, "another/gemma-3-1b-it")
     assert "another/gemma-3-1b-it, unsloth/gemma-3-1b-it; name one" in refused("gemma-3-1b-it")
@@ -195,13 +195,13 @@ def test_bytes_on_their_way_are_an_incomplete_download(home):
     # Of an earlier attempt, left behind: all the weights came with a later one.
     snapshot = cached(home, names=shards)
     (snapshot.parents[1] / "blobs/77ab.1f.incomplete").touch()
-    assert locate.locate("gemma-3-1b-it") == snapshot
+    assert locate.resolve("gemma-3-1b-it") == snapshot
 
 
 def test_a_cached_tokenizer_alone_is_no_model(home, parts):
     """Other programs leave such snapshots; they must not hide the demo of the same name."""
     cached(home, f"google/{demo.NAME}", ["tokenizer.json"])
-    assert locate.locate(demo.NAME).name == demo.FILE
+    assert locate.resolve(demo.NAME).name == demo.FILE
     assert "no such file, folder or model" in refused(f"google/{demo.NAME}")
 
 
@@ -233,7 +233,7 @@ def test_nothing_found_says_where_was_looked_and_what_was_meant(tmp_path, home):
 )
 def test_every_unknown_name_has_a_remedy(name, remedy):
     with pytest.raises(ModelFormatError) as caught:
-        locate.locate(name)
+        locate.resolve(name)
     assert caught.value.remedy.endswith(remedy)
 
 

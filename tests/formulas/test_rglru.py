@@ -9,7 +9,7 @@ import pytest
 
 from minigemma.arrays import round_bf16, widen_bf16
 from minigemma.blocks.griffin import RecurrentWeights, recurrent_block
-from minigemma.cache import Cache, Places, RecurrentState
+from minigemma.cache import Cache, RecurrentState, TokenPositions
 from minigemma.definition import formulas_only
 from minigemma.formulas.conv1d import causal_conv1d
 from minigemma.formulas.rglru import (
@@ -232,7 +232,7 @@ def make_block(D=40, E=24, M=3):
 
 def run(x, w, state, position, commit=True):
     positions = np.arange(position, position + len(x), dtype=np.int32)
-    y = recurrent_block(x, w, state, Places(positions, positions, len(x)), NO_TAPS.within("blocks.0"))
+    y = recurrent_block(x, w, state, TokenPositions(positions, positions, len(x)), NO_TAPS.within("blocks.0"))
     if commit:
         state.commit(position + len(x))
     return y

@@ -19,8 +19,8 @@ from minigemma.formulas.two_pass_head import (
     preview_of,
     widened,
 )
-from minigemma.layouts.gguf_blocks import quantise_int4, quantise_int8
-from minigemma.layouts.sfp8 import quantise_sfp8
+from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
+from minigemma.layouts.sfp8 import quantize_sfp8
 from minigemma.layouts.weight import widen
 
 SIZES = {"layers": 3, "width": 128, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 4096}
@@ -29,7 +29,7 @@ CONFIGS = {
     "gemma3": Gemma3Config(**SIZES, window=8, pattern=3, rope_scale=8.0),
     "recurrentgemma": RecurrentGemmaConfig(**SIZES, lru_width=64, gate_blocks=2, window=8),
 }
-HEADS = {"bf16": round_bf16, "int8": quantise_int8}
+HEADS = {"bf16": round_bf16, "int8": quantize_int8}
 
 
 def head(kind, rows=8192, columns=256):
@@ -111,11 +111,11 @@ def test_one_row_above_all_others_and_all_rows_alike():
     w = np.zeros((8192, 256), np.float32)
     for alike in (0, 3):
         w[:] = alike
-        weight = quantise_int8(w)
+        weight = quantize_int8(w)
         got = likely_logits(x, in_few_bits(weight, order), order, weight)
         assert (got == got[0, 0]).all()  # none is above the mean
         w[8191] = 50
-        weight = quantise_int8(w)
+        weight = quantize_int8(w)
         got = likely_logits(x, in_few_bits(weight, order), order, weight)
         assert got[0, 8191] == pytest.approx(50 * 256, rel=1e-3)
         assert (got[0, :8191] == got[0, 0]).all() and got[0, 0] < 50 * 256
@@ -134,7 +134,7 @@ def test_which_heads_have_a_preview(monkeypatch):
     monkeypatch.setattr(preview, "LARGE", 0)
     made = preview_of(head("int8"), gain(), 1e-6)
     assert made.nbytes == preview_bytes(8192, 256) == 8192 * (64 // 32 + 192 // 64) * 18
-    for other in (quantise_sfp8, quantise_int4, lambda w: w):
+    for other in (quantize_sfp8, quantize_int4, lambda w: w):
         assert preview_of(other(rng.standard_normal((64, 64), np.float32)), gain(64), 1e-6) is None
     assert preview_of(head("bf16", rows=24), gain(), 1e-6) is None  # no whole sixteens
     assert preview_of(head("bf16", columns=32), gain(32), 1e-6) is None  # no whole block in two bits

@@ -17,18 +17,18 @@ from minigemma.arrays import round_bf16, widen_bf16
 from minigemma.layouts.int4 import side_by_side
 from minigemma.layouts.weight import widen
 from minigemma.formulas.linear import linear
-from minigemma.layouts.gguf_blocks import quantise_int4, quantise_int4_rows, quantise_int8, quantise_int8_rows
-from minigemma.layouts.sfp8 import quantise_sfp8
+from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int4_rows, quantize_int8, quantize_int8_rows
+from minigemma.layouts.sfp8 import quantize_sfp8
 
 assert amx.choice()[0] == {wanted!r}, amx.choice()
 rng = np.random.default_rng(0)
 for R, D in ((32, 32), (40, 96), (7, 64), (96, 2336), (50, 588)):
     dense = rng.standard_normal((R, D), np.float32)
-    weights = {{"bf16": round_bf16(dense), "sfp8": quantise_sfp8(dense)}}
+    weights = {{"bf16": round_bf16(dense), "sfp8": quantize_sfp8(dense)}}
     if D % 32 == 0:
-        weights |= {{"int8": quantise_int8(dense), "int4": quantise_int4(dense)}}
-        weights |= {{"side by side": side_by_side(quantise_int4(dense))}} if R % 16 == 0 else {{}}
-        weights |= {{"int8-row": quantise_int8_rows(dense), "int4-row": quantise_int4_rows(dense)}}
+        weights |= {{"int8": quantize_int8(dense), "int4": quantize_int4(dense)}}
+        weights |= {{"side by side": side_by_side(quantize_int4(dense))}} if R % 16 == 0 else {{}}
+        weights |= {{"int8-row": quantize_int8_rows(dense), "int4-row": quantize_int4_rows(dense)}}
     for T in (9, 16, 32, 33, 70):
         x = rng.standard_normal((T, D), np.float32)
         for name, weight in weights.items():

@@ -11,43 +11,43 @@ import pytest
 
 from minigemma.kernels import matvec as few_tokens
 from minigemma.kernels.compiler import jit, jit_inner, most_threads
-from minigemma.kernels.parallel import claim, new_board, share, share_out, together
+from minigemma.kernels.parallel import barrier, chunk, new_counters, next_task, parallel_for
 
 FEW_THREADS = pytest.mark.skipif(most_threads() < 2, reason="one core: nobody to share with")
 
 
 @jit_inner
 def _count_some(worker, workers, times, who):
-    for i in share(worker, workers, len(times)):
+    for i in chunk(worker, workers, len(times)):
         times[i] += 1
         who[i] = worker
 
 
 @jit
 def _count(workers, times, who):
-    share_out(_count_some, workers, (times, who))
+    parallel_for(_count_some, workers, (times, who))
 
 
 @jit_inner
 def _steps(worker, workers, pieces, board, counts):
     for step in range(len(counts)):
         done = 0
-        piece = claim(board, step, worker, workers, pieces)
+        piece = next_task(board, step, worker, workers, pieces)
         while piece >= 0:
             counts[step, piece] = 1 + (counts[step - 1].sum() if step else 0)
             done += 1
-            piece = claim(board, step, worker, workers, pieces)
-        together(board, step, done, workers, pieces, counts.reshape(-1).view(np.uint8), 0)
+            piece = next_task(board, step, worker, workers, pieces)
+        barrier(board, step, done, workers, pieces, counts.reshape(-1).view(np.uint8), 0)
 
 
 @jit
 def _crew(workers, pieces, counts):
-    share_out(_steps, workers, (pieces, new_board(len(counts), workers), counts))
+    parallel_for(_steps, workers, (pieces, new_counters(len(counts), workers), counts))
 
 
 @jit
 def _one_after_the_other(workers, pieces, counts):
-    board = new_board(len(counts), workers)
+    board = new_counters(len(counts), workers)
     for worker in range(workers):
         _steps(worker, workers, pieces, board, counts)
 
@@ -59,7 +59,7 @@ def _greedy(worker, workers, sizes):
 
 @jit
 def _allocate(workers, sizes):
-    share_out(_greedy, workers, (sizes,))
+    parallel_for(_greedy, workers, (sizes,))
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=FEW_THREADS)])

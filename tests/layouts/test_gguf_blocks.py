@@ -1,4 +1,4 @@
-"""Block formats: dequantised bit for bit as the gguf package does it, and quantised as well as its own quantiser."""
+"""Block formats: dequantized bit for bit as the gguf package does it, and quantized as well as its own quantizer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from minigemma.errors import ModelFormatError
 from minigemma.files.gguf_file import open_gguf
 from minigemma.layouts.gguf_blocks import (
     KINDS,
-    dequantise,
-    quantise_int4,
-    quantise_int4_rows,
-    quantise_int8,
-    quantise_int8_rows,
+    dequantize,
+    quantize_int4,
+    quantize_int4_rows,
+    quantize_int8,
+    quantize_int8_rows,
     to_int8,
 )
 from minigemma.layouts.weight import widen
@@ -59,20 +59,20 @@ def gaussian(rows=11, columns=256, seed=0):
 def test_blocks_of_every_bit_pattern_are_the_packages_to_the_last_bit(kind, definitions):
     blocks = random_blocks(kind, rows=67, columns=5)
     with formulas_only(definitions):
-        found = dequantise(kind, blocks)
+        found = dequantize(kind, blocks)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, oracle(kind, blocks), strict=True)
 
 
 @both
 @pytest.mark.parametrize("kind", ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
-def test_blocks_that_the_package_quantised(kind, definitions):
+def test_blocks_that_the_package_quantized(kind, definitions):
     """Blocks of real weights, where random bits might hide a pair of mistakes."""
     weights = gaussian()
     made = gguf.quantize(weights, gguf.GGMLQuantizationType[kind])
     blocks = made.reshape(len(weights), weights.shape[1] // 32, -1)
     with formulas_only(definitions):
-        found = dequantise(kind, blocks)
+        found = dequantize(kind, blocks)
     np.testing.assert_array_equal(found, oracle(kind, blocks), strict=True)
     assert np.abs(found - weights).max() < np.abs(weights).max() / 7
 
@@ -86,7 +86,7 @@ def test_every_kind_of_float16_scale(kind, scale, definitions):
     for at in HALVES.get(kind, (0, 2)):
         blocks[..., at : at + 2] = np.array([scale], np.float16).view(np.uint8)
     with formulas_only(definitions):
-        found = dequantise(kind, blocks)
+        found = dequantize(kind, blocks)
     np.testing.assert_array_equal(found, oracle(kind, blocks), strict=True)
 
 
@@ -94,14 +94,14 @@ def test_plain_types():
     weights = gaussian()
     half = weights.astype(np.float16)
     bf16 = gguf.quantize(weights, gguf.GGMLQuantizationType.BF16)
-    assert dequantise("F32", weights) is weights
-    np.testing.assert_array_equal(dequantise("F16", half), half.astype(np.float32), strict=True)
-    found = dequantise("BF16", bf16.view(np.uint16))
+    assert dequantize("F32", weights) is weights
+    np.testing.assert_array_equal(dequantize("F16", half), half.astype(np.float32), strict=True)
+    found = dequantize("BF16", bf16.view(np.uint16))
     theirs = gguf.quants.dequantize(bf16, gguf.GGMLQuantizationType.BF16)
     np.testing.assert_array_equal(found, theirs, strict=True)
 
 
-@pytest.mark.parametrize("read", [dequantise, to_int8])
+@pytest.mark.parametrize("read", [dequantize, to_int8])
 @pytest.mark.parametrize("kind", ["IQ4_XS", "Q2_K", "I32", "nonsense"])
 def test_a_type_without_a_reader_is_named(kind, read):
     with pytest.raises(ModelFormatError, match=f"is of type {kind}, .*take a file of F32, F16, BF16, Q4_0"):
@@ -156,7 +156,7 @@ def test_to_int8_of_the_others_rounds_to_the_nearest_step(kind, definitions):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in LOSSLESS])
-def test_to_int8_is_no_worse_than_the_packages_quantiser(kind):
+def test_to_int8_is_no_worse_than_the_packages_quantizer(kind):
     blocks = random_blocks(kind, rows=101, columns=3)
     exact = oracle(kind, blocks)
     theirs = gguf.quants.dequantize(
@@ -165,11 +165,11 @@ def test_to_int8_is_no_worse_than_the_packages_quantiser(kind):
     assert np.square(widen(to_int8(kind, blocks)) - exact).mean() <= 1.001 * np.square(theirs - exact).mean()
 
 
-def test_to_int8_of_plain_types_is_quantise_int8():
+def test_to_int8_of_plain_types_is_quantize_int8():
     weights = gaussian()
     half = weights.astype(np.float16)
-    np.testing.assert_array_equal(to_int8("F32", weights), quantise_int8(weights))
-    np.testing.assert_array_equal(to_int8("F16", half), quantise_int8(half.astype(np.float32)))
+    np.testing.assert_array_equal(to_int8("F32", weights), quantize_int8(weights))
+    np.testing.assert_array_equal(to_int8("F16", half), quantize_int8(half.astype(np.float32)))
 
 
 # ------------------------------------------------------------------------------------------------- from float32
@@ -182,7 +182,7 @@ def test_int8_as_the_package_does_it(definitions):
     weights = gaussian(rows=61, columns=320)
     weights[5, :32] = 0
     with formulas_only(definitions):
-        made = quantise_int8(weights).reshape(-1, 34)
+        made = quantize_int8(weights).reshape(-1, 34)
     theirs = gguf.quantize(weights, gguf.GGMLQuantizationType.Q8_0).reshape(made.shape)
     np.testing.assert_array_equal(made[:, :2], theirs[:, :2])
     off = made[:, 2:].view(np.int8).astype(int) - theirs[:, 2:].view(np.int8)
@@ -196,7 +196,7 @@ def test_int4_misses_less_than_the_package_does(definitions):
     far from the closest of six hundred scales."""
     weights = gaussian(rows=61, columns=320)
     with formulas_only(definitions):
-        made = quantise_int4(weights)
+        made = quantize_int4(weights)
     np.testing.assert_array_equal(widen(made), oracle("Q4_0", made.reshape(61, -1)).reshape(61, 320))
     theirs = oracle("Q4_0", gguf.quantize(weights, gguf.GGMLQuantizationType.Q4_0))
     blocks = weights.reshape(-1, 32).astype(np.float64)
@@ -215,47 +215,47 @@ def test_int4_misses_less_than_the_package_does(definitions):
 
 
 @both
-@pytest.mark.parametrize("quantise", [quantise_int8, quantise_int8_rows])
+@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int8_rows])
 @pytest.mark.parametrize("steps", [np.arange(-127, 128), np.arange(-100, 28) * 0.5])
-def test_int8_keeps_what_it_can_say(steps, quantise, definitions):
+def test_int8_keeps_what_it_can_say(steps, quantize, definitions):
     """Weights that are whole multiples of a scale, the largest of them 127 times: not a bit is lost."""
     weights = np.tile(np.resize(steps, 31), (4, 1)).astype(np.float32)
     weights = np.concatenate([np.round(weights), np.full((4, 1), 127)], axis=1).astype(np.float32)
     weights *= np.array([[1], [-0.5], [2.0**-12], [3.0]], np.float32)
     with formulas_only(definitions):
-        np.testing.assert_array_equal(widen(quantise(weights)), weights)
+        np.testing.assert_array_equal(widen(quantize(weights)), weights)
 
 
 @both
-@pytest.mark.parametrize("quantise", [quantise_int4, quantise_int4_rows])
-def test_int4_keeps_what_it_can_say(quantise, definitions):
+@pytest.mark.parametrize("quantize", [quantize_int4, quantize_int4_rows])
+def test_int4_keeps_what_it_can_say(quantize, definitions):
     """Sixteen steps from -8 to 7, either way up: the larger side goes to the side of the weight farthest from 0."""
     weights = np.resize(np.arange(-8, 8), 32).astype(np.float32) * np.array([[1], [-1], [0.125], [-24]], np.float32)
     with formulas_only(definitions):
-        np.testing.assert_array_equal(widen(quantise(weights)), weights)
+        np.testing.assert_array_equal(widen(quantize(weights)), weights)
 
 
 @both
-@pytest.mark.parametrize("quantise, size", [(quantise_int8, 34), (quantise_int4, 18)])
-def test_blocks_of_nothing_are_zero_and_stay_finite(quantise, size, definitions):
+@pytest.mark.parametrize("quantize, size", [(quantize_int8, 34), (quantize_int4, 18)])
+def test_blocks_of_nothing_are_zero_and_stay_finite(quantize, size, definitions):
     weights = np.zeros((3, 64), np.float32)
     weights[1] = 1e-30  # too small for a float16 scale
     weights[2, 7] = -3.0
     with formulas_only(definitions):
-        made = quantise(weights)
+        made = quantize(weights)
     assert made.shape == (3, 2, size)
     found = widen(made)
     assert not found[:2].any()
     assert found[2, 7] == pytest.approx(-3, rel=1e-3) and np.count_nonzero(found[2]) == 1
 
 
-@pytest.mark.parametrize("quantise, largest", [(quantise_int8_rows, 127), (quantise_int4_rows, 8)])
-def test_rows_with_one_scale(quantise, largest):
+@pytest.mark.parametrize("quantize, largest", [(quantize_int8_rows, 127), (quantize_int4_rows, 8)])
+def test_rows_with_one_scale(quantize, largest):
     """Whole rows of zeros, of one weight, and of weights near the end of float32's range."""
     weights = np.zeros((4, 96), np.float32)
     weights[1, 70] = -3
     weights[2], weights[3] = np.linspace(-1e-44, 1e-44, 96), np.linspace(-1e-35, 1e-35, 96)
-    found = widen(quantise(weights))
+    found = widen(quantize(weights))
     assert not found[0].any()
     assert found[1, 70] == -3 and np.count_nonzero(found[1]) == 1
     assert np.isfinite(found[2]).all()
@@ -265,7 +265,7 @@ def test_rows_with_one_scale(quantise, largest):
 def test_int8_rows_are_the_closed_form():
     """The largest weight is 127 times the scale, and each lies half a step or less from where it was."""
     weights = gaussian(columns=2304)
-    made = quantise_int8_rows(weights)
+    made = quantize_int8_rows(weights)
     scale = made[:, :4].copy().view(np.float32)
     np.testing.assert_array_equal(scale, np.abs(weights).max(axis=1, keepdims=True) / np.float32(127))
     assert (np.abs(made[:, 4:].astype(int)).max(axis=1) == 127).all()
@@ -276,7 +276,7 @@ def test_int8_rows_are_the_closed_form():
 def test_int4_rows_are_nearly_the_best_of_all_scales(columns):
     """Every row against a thousand scales of either sign, each the least squares of the whole numbers it gives."""
     weights = gaussian(rows=5, columns=columns).astype(np.float64)
-    missed = np.square(widen(quantise_int4_rows(weights.astype(np.float32))) - weights).sum(axis=1)
+    missed = np.square(widen(quantize_int4_rows(weights.astype(np.float32))) - weights).sum(axis=1)
     for row, found in zip(weights, missed, strict=True):
         tried = np.abs(row).max() / np.concatenate([np.linspace(4, 30, 500), -np.linspace(4, 30, 500)])
         q = np.clip(np.rint(row / tried[:, None]), -8, 7)
@@ -287,20 +287,20 @@ def test_int4_rows_are_nearly_the_best_of_all_scales(columns):
 def test_what_one_scale_for_a_row_costs():
     """The figures in the docstrings."""
     weights = np.random.default_rng(0).standard_normal((300, 2304), np.float32)
-    formats = {quantise_int8_rows: 0.0083, quantise_int8: 0.0053, quantise_int4_rows: 0.108, quantise_int4: 0.083}
-    for quantise, said in formats.items():
-        missed = np.linalg.norm(widen(quantise(weights)) - weights) / np.linalg.norm(weights)
-        assert missed == pytest.approx(said, rel=0.02), quantise.__name__
+    formats = {quantize_int8_rows: 0.0083, quantize_int8: 0.0053, quantize_int4_rows: 0.108, quantize_int4: 0.083}
+    for quantize, said in formats.items():
+        missed = np.linalg.norm(widen(quantize(weights)) - weights) / np.linalg.norm(weights)
+        assert missed == pytest.approx(said, rel=0.02), quantize.__name__
     scale = np.abs(weights).max(axis=1, keepdims=True) / 7
     missed = np.linalg.norm(np.rint(weights / scale) * scale - weights) / np.linalg.norm(weights)
     assert missed == pytest.approx(0.15, rel=0.02)
 
 
-@pytest.mark.parametrize("quantise", [quantise_int8, quantise_int4])
-def test_rows_that_do_not_divide_into_blocks_are_refused(quantise):
+@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4])
+def test_rows_that_do_not_divide_into_blocks_are_refused(quantize):
     for shape in ((2, 48), (32, 33), (3, 31)):
         with pytest.raises(ValueError, match=r"\d"):
-            quantise(np.ones(shape, np.float32))
+            quantize(np.ones(shape, np.float32))
 
 
 # ------------------------------------------------------------------------------------------------- the real file
@@ -315,7 +315,7 @@ def test_the_real_file_in_every_type_that_it_has(demo_file):
             continue
         seen.add(tensor.type)
         rows = tensor.blocks[:50]
-        np.testing.assert_array_equal(dequantise(tensor.type, rows), oracle(tensor.type, rows), strict=True)
+        np.testing.assert_array_equal(dequantize(tensor.type, rows), oracle(tensor.type, rows), strict=True)
         to_int8(tensor.type, rows)
         start = time.perf_counter()
         to_int8(tensor.type, tensor.blocks)

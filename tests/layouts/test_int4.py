@@ -86,9 +86,9 @@ def test_forced_paths_agree(forced):
         "import numpy as np\n"
         "from minigemma.layouts.int4 import side_by_side\n"
         "from minigemma.formulas.linear import linear, widen\n"
-        "from minigemma.layouts.gguf_blocks import quantise_int4\n"
+        "from minigemma.layouts.gguf_blocks import quantize_int4\n"
         "rng = np.random.default_rng(0)\n"
-        "w = side_by_side(quantise_int4(rng.standard_normal((48, 96), np.float32)))\n"
+        "w = side_by_side(quantize_int4(rng.standard_normal((48, 96), np.float32)))\n"
         "for T in (1, 20):\n"
         "    x = rng.integers(-127, 128, (T, 96)).astype(np.float32)\n"
         "    x[:, ::32] = 127\n"  # so that rounding changes nothing

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigemma.layouts.sfp8 import LARGEST, MAGNITUDES, SCALE_BYTES, VALUES, dequantise_sfp8, quantise_sfp8
+from minigemma.layouts.sfp8 import LARGEST, MAGNITUDES, SCALE_BYTES, VALUES, dequantize_sfp8, quantize_sfp8
 
 
 def by_hand(code):
@@ -33,9 +33,9 @@ def test_known_facts():
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20))
 def test_nearest(row):
     x = np.array([row], np.float32)
-    made = quantise_sfp8(x)
+    made = quantize_sfp8(x)
     scale = made[0, :SCALE_BYTES].copy().view(np.float32)[0]
-    found = dequantise_sfp8(made)[0]
+    found = dequantize_sfp8(made)[0]
     for value, got in zip(x[0].astype(np.float64), found.astype(np.float64), strict=True):
         best = np.abs(VALUES.astype(np.float64) * scale - value).min()
         assert abs(got - value) <= best + 1e-6 * abs(value) + 1e-12
@@ -44,8 +44,8 @@ def test_nearest(row):
 def test_what_it_means_comes_back_exactly():
     codes = np.setdiff1d(np.arange(256), [128]).astype(np.uint8)  # 128 is a second zero
     rows = np.concatenate([np.array([0.25], np.float32).view(np.uint8), codes])[None]
-    np.testing.assert_array_equal(quantise_sfp8(dequantise_sfp8(rows)), rows)
+    np.testing.assert_array_equal(quantize_sfp8(dequantize_sfp8(rows)), rows)
 
 
 def test_rows_of_zeros():
-    assert not dequantise_sfp8(quantise_sfp8(np.zeros((2, 8), np.float32))).any()
+    assert not dequantize_sfp8(quantize_sfp8(np.zeros((2, 8), np.float32))).any()

@@ -66,7 +66,7 @@ class Oracle(NamedTuple):
     continuations: dict[str, list[int]]
 
 
-def dequantised(path: Path) -> dict[str, Any]:
+def dequantized(path: Path) -> dict[str, Any]:
     """Every tensor of the file in float32, by transformers' names."""
     tensors = {}
     for tensor in gguf.GGUFReader(path).tensors:
@@ -88,7 +88,7 @@ def transformers_model(path: Path) -> Any:
         model, report = Gemma3ForCausalLM.from_pretrained(
             None,
             config=Gemma3TextConfig(**SIZES),
-            state_dict=dequantised(path),
+            state_dict=dequantized(path),
             dtype=torch.float32,
             attn_implementation="eager",
             output_loading_info=True,

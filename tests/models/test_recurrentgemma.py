@@ -580,7 +580,7 @@ def test_a_missing_tensor_of_the_recurrence_is_named(truth, tmp_path, capsys, mi
     assert name in message
 
 
-# ---- quantised
+# ---- quantized
 
 
 def is_blocks(weight: np.ndarray, size: int) -> bool:
@@ -595,7 +595,7 @@ QUANTISED = {"int8": (34, 0.04, 0.03, 0.01), "int4": (288, 0.75, 0.33, 0.1)}
 
 
 @pytest.mark.parametrize("dtype", QUANTISED)
-def test_linear_maps_are_quantised_and_the_recurrence_is_not(truth, dtype):
+def test_linear_maps_are_quantized_and_the_recurrence_is_not(truth, dtype):
     """Rows are multiples of 32 here."""
     size, worst, mean, _ = QUANTISED[dtype]
     folder, _, expected = truth("bf16", "BLOCKS_OF_32")
@@ -620,8 +620,8 @@ def test_linear_maps_are_quantised_and_the_recurrence_is_not(truth, dtype):
 
 
 @pytest.mark.parametrize("dtype", QUANTISED)
-def test_quantised_logits_are_those_of_the_weights_that_are_left(truth, dtype):
-    """transformers with the same weights, dequantised, gives the same logits but for keys and values in bf16, and x."""
+def test_quantized_logits_are_those_of_the_weights_that_are_left(truth, dtype):
+    """transformers with the same weights, dequantized, gives the same logits but for keys and values in bf16, and x."""
     folder, _, before = truth("bf16", "BLOCKS_OF_32")
     model, theirs = mg.load(folder, dtype=dtype), reference(folder)
     stored = {"model.embed_tokens.weight": model.weights.embedding}
@@ -634,7 +634,7 @@ def test_quantised_logits_are_those_of_the_weights_that_are_left(truth, dtype):
             if weight.dtype == np.uint8:
                 parameters[name].copy_(torch.from_numpy(widen(weight)))
     expected = logits_of(theirs)
-    assert distance(before, expected) > 0.02, "nothing was quantised"
+    assert distance(before, expected) > 0.02, "nothing was quantized"
     for found in (model.forward(IDS), in_pieces(model, 1)):
         assert_parity(found, expected, QUANTISED[dtype][3])
         assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < QUANTISED[dtype][3] / 4

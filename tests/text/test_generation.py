@@ -10,7 +10,7 @@ import minigemma as mg
 from minigemma.cache import Cache
 from minigemma.files.tokenizer import StreamDecoder
 from minigemma.formulas.sampling import log_softmax
-from minigemma.models.decoder import PIECE
+from minigemma.models.decoder import PREFILL_CHUNK
 from minigemma.text.generation import stream_generate
 from minigemma.text.prompt import text_ids
 from minigemma.text.scoring import score
@@ -317,7 +317,7 @@ def test_progress_counts_the_prompt_to_its_end_in_bounded_steps():
     model, told = talker(eos=(), context=2000), []
     ids = [2 + i % 200 for i in range(1200)]
     with_progress = list(stream_generate(model, ids, max_new_tokens=2, progress=lambda *at: told.append(at)))
-    steps = [min(PIECE, 1200 - at) for at in range(0, 1200, PIECE)]
+    steps = [min(PREFILL_CHUNK, 1200 - at) for at in range(0, 1200, PREFILL_CHUNK)]
     assert told == [(sum(steps[: i + 1]), 1200) for i in range(len(steps))]
     assert model.fed == [*steps, 1] and len(steps) > 2
     without = list(stream_generate(model, ids, max_new_tokens=2))

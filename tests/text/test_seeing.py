@@ -78,8 +78,8 @@ def test_crops_are_seen_too(model, pictures):
 
 @pytest.mark.parametrize("size", [1, 3, 5, 50])
 def test_a_watched_prompt_is_never_cut_through_an_image(model, pictures, size, monkeypatch):
-    monkeypatch.setattr("minigemma.text.generation.PIECE", size)
-    monkeypatch.setattr("minigemma.models.decoder.PIECE", size)
+    monkeypatch.setattr("minigemma.text.generation.PREFILL_CHUNK", size)
+    monkeypatch.setattr("minigemma.models.decoder.PREFILL_CHUNK", size)
     seen = look_at(model, [pictures / "one.png", pictures / "two.png"])
     ids = text_ids(model.tokenizer, "a b c <start_of_image> d e f <start_of_image> g", EYES, [0, 0])
     counts = []
