@@ -1,4 +1,4 @@
-"""Fetching a released model from the Hugging Face hub into its own cache, where `locate` finds it.
+"""Fetching a released model from the Hugging Face hub into its own cache, where `resolve` finds it.
 
 The Gemma models are gated: a person accepts Google's terms once, on the model's page, and the hub then lets a token of
 that account through. So three things go wrong that look alike (401, 403, 404) and need something different done about

@@ -220,8 +220,8 @@ def prefill(
 ) -> F32:
     """Put `ids`, and the images among them, into the cache; the logits [V] after the last of them.
 
-    `forward` keeps its memory bounded by itself. Only where somebody watches does it get PREFILL_CHUNK tokens at a time, since
-    each call also scores the vocabulary for its last token.
+    `forward` bounds its own memory. It gets PREFILL_CHUNK tokens at a time only where progress is shown, since each
+    call also scores the vocabulary for its last token.
     """
     runs = model.image_runs(ids)
     for first, last in pieces(len(ids), runs, PREFILL_CHUNK if progress else len(ids)):

@@ -147,7 +147,7 @@ def test_a_ref_that_is_no_commit(tmp_path, monkeypatch, main_ref):
         monkeypatch.delenv(name, raising=False)
     snapshot = cached(tmp_path)
     (snapshot.parents[1] / "refs/main").write_text(main_ref)
-    assert "google/gemma-3-1b-it" in refused(locate, "google/gemma-3-1b-it")
+    assert "google/gemma-3-1b-it" in refused(resolve, "google/gemma-3-1b-it")
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_every_threading_layer(layer):
 @pytest.mark.parametrize("streams", [1, 2])
 def test_pairs_and_their_partners_are_all_rows(streams, monkeypatch):
     monkeypatch.setattr(few_tokens, "STREAMS", streams)
-    monkeypatch.setattr(few_tokens, "share", share.py_func)
+    monkeypatch.setattr(few_tokens, "chunk", chunk.py_func)
     for count in (0, 1, 2, 7, 40):
         for per in (1, 3, 8):
             for workers in (1, 2, 5):
