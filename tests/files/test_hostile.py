@@ -40,6 +40,7 @@ from minigemma.config import Gemma2Config, Gemma3Config
 from minigemma.files.config_file import config_from_json
 from minigemma.files.gguf_file import open_gguf
 from minigemma.files.images import open_image
+from minigemma.files.resolve import resolve
 from minigemma.files.tokenizer import Tokenizer
 from minigemma.models.tensor_names import all_names
 from minigemma.text.prompt import conversation_ids
