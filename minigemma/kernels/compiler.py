@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import inspect
 import os
 import site
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numba
+import numpy as np
 from llvmlite import ir
 from llvmlite.binding import parse_assembly
 from numba import types
@@ -22,8 +24,10 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.environment import Environment
+from numba.core.errors import TypingError
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
+from numba.extending import overload
 from threadpoolctl import threadpool_limits
 
 from ..definition import runs_formulas
@@ -212,6 +216,45 @@ def jit_inner(function: Callable) -> Any:
 def jit_inlined(function: Callable) -> Any:
     """Decorator: the same, for what is called so often that the call itself would cost."""
     return Inner(function, INLINED)
+
+
+def by_type(name: str, functions: dict[Any, Any], on: str | None = None) -> Any:
+    """An inner function that is one of `functions`, chosen by the type of an argument when a kernel is compiled.
+
+        dot = by_type("dot", {Int8Rows: _dot_int8, Int4Rows: _dot_int4})
+        widen = by_type("widen", {np.int8: _widen_int8, np.float32: _copy}, on="row")
+
+    A key is a NamedTuple class, or the element type of an array or number. The argument is the first, or the one named
+    `on`; of a tuple of several weights the first one counts. All functions take the same arguments. TypeError, as
+    Numba's TypingError, where a kernel calls it with another type.
+    """
+    first = next(iter(functions.values()))
+    signature = inspect.signature(first.py_func)
+    for function in functions.values():
+        if inspect.signature(function.py_func) != signature or function._options is not first._options:
+            raise TypeError(f"{name}: {function.__name__} differs from {first.__name__} in arguments or decorator")
+    keys = {key if issubclass(key, tuple) else numba.from_dtype(np.dtype(key)): f for key, f in functions.items()}
+
+    def choose(*types_in: Any, **named: Any) -> Callable:
+        arguments = signature.bind(*types_in, **named).arguments
+        kind = arguments[on] if on else next(iter(arguments.values()))
+        while isinstance(kind, types.BaseTuple) and not isinstance(kind, types.BaseNamedTuple):
+            kind = kind[0]
+        kind = types.unliteral(kind)
+        key = getattr(kind, "instance_class", None) or getattr(kind, "dtype", kind)
+        if key not in keys:
+            accepted = ", ".join(getattr(key, "__name__", str(key)) for key in keys)
+            raise TypingError(f"{name} takes {accepted}, not {kind}")
+        return cast(Callable, keys[key].py_func)
+
+    def joined() -> None:
+        """Stands for the functions where kernels are compiled."""
+
+    cast(Any, choose).__signature__ = signature
+    joined.__name__ = joined.__qualname__ = name
+    joined.__doc__ = first.__doc__
+    overload(joined, jit_options=first._options, strict=False)(choose)
+    return joined
 
 
 # OpenMP, where there is no TBB: a thread that waits for the others looks out for them for a fraction of a millisecond,

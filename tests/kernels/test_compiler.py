@@ -5,12 +5,14 @@ import os
 import pickle
 import subprocess
 import sys
+from typing import NamedTuple
 
+import numba
 import numpy as np
 import pytest
 from numba.core.registry import CPUDispatcher
 
-from minigemma.kernels.compiler import Inner, _Files, jit, jit_inner
+from minigemma.kernels.compiler import Inner, _Files, by_type, jit, jit_inner
 
 
 @jit_inner
@@ -58,6 +60,67 @@ def test_the_collector_rests_meanwhile_and_is_afterwards_as_it_was(collects, mon
         assert meanwhile == [False] and gc.isenabled() == collects
     finally:
         (gc.enable if before else gc.disable)()
+
+
+class Halves(NamedTuple):
+    data: np.ndarray
+
+
+class Bytes(NamedTuple):
+    data: np.ndarray
+    scale: float
+
+
+@jit_inner
+def _of_halves(weight, i):
+    """Element i."""
+    return weight.data[i] * 0.5
+
+
+@jit_inner
+def _of_bytes(weight, i):
+    return weight.data[i] * weight.scale
+
+
+@jit_inner
+def _of_floats(i, row):
+    return row[i]
+
+
+@jit_inner
+def _of_ints(i, row):
+    return row[i] + 100.0
+
+
+element = by_type("element", {Halves: _of_halves, Bytes: _of_bytes})
+at = by_type("at", {np.float32: _of_floats, np.int8: _of_ints}, on="row")
+
+
+@jit
+def elements(weight, row, several):
+    return element(weight, 1), element(weight, i=0), at(1, row), element(several[0], 1)
+
+
+@jit
+def no_element(weight):
+    return element(weight, 1)
+
+
+def test_the_type_of_an_argument_chooses_the_inner_function():
+    halves, scaled = Halves(np.float32([3, 5])), Bytes(np.int8([3, 5]), 10.0)
+    assert elements(halves, np.float32([1, 2]), (scaled,)) == (2.5, 1.5, 2, 50)
+    assert elements(scaled, np.int8([1, 2]), (halves, halves)) == (50, 30, 102, 2.5)
+    assert element.__name__ == "element" and element.__doc__ == "Element i."
+
+
+def test_a_type_that_no_function_takes_is_named():
+    with pytest.raises(numba.TypingError, match="element takes Halves, Bytes, not"):
+        no_element(np.float32([1]))
+
+
+def test_joined_functions_take_the_same_arguments():
+    with pytest.raises(TypeError, match="_of_floats differs from _of_halves"):
+        by_type("mixed", {Halves: _of_halves, np.float32: _of_floats})
 
 
 def test_a_kernel_can_be_pickled():
