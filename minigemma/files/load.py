@@ -50,13 +50,12 @@ from ..models.gemma2 import Gemma2, Gemma2Block
 from ..models.gemma3 import Gemma3, Gemma3Block
 from ..models.recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
 from ..models.tensor_names import VISION, VISION_LAYER, all_names, layer_tensors
-from ..text.prompt import stop_ids
 from .config_file import config_from_gguf, config_from_json, vision_from_gguf
 from .gguf_file import GGUF, open_gguf
 from .memory import check_memory, fits_memory
 from .resolve import resolve
 from .safetensors_file import DAMAGED, FOREIGN, open_checkpoint_files, read_json, short, unreadable, what_is
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, stop_ids
 
 CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another format
 ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's

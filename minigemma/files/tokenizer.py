@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -235,3 +235,9 @@ def _with_controls_marked(model: bytes) -> bytes:
         if model.endswith(bytes([0x0A, len(entry[1])]), 0, entry.start()):
             marked[entry.end() - 1] = CONTROL
     return bytes(marked)
+
+
+def stop_ids(tokenizer: Tokenizer, config_eos: Iterable[int], turns: bool = True) -> tuple[int, ...]:
+    """Ids that end an answer: <eos>, those that the checkpoint states, and <end_of_turn> if it was taught `turns`."""
+    end = tokenizer.id_of("<end_of_turn>") if turns else None
+    return tuple(sorted({tokenizer.eos, *config_eos} | ({end} if end is not None else set())))

@@ -19,14 +19,16 @@ An image that was cut into crops (pan & scan, Gemma 3 §2.1) is followed by them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..config import VisionConfig
 from ..errors import no_vision
-from ..files.tokenizer import Tokenizer
+from ..files.tokenizer import Tokenizer, stop_ids
+
+__all__ = ["conversation_ids", "stop_ids", "text_ids"]
 
 Message = Mapping[str, Any]
 FAMILIES = {"gemma": "Gemma 1", "gemma2": "Gemma 2", "gemma3": "Gemma 3", "recurrentgemma": "RecurrentGemma"}
@@ -77,12 +79,6 @@ def conversation_ids(
         segments[0] = f"{role}\n{segments[0]}"
         ids += [start, *_joined(tokenizer, segments, vision), start + 1, *tokenizer.encode("\n")]
     return [*ids, start, *tokenizer.encode("model\n")] if add_generation_prompt else ids
-
-
-def stop_ids(tokenizer: Tokenizer, config_eos: Iterable[int], turns: bool = True) -> tuple[int, ...]:
-    """Ids that end an answer: <eos>, those that the checkpoint states, and <end_of_turn> if it was taught `turns`."""
-    end = tokenizer.id_of("<end_of_turn>") if turns else None
-    return tuple(sorted({tokenizer.eos, *config_eos} | ({end} if end is not None else set())))
 
 
 def _turns(family: str, messages: Sequence[Message], vision: VisionConfig | None) -> list[tuple[str, list[str]]]:
