@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tokenizer import CASES, NAMES, gemma2, gemma3
 
-from minigemma.text.prompt import conversation_ids, stop_ids, text_ids
+from minigemma.files.tokenizer import stop_ids
+from minigemma.text.prompt import conversation_ids, text_ids
 
 CONVERSATIONS = CASES["conversations"]  # [[role, text], …], generation prompt?, Gemma 3's ids, Gemma 2's or null
 FAMILIES = ["gemma", "gemma2", "recurrentgemma", "gemma3"]
