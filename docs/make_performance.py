@@ -29,7 +29,7 @@ import minigemma as mg
 from minigemma.cli.bench import READ_BYTES, arithmetic_peak, bench, read_all, read_bandwidth, unit_peak
 from minigemma.cli.peers import weight_bytes
 from minigemma.cli.random_weights import random_model
-from minigemma.formulas.attention import attention
+from minigemma.formulas.attention import Mask, attention
 from minigemma.formulas.linear import NO_ROWS, TOGETHER, linear
 from minigemma.kernels.amx import choice
 from minigemma.kernels.compiler import threading_layer, threads
@@ -160,7 +160,7 @@ def one_attention(queries: int, keys: int, window: int | None) -> list[str]:
     else:
         distance = torch.arange(keys)[:, None] - torch.arange(keys)
         forms = [partial(sdpa, tq, *spread, attn_mask=(distance >= 0) & (distance < window))]
-    mine = partial(attention, q, k, v, positions, positions, where, window, 1 / 16, None)
+    mine = partial(attention, q, k, v, Mask(positions, positions, where, window), 1 / 16, None)
     ours, *theirs = in_turns(mine, *forms, rounds=ROUNDS if queries == 1 else 2)
     name = f"{queries:,} quer{'y' if queries == 1 else 'ies'}, {keys:,} keys"
     name += f", window {window:,}" if window else ""

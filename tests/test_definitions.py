@@ -13,11 +13,13 @@ import minigemma
 from minigemma.arrays import read_only, round_bf16
 from minigemma.cli.random_weights import random_matrix
 from minigemma.definition import DEFINITIONS, definition, formulas_only
-from minigemma.formulas.attention import attention
+from minigemma.formulas.attention import Mask, attention
 from minigemma.formulas.linear import linear, linears
 from minigemma.formulas.two_pass_head import in_few_bits, widened
+from minigemma.kernels import attention_decode
 from minigemma.kernels.compiler import KERNEL, jit_inner
 from minigemma.kernels.matvec import FEW
+from minigemma.kernels.scores import EVERYTHING, Keys, Queries, Scoring
 from minigemma.layouts.gguf_blocks import quantize_int4_rows, quantize_int8, quantize_int8_rows
 from minigemma.layouts.int4 import side_by_side
 from minigemma.layouts.sfp8 import quantize_sfp8
@@ -56,7 +58,7 @@ def attention_case(T, S, N, K, H, window, cap, *, bf16=False, shuffled=False, im
     where = rng.permutation(S).astype(np.int32) if shuffled else positions(0, S)
     until = positions(S - T, T)
     until[-image:] = S - 1
-    return normal(T, N, H) * 3, k, v, positions(S - T, T), until, where, window, H**-0.5, cap
+    return normal(T, N, H) * 3, k, v, Mask(positions(S - T, T), until, where, window), H**-0.5, cap
 
 
 def kind_case(kind, bytes_per_block, *halves):
@@ -222,6 +224,14 @@ def bound(letters, shape, known):
         assert known.setdefault(letter, size) == size, (letter, size, known)
 
 
+def by_name(parameters, case):
+    """The arguments, and the fields of those that are NamedTuples."""
+    found = dict(zip(parameters, case, strict=True))
+    for value in case:
+        found |= value._asdict() if hasattr(value, "_asdict") else {}
+    return found
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_docstring_gives_the_shapes(name):
     made = DEFINITIONS[name]
@@ -231,7 +241,7 @@ def test_docstring_gives_the_shapes(name):
     for case in CASES[name]:
         known = {}
         for parameter, letters in re.findall(r"(\w+) \[([^\]]*)\]", left):
-            value = case[parameters.index(parameter)]
+            value = by_name(parameters, case)[parameter]
             if (
                 name in (*ROUNDED, "in_few_bits") and value.itemsize == 1
             ):  # blocks and codes: rows_columns knows how many weights
@@ -261,6 +271,19 @@ def spoilt(array):
     yield "odd addresses", odd
 
 
+def spoilt_cases(case):
+    """What, where, and the arguments with one array spoilt, for each array, also inside a NamedTuple, and each way."""
+    for i, value in enumerate(case):
+        if isinstance(value, np.ndarray):
+            inner = [(what, wrong) for what, wrong in spoilt(value)]
+        elif hasattr(value, "_fields"):
+            inner = [(what, value._make(fields)) for what, _, fields in spoilt_cases(tuple(value))]
+        else:
+            continue
+        for what, wrong in inner:
+            yield what, i, (*case[:i], wrong, *case[i + 1 :])
+
+
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_kernel_refuses_what_it_cannot_take(name):
     """Whatever an array is, a kernel ends in a Python error or in what the definition makes of it.
@@ -269,26 +292,22 @@ def test_a_kernel_refuses_what_it_cannot_take(name):
     """
     made, refused = DEFINITIONS[name], 0
     for case in CASES[name][-1:]:
-        for i, value in enumerate(case):
-            if not isinstance(value, np.ndarray):
-                continue
-            for what, wrong in spoilt(value):
-                arguments = (*case[:i], wrong, *case[i + 1 :])
-                with np.errstate(all="ignore"), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    try:
-                        found = np.array(made(*arguments))
-                    except Exception:
-                        refused += 1
-                        continue
-                    with formulas_only():
-                        formula = made(*arguments)  # an error here is one that the kernel should have raised
-                assert found.shape == formula.shape, (what, i)
-                close = tolerance(formula) if formula.size else 1
-                if name in ROUNDED:
-                    close = close + rounding(name, arguments)
-                if name != "int8_blocks":
-                    assert (np.abs(found - formula) <= 2 * close).all(), (what, i)
+        for what, i, arguments in spoilt_cases(case):
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    found = np.array(made(*arguments))
+                except Exception:
+                    refused += 1
+                    continue
+                with formulas_only():
+                    formula = made(*arguments)  # an error here is one that the kernel should have raised
+            assert found.shape == formula.shape, (what, i)
+            close = tolerance(formula) if formula.size else 1
+            if name in ROUNDED:
+                close = close + rounding(name, arguments)
+            if name != "int8_blocks":
+                assert (np.abs(found - formula) <= 2 * close).all(), (what, i)
     assert refused
 
 
@@ -314,21 +333,20 @@ def test_queries_may_lie_head_by_head(queries):
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_attention_reads_keys_from_one_place_or_two(streams, monkeypatch):
-    monkeypatch.setattr(minigemma.formulas.attention, "STREAMS", streams)
-    attend_partition = jit_inner(minigemma.formulas.attention.attend_partition.py_func)  # compiled now, for so many
+    monkeypatch.setattr(attention_decode, "STREAMS", streams)
+    attend_partition = jit_inner(attention_decode.attend_partition.py_func)  # compiled now, for this many streams
 
     @numba.njit(**KERNEL)
-    def one_query(q, k, v, here, until, where, states, totals):
-        attend_partition(
-            q, k, v, here, until, where, np.float32(2**30), np.float32(0.1), np.float32(0), 1, 0, states, totals
-        )
+    def one_query(queries, keys, scoring, partials):
+        attend_partition(queries, keys, scoring, 1, 0, partials)
 
+    scoring = Scoring(np.float32(EVERYTHING), np.float32(0.1), np.float32(0))
     for S in (1, 2, 63, 64, 65, 131):
-        q, k, v, here, until, where, *_ = attention_case(1, S, 4, 1, 32, None, None, shuffled=True)
-        states, totals = np.empty((1, 4, 2), np.float32), np.empty((1, 4, 32), np.float32)
-        one_query(q[:, None], k, v, here, until, where, states, totals)
-        expected = attention.formula(q, k, v, here, until, where, None, 0.1, None)
-        np.testing.assert_allclose(totals / states[:, :, 1:], expected, atol=1e-5)
+        q, k, v, mask, *_ = attention_case(1, S, 4, 1, 32, None, None, shuffled=True)
+        partials = attention_decode.Partials(np.empty((1, 4, 2), np.float32), np.empty((1, 4, 32), np.float32))
+        one_query(Queries(q[:, None], *mask[:2]), Keys(k, v, mask.key_positions), scoring, partials)
+        expected = attention.formula(q, k, v, mask, 0.1, None)
+        np.testing.assert_allclose(partials.totals / partials.states[:, :, 1:], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("streams", [1, 2])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..arrays import F32
 from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig
-from ..formulas.attention import attention, attention_probs, attention_scores
+from ..formulas.attention import Mask, attention, attention_probs, attention_scores
 from ..formulas.linear import affine, linear, linears
 from ..formulas.rmsnorm import rms_norm
 from ..formulas.rope import rope
@@ -63,9 +63,9 @@ def grouped_query_attention(
     k = taps("attention.k", rope(k, positions, config.rope_base, config.rope_scale, rotated))
     v = taps("attention.v", v)
     keys, values, key_positions = ring.extend(k, v, places.first)
-    seen = asking, places.asked(places.until), key_positions, config.window
+    mask = Mask(asking, places.asked(places.until), key_positions, config.window)
     if taps.wants("attention.scores") or taps.wants("attention.probs"):
         scores = taps("attention.scores", attention_scores(q, keys, config.query_scale, config.soft_cap))
-        taps("attention.probs", attention_probs(scores, *seen))
-    mixed = attention(q, keys, values, *seen, config.query_scale, config.soft_cap)
+        taps("attention.probs", attention_probs(scores, *mask))
+    mixed = attention(q, keys, values, mask, config.query_scale, config.soft_cap)
     return taps("attention.out", affine(mixed.reshape(len(mixed), -1), w.o, w.o_bias))

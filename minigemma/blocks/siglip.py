@@ -20,7 +20,7 @@ import numpy as np
 
 from ..arrays import F32
 from ..config import VisionConfig
-from ..formulas.attention import attention, attention_probs, attention_scores
+from ..formulas.attention import Mask, attention, attention_probs, attention_scores
 from ..formulas.geglu import gelu
 from ..formulas.layernorm import layer_norm
 from ..formulas.linear import affine, linear
@@ -90,10 +90,10 @@ def siglip_block(x: F32, w: SiglipBlock, config: VisionConfig, taps: Scope) -> F
     h = layer_norm(x, w.norm1, w.norm1_bias, config.eps)
     q, k, v = (affine(h, m, b).reshape(heads) for m, b in ((w.q, w.q_bias), (w.k, w.k_bias), (w.v, w.v_bias)))
     scale, places = heads[2] ** -0.5, np.arange(len(x), dtype=np.int32)
-    seen = places, np.full_like(places, len(x) - 1), places, None  # every patch sees up to the last one
+    mask = Mask(places, np.full_like(places, len(x) - 1), places, None)  # every patch sees up to the last one
     if taps.wants("attention.probs"):
-        taps("attention.probs", attention_probs(attention_scores(q, k, scale, None), *seen))
-    x = x + affine(attention(q, k, v, *seen, scale, None).reshape(len(x), -1), w.o, w.o_bias)
+        taps("attention.probs", attention_probs(attention_scores(q, k, scale, None), *mask))
+    x = x + affine(attention(q, k, v, mask, scale, None).reshape(len(x), -1), w.o, w.o_bias)
     x = taps("residual.middle", x)
     h = gelu(affine(layer_norm(x, w.norm2, w.norm2_bias, config.eps), w.up, w.up_bias))
     return taps("residual.out", x + affine(h, w.down, w.down_bias))

@@ -21,6 +21,7 @@ from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
 from ..kernels.parallel import chunk, parallel_for
 from ..kernels.simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
+from .attention import softmax
 
 Ids = NDArray[np.intp]
 
@@ -91,11 +92,10 @@ def logprob_of(logits: F32, tokens: Sequence[int]) -> F32:
     return logits[np.arange(len(logits)), tokens] - log_sum_exp(logits)
 
 
-def softmax(logits: F32, temperature: float = 1.0) -> F32:
-    """p_i = exp(z_i / t) / Σ exp(z_j / t): logits [V], at least one of them finite → [V] float32."""
-    with np.errstate(over="ignore"):  # by a temperature near 0 all but the likeliest go to exp(-inf) = 0
-        p = np.exp((logits - logits.max()) / max(temperature, SMALLEST))
-    return p / p.sum(dtype=np.float64).astype(np.float32)
+def probabilities(logits: F32, temperature: float = 1.0) -> F32:
+    """softmax(z / temperature): logits [V], at least one of them finite → [V] float32."""
+    with np.errstate(over="ignore"):  # a temperature near 0 divides all but the largest into -inf, whose exp is 0
+        return softmax((logits - logits.max()) / np.float32(max(temperature, SMALLEST)))
 
 
 def greedy(logits: F32) -> int:
@@ -169,7 +169,7 @@ class Sampler:
     def candidates(self, logits: F32) -> tuple[Ids, F32]:
         """The tokens that may be chosen, and their probabilities, none of them 0: logits [V] → ([n], [n])."""
         tokens = keep_top_k(logits, self.top_k or len(logits))
-        probs = softmax(logits[tokens], self.temperature)
+        probs = probabilities(logits[tokens], self.temperature)
         if self.top_p is not None and self.top_p < 1:
             kept = keep_top_p(probs, self.top_p)
             tokens, probs = tokens[kept], probs[kept]

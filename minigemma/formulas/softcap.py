@@ -9,13 +9,13 @@ logits. Before the mask: a masked -∞ capped afterwards would come back as -50.
 from __future__ import annotations
 
 import numpy as np
-from numba import float32
 
 from ..arrays import F32
 from ..definition import definition
 from ..kernels.compiler import jit, jit_inner, workers_for
 from ..kernels.parallel import chunk, parallel_for
-from ..kernels.simd import LANES, load, splat, store, tanh
+from ..kernels.scores import soft_cap_lanes
+from ..kernels.simd import LANES, load, store
 
 
 @definition
@@ -28,12 +28,6 @@ def soft_cap(x: F32, cap: float) -> F32:
     array([[ 0.    ,  0.9996, 30.    ]], dtype=float32)
     """
     return np.float32(cap) * np.tanh(x / np.float32(cap))
-
-
-@jit_inner
-def soft_cap_lanes(x, cap):
-    """soft_cap of one vector, for kernels that hold their scores in vectors."""
-    return splat(cap) * tanh(x * splat(float32(1) / cap))
 
 
 @jit_inner

@@ -17,15 +17,16 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ..formulas.attention import attend_partition, join
 from ..formulas.conv1d import conv_row
 from ..formulas.geglu import gated_gelu_row
 from ..formulas.rglru import block_row, token_row
 from ..formulas.rmsnorm import norm_row
 from ..formulas.rope import rotate
+from ..kernels.attention_decode import Partials, attend_partition, merge_partitions
 from ..kernels.compiler import INNER, jit_inner
 from ..kernels.matvec import matvec_task, ready
 from ..kernels.parallel import LINE, PIECES, barrier, chunk, next_task
+from ..kernels.scores import Keys, Queries, Scoring
 from ..kernels.simd import LANES, bf16_bits
 from ..kernels.views import new_array, reshaped
 
@@ -74,12 +75,14 @@ def _choose_keep(x, out):
 
 @jit_inner
 def _attend(q, keys, values, seen, limits, states, totals, board, worker, workers, ahead):
-    """Step 1: for each token the keys in parts, which `join` puts together."""
+    """Step 1: for each token the keys in partitions, which `merge_partitions` puts together."""
     (places, positions), (window, scale, cap) = seen, limits
+    queries, given = Queries(q, positions, positions), Keys(keys, values, places)
+    scoring, partials = Scoring(window, scale, cap), Partials(states, totals)
     tasks, done = len(states) // keys.shape[1], 0
     parts, task = tasks // len(q), next_task(board, 1, worker, workers, tasks)
     while task >= 0:
-        attend_partition(q, keys, values, positions, positions, places, window, scale, cap, parts, task, states, totals)
+        attend_partition(queries, given, scoring, parts, task, partials)
         done += 1
         task = next_task(board, 1, worker, workers, tasks)
     barrier(board, 1, done, workers, tasks, ahead, worker * ahead.size // workers)
@@ -171,7 +174,7 @@ def attention_layer(worker, workers, board, x, asked, eps, own, common, sizes, t
     G = q.shape[1] // K
     grouped, mixed = reshaped(q, (T, K, G, H)), new_array((T * K, G, H), np.float32)
     _attend(grouped, keys, values, seen, limits, states, totals, board, worker, workers, wo)
-    join(states, totals, mixed)
+    merge_partitions(Partials(states, totals), mixed)
     _rest(worker, workers, board, x, reshaped(mixed, qs.shape), asked, eps, common, sizes, out)
 
 

@@ -27,15 +27,16 @@ from numpy.typing import NDArray
 from ..arrays import F32, read_only
 from ..cache import Cache, KeyValueRing, RecurrentState, Rings
 from ..config import TextConfig
-from ..formulas.attention import EVERYTHING, are_few, parts_of
 from ..formulas.linear import NO_ROWS, embed, few
 from ..formulas.rmsnorm import rms_norm
 from ..formulas.rope import angles
 from ..formulas.two_pass_head import Preview
+from ..kernels.attention_decode import is_decode, partitions_of
 from ..kernels.compiler import is_compiled, jit, jit_inner
 from ..kernels.matmul import widen_row
 from ..kernels.matvec import FEW, few_tokens
 from ..kernels.parallel import new_counters, parallel_for
+from ..kernels.scores import EVERYTHING
 from ..kernels.simd import LANES
 from ..kernels.views import array_at, arrays_of, new_array, reshaped
 from ..layouts.weight import Weight, block_bytes, flat, format_of, is_side_by_side, rows_columns
@@ -83,7 +84,7 @@ def _attention_room(workers, count, x, widths):
     """And in each layer with attention: q, k and v; maxima and sums, and weighted values."""
     (T, D), (NH, KH, H, F) = x.shape, widths
     G, K = NH // KH, KH // H
-    parts = T * K * parts_of(T, EVERYTHING, K, workers)
+    parts = T * K * partitions_of(T, EVERYTHING, K, workers)
     qs, ks = new_array((count, T, NH), np.float32), new_array((count, T, KH), np.float32)
     vs, states = new_array((count, T, KH), np.float32), new_array((count, parts, G, 2), np.float32)
     return qs, ks, vs, states, new_array((count, parts, G, H), np.float32), _room(count, T, D, F)
@@ -128,7 +129,7 @@ def _some_attention_layers(worker, workers, board, x, layers, now, room, out):
         wq, wk = array_at(table, i, WQ, likes[0]), array_at(table, i, WK, likes[0])
         head_norms = array_at(table, i, Q_NORM, ABSENT), array_at(table, i, K_NORM, ABSENT)
         places, keys, values = array_at(rings, i, 2, PLACES), array_at(rings, i, 0, kept), array_at(rings, i, 1, kept)
-        parts = T * K * parts_of(T, len(places), K, workers)
+        parts = T * K * partitions_of(T, len(places), K, workers)
         common = _common(table, i, likes)
         attention_layer(
             worker,
@@ -330,7 +331,7 @@ class CompiledLayers:
         if tokens == 1:
             return True
         most, rings = 2 * FEW if few() == FEW else few(), (cast(KeyValueRing, cache.layers[i]) for i in self.attentive)
-        near = tokens <= most and are_few(min(tokens, few()), cache.position)
+        near = tokens <= most and is_decode(min(tokens, few()), cache.position)
         return near and all(cache.position + tokens <= ring.limit for ring in rings)
 
     def ready(self, ids: np.ndarray, cache: Cache) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from minigemma.arrays import round_bf16, widen_bf16
 from minigemma.definition import formulas_only
-from minigemma.formulas.attention import attention, visible
+from minigemma.formulas.attention import Mask, attention, visible
 from minigemma.formulas.geglu import gated_gelu
 from minigemma.formulas.linear import embed, linear
 from minigemma.formulas.rmsnorm import rms_norm
@@ -200,7 +200,7 @@ def test_equal_scores_average_the_visible_values(T):
     v = normal(50, 1, 32)
     q = np.zeros((T, 2, 32), np.float32)
     where = positions(*range(50))
-    y = attention(q, normal(50, 1, 32), v, where[-T:], where[-T:], where, 5, 1.0, None)
+    y = attention(q, normal(50, 1, 32), v, Mask(where[-T:], where[-T:], where, 5), 1.0, None)
     for t in range(T):
         last = 50 - T + t
         np.testing.assert_allclose(y[t, 1], v[last - 4 : last + 1, 0].mean(0), atol=1e-6)
@@ -226,7 +226,7 @@ def test_attention_by_hand_on_few_tokens(window, cap, H, until):
     T, N, K = 4, 6, 3
     q, k, v = normal(T, N, H), normal(T, K, H), normal(T, K, H)
     where = positions(*range(10, 10 + T))
-    y = attention(q, k, v, where, positions(*until), where, window, 0.3, cap)
+    y = attention(q, k, v, Mask(where, positions(*until), where, window), 0.3, cap)
     for t in range(T):
         for n in range(N):  # consecutive query heads share a key head
             expected = by_hand(q[t, n], k[:, n // 2], v[:, n // 2], where[t], until[t], where, window, 0.3, cap)
@@ -238,8 +238,8 @@ def test_order_of_keys_does_not_matter(T):
     S = 600
     q, k, v, where = normal(T, 4, 32), normal(S, 2, 32), normal(S, 2, 32), positions(*range(S))
     mixed = rng.permutation(S)
-    straight = attention(q, k, v, where[-T:], where[-T:], where, 300, 0.2, None)
-    shuffled = attention(q, k[mixed], v[mixed], where[-T:], where[-T:], where[mixed], 300, 0.2, None)
+    straight = attention(q, k, v, Mask(where[-T:], where[-T:], where, 300), 0.2, None)
+    shuffled = attention(q, k[mixed], v[mixed], Mask(where[-T:], where[-T:], where[mixed], 300), 0.2, None)
     np.testing.assert_allclose(shuffled, straight, atol=2e-6)
 
 
@@ -247,7 +247,7 @@ def test_order_of_keys_does_not_matter(T):
 def test_huge_scores_do_not_overflow(T):
     q, k, v = normal(T, 1, 32) * 1e4, normal(100, 1, 32) * 1e4, normal(100, 1, 32)
     where = positions(*range(100))
-    y = attention(q, k, v, where[-T:], where[-T:], where, None, 1.0, None)
+    y = attention(q, k, v, Mask(where[-T:], where[-T:], where, None), 1.0, None)
     for t in range(T):  # the largest score takes all
         scores = k[: 100 - T + t + 1, 0].astype(float) @ q[t, 0].astype(float)
         np.testing.assert_allclose(y[t, 0], v[scores.argmax(), 0], atol=1e-5)

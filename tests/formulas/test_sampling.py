@@ -15,7 +15,7 @@ from minigemma.formulas.sampling import (
     log_softmax,
     log_sum_exp,
     logprob_of,
-    softmax,
+    probabilities,
 )
 
 
@@ -98,7 +98,7 @@ def test_logprob_of_is_log_softmax_at_the_token():
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
 def test_softmax_of_two_is_the_logistic_function(temperature):
-    p = softmax(np.array([1.5, -0.5], np.float32), temperature)
+    p = probabilities(np.array([1.5, -0.5], np.float32), temperature)
     assert p[0] == pytest.approx(1 / (1 + math.exp(-2 / temperature)), rel=1e-6)
 
 
@@ -177,7 +177,7 @@ def test_candidates_are_those_of_transformers(settings):
 @pytest.mark.parametrize("spread", [0.01, 1, 6])
 def test_top_p_of_a_large_vocabulary_is_that_of_all_of_it_sorted(p, spread):
     """A flat distribution needs far more than the 64 that are sorted first."""
-    probs = softmax(random_logits(1, 20_011, spread))
+    probs = probabilities(random_logits(1, 20_011, spread))
     order = np.argsort(-probs, kind="stable")
     before = np.cumsum(probs[order], dtype=np.float64) - probs[order]
     np.testing.assert_array_equal(keep_top_p(probs, p), order[before < p])
