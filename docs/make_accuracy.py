@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 import minigemma as mg
 from minigemma.arrays import F32, read_only
 from minigemma.cli.peers import weight_bytes
-from minigemma.files.load import FORMATS, describe
+from minigemma.files.convert import FORMATS
+from minigemma.files.load import describe
 from minigemma.kernels.amx import choice
 from minigemma.kernels.compiler import jit, jit_inner
 from minigemma.kernels.parallel import chunk, parallel_for

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ModelFormatError
-from ..files.load import NARROW, Stored, converted, format_for, is_matrix, open_files, some_rows
+from ..files.convert import NARROW, Stored, converted, format_for, is_matrix, some_rows
+from ..files.load import open_files
 from ..files.resolve import resolve
 from ..files.safetensors_file import write_safetensors
 from ..layouts.gguf_blocks import dequantize

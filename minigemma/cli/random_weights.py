@@ -15,7 +15,8 @@ import numpy as np
 
 from ..arrays import read_only
 from ..config import RELEASED, TextConfig, VisionConfig
-from ..files.load import FORMATS, MODELS, assembled
+from ..files.convert import FORMATS
+from ..files.load import MODELS, assembled
 from ..layouts.int4 import SIDE, can_lie_side_by_side
 from ..layouts.sfp8 import SCALE_BYTES
 from ..layouts.weight import BLOCK, BLOCK_BYTES, Weight, packed_shape

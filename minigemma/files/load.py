@@ -7,43 +7,30 @@ one.
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..arrays import F32, LargePages, read_only, round_bf16
+from ..arrays import LargePages
 from ..blocks.feedforward import FeedForwardWeights
 from ..blocks.gqa import AttentionWeights
 from ..blocks.griffin import RecurrentWeights
 from ..blocks.siglip import SiglipBlock, VisionWeights
 from ..config import TextConfig
 from ..errors import ModelFormatError
-from ..formulas.rglru import softplus
 from ..formulas.two_pass_head import preview_bytes
 from ..kernels import gguf_blocks as _gguf_kernels  # noqa: F401  they run in place of the definitions
 from ..kernels.compiler import most_threads
 from ..layouts.gguf_blocks import (
-    KINDS,
-    OURS,
     dequantize,
-    quantize_int4,
-    quantize_int4_rows,
-    quantize_int8_rows,
-    to_int8,
 )
-from ..layouts.int4 import SIDE, can_lie_side_by_side, row_by_row, side_by_side
-from ..layouts.sfp8 import quantize_sfp8
-from ..layouts.weight import BLOCK, BLOCK_BYTES, Weight, format_of, is_side_by_side, packed_shape, rows_columns
 from ..models.decoder import Decoder, DecoderWeights
 from ..models.gemma import Gemma, GemmaBlock
 from ..models.gemma2 import Gemma2, Gemma2Block
@@ -51,25 +38,23 @@ from ..models.gemma3 import Gemma3, Gemma3Block
 from ..models.recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
 from ..models.tensor_names import VISION, VISION_LAYER, all_names, layer_tensors
 from .config_file import config_from_gguf, config_from_json, vision_from_gguf
+from .convert import (
+    AS_STORED,
+    CONVERTED_TOGETHER,
+    FORMATS,
+    READABLE,
+    Stored,
+    converted_weight,
+    held_bytes,
+    stored_tensor,
+)
 from .gguf_file import GGUF, open_gguf
 from .memory import check_memory, fits_memory
 from .resolve import resolve
 from .safetensors_file import DAMAGED, FOREIGN, open_checkpoint_files, read_json, short, unreadable, what_is
 from .tokenizer import Tokenizer, stop_ids
 
-CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another format
 ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's
-READABLE = ("F32", "F16", "BF16", *KINDS)
-NARROW = ("int8", "int4", "sfp8", "int8-row", "int4-row")
-FORMATS = ("f32", "bf16", *NARROW)
-AS_STORED = {kind: kind.lower() for kind in OURS} | {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}
-KIND = {form: kind for kind, form in AS_STORED.items()}
-QUANTIZERS: dict[str, Callable[[F32], Weight]] = {
-    "bf16": round_bf16,
-    "sfp8": quantize_sfp8,
-    "int8-row": quantize_int8_rows,
-    "int4-row": quantize_int4_rows,
-}
 
 MODELS: dict[str, tuple[type[Decoder], Callable[..., Any]]] = {
     "gemma": (Gemma, GemmaBlock),
@@ -89,16 +74,6 @@ PREFIXES = ("model.", "language_model.model.", "model.language_model.", "languag
 HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
 SEES = re.compile(r"^(model\.)?(?P<name>(?P<part>vision_tower|multi_modal_projector)\.)(vision_model\.)?")
 BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|embeddings\.position_ids)$")  # what some files hold beside weights
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor as its file has it: `kind` is the file's name of its type ("BF16", "Q5_0", …), `shape` [R, D] or [D]."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    array: NDArray
 
 
 @dataclass(frozen=True)
@@ -158,7 +133,7 @@ def load(
     if threads is not None and not 1 <= threads <= most_threads():
         raise ValueError(f"threads is {threads}; this machine offers 1 … {most_threads()}")
     files = open_files(resolve(name), vision, mmproj)
-    held = sum(_held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
+    held = sum(held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
     cache = files.config.cache_bytes(min(context or 0, files.config.context))
     if not force:
         check_memory(str(name), held, cache)
@@ -199,7 +174,7 @@ def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], Non
     pages = LargePages()
 
     def convert(named: tuple[str, Stored]) -> Any:
-        return _weight(*named, dtype, files.norm_offset, pages)
+        return converted_weight(*named, dtype, files.norm_offset, pages)
 
     with ThreadPoolExecutor(most_threads()) as pool:
         for (ours, tensor), weight in zip(files.tensors.items(), pool.map(convert, files.tensors.items()), strict=True):
@@ -228,18 +203,9 @@ def describe(
     """What a checkpoint is, read from its headers alone, and how much memory `load` with this dtype would hold."""
     files = open_files(resolve(name), vision, mmproj)
     tensors = {ours: (t.kind, t.shape, t.array.nbytes) for ours, t in files.tensors.items()}
-    held = sum(_held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
+    held = sum(held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
     parts = (files.path,) if files.path.is_file() else tuple(sorted(files.path.glob("*.safetensors")))
     return Description(files.config, parts, tensors, held, files.instruction_tuned)
-
-
-def _held_bytes(ours: str, tensor: Stored, dtype: str | None) -> int:
-    weights, tensor = int(np.prod(tensor.shape)), _laid_out(ours, tensor)
-    if not is_matrix(ours, tensor):
-        as_stored = ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32"
-        return (2 if as_stored else 4) * weights
-    form = format_for(tensor, dtype, ours)
-    return math.prod(packed_shape(form, *tensor.shape)) if form in NARROW else weights * {"f32": 4, "bf16": 2}[form]
 
 
 def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None) -> Files:
@@ -290,19 +256,10 @@ def _open_folder(folder: Path, vision: bool) -> Files:
         named["head"] = next((name for name in HEADS if name in stored), HEADS[0])
     ignored = {name for name in stored if BUFFERS.search(name)} | set(HEADS) | (set() if sees else set(tower.values()))
     _report(folder, set(named.values()) - set(stored), set(stored) - set(named.values()) - ignored)
-    tensors = {ours: _stored(name, stored[name].dtype, stored[name].array) for ours, name in named.items()}
+    tensors = {ours: stored_tensor(name, stored[name].dtype, stored[name].array) for ours, name in named.items()}
     _check_kinds(folder, tensors)
     eos, chatty = _folder_eos(folder, fields)
     return Files(folder, config, tensors, 0.0, partial(_folder_tokenizer, folder), eos, chatty)
-
-
-def _stored(name: str, dtype: str, array: NDArray) -> Stored:
-    """A tensor of a safetensors file; bytes are what `minigemma quantize` writes, and their shape says the format."""
-    if dtype in ("U8", "I8"):
-        with suppress(ValueError):  # in a shape that is none of ours they keep their type, which is refused
-            kind = "INT4" if is_side_by_side(array) else KIND[format_of(array)]
-            return Stored(name, kind, rows_columns(array), array)
-    return Stored(name, dtype, array.shape, array)
 
 
 def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
@@ -373,81 +330,6 @@ def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
             raise ModelFormatError(
                 path, f"{tensor.name} is of type {tensor.kind}", "take the released bf16 or float32 file"
             )
-
-
-def _weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float, pages: LargePages) -> Any:
-    """A tensor as the models want it: matrices in their format, gates as stored, all that is small in float32."""
-    tensor = _laid_out(ours, tensor)
-    if is_matrix(ours, tensor):
-        return _matrix(tensor, dtype, ours, pages)
-    if len(tensor.shape) == 3 and ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32":
-        return read_only(tensor.array)
-    wide = np.array(dequantize(tensor.kind, tensor.array), np.float32)
-    if ours.endswith("recurrent.conv"):
-        wide = np.ascontiguousarray(wide[:, 0].T)
-    if ours.endswith("recurrent.decay"):
-        return read_only(softplus(wide))
-    if ours.startswith("vision.") and ours != "vision.soft_norm":  # a LayerNorm's weight is the gain itself
-        return read_only(wide)
-    return read_only(wide - np.float32(norm_offset))
-
-
-def _laid_out(ours: str, tensor: Stored) -> Stored:
-    """A convolution of patches as the matrix that it is, and x @ P as x Wᵀ; other tensors as they are."""
-    if ours == "vision.patch":
-        return replace(
-            tensor, shape=(len(tensor.array), tensor.array[0].size), array=tensor.array.reshape(len(tensor.array), -1)
-        )
-    if ours == "vision.projection":
-        return replace(tensor, shape=tensor.shape[::-1], array=tensor.array.T)
-    return tensor
-
-
-def is_matrix(ours: str, tensor: Stored) -> bool:
-    """Is this the weight of a linear map or an embedding, which has a format, and no norm, bias or gate?"""
-    return len(tensor.shape) == 2 and not ours.endswith("_bias") and ours != "vision.positions"
-
-
-def format_for(tensor: Stored, dtype: str | None, ours: str) -> str:
-    """The format that a matrix runs in: what `dtype` asks for, or the nearest of ours to the stored one."""
-    wanted = dtype or ("bf16" if tensor.kind == "F16" else AS_STORED.get(tensor.kind, "int8"))
-    if ours in ("embedding", "head") and AS_STORED.get(tensor.kind) != wanted:
-        wanted = wanted.replace("int4", "int8")
-    if wanted in BLOCK_BYTES and tensor.shape[1] % BLOCK:
-        return "f32" if tensor.kind == "F32" else "bf16"  # rows that do not divide into blocks
-    return wanted
-
-
-def _matrix(tensor: Stored, dtype: str | None, ours: str, pages: LargePages) -> Weight:
-    """The matrix in its format: where it lies if it is stored in that one, else converted, in large pages."""
-    kind, array, wanted = tensor.kind, tensor.array, format_for(tensor, dtype, ours)
-    if AS_STORED.get(kind) == wanted and not (
-        kind == "Q4_0" and dtype == "int4" and can_lie_side_by_side(tensor.shape[0])
-    ):
-        return read_only(np.ascontiguousarray(array))
-    first, *others = (converted(kind, rows, wanted, tensor.shape) for rows in some_rows(tensor))
-    return read_only(pages.hold(np.concatenate([first, *others]) if others else np.ascontiguousarray(first)))
-
-
-def some_rows(tensor: Stored) -> Iterator[NDArray]:
-    """The array of a matrix in parts of whole sixteens of rows, few enough to be float32 for a moment."""
-    in_element = tensor.shape[0] // len(tensor.array)  # sixteen rows, where they lie side by side
-    step = max(1, CONVERTED_TOGETHER // tensor.shape[1] // SIDE) * SIDE // in_element
-    for r in range(0, len(tensor.array), step):
-        yield tensor.array[r : r + step]
-
-
-def converted(kind: str, rows: NDArray, wanted: str, shape: tuple[int, ...]) -> Weight:
-    """Rows of a matrix of some shape, stored as `kind`, in one of the formats of formats.py."""
-    if kind == "INT4":
-        kind, rows = "Q4_0", row_by_row(rows)
-    if wanted == "int8":
-        return to_int8(kind, rows)
-    if wanted == "int4":
-        made = rows if kind == "Q4_0" else quantize_int4(dequantize(kind, rows))
-        return side_by_side(made) if can_lie_side_by_side(shape[0]) else made
-    wide = dequantize(kind, rows)
-    return wide if wanted == "f32" else QUANTIZERS[wanted](wide)
 
 
 def assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:

@@ -13,7 +13,8 @@ import minigemma as mg
 from minigemma.arrays import round_bf16
 from minigemma.cli.main import main
 from minigemma.cli.quantize import quantize
-from minigemma.files.load import NARROW, describe
+from minigemma.files.convert import NARROW
+from minigemma.files.load import describe
 from minigemma.files.safetensors_file import write_safetensors
 from minigemma.layouts.weight import format_of, widen
 

@@ -8,7 +8,8 @@ from support.synthetic import config_json, shapes
 
 import minigemma as mg
 from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig
-from minigemma.files.load import FORMATS, describe
+from minigemma.files.convert import FORMATS
+from minigemma.files.load import describe
 from minigemma.layouts.weight import format_of, widen
 from minigemma.models.tensor_names import LAYER_TENSORS, layer_tensors, model_tensors
 
