@@ -15,6 +15,7 @@ from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
 from ..kernels.parallel import chunk, parallel_for
+from ..kernels.rows import conv_row
 
 
 @definition
@@ -25,16 +26,6 @@ def causal_conv1d(x: F32, weight: F32, bias: F32, before: F32) -> F32:
     """
     seen = np.concatenate([before, x])
     return bias + sum(weight[c] * seen[c : c + len(x)] for c in range(len(weight)))
-
-
-@jit_inner
-def conv_row(seen, t, weight, bias, y):
-    """One token: seen [B + T, E], of which rows t … t + C - 1 meet the weight [C, E]; bias and y [E]."""
-    for e in range(y.size):
-        y[e] = bias[e]
-    for c in range(len(weight)):
-        for e in range(y.size):
-            y[e] += weight[c, e] * seen[t + c, e]
 
 
 @jit_inner

@@ -10,16 +10,13 @@ The reports print the feed-forward width as the sum of both branches; F here is 
 from __future__ import annotations
 
 import numpy as np
-from numba import float32
 
 from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
 from ..kernels.parallel import chunk, parallel_for
-from ..kernels.simd import LANES, fma, load, splat, store, tanh
-
-SLOPE = np.float32(np.sqrt(2 / np.pi))
-CUBIC = np.float32(0.044715)
+from ..kernels.rows import CUBIC, SLOPE, gated_gelu_row, gelu_lanes, gelu_one
+from ..kernels.simd import LANES, load, store
 
 
 @definition
@@ -38,27 +35,6 @@ def gated_gelu(gate: F32, up: F32) -> F32:
     gate [T, F] float32, up [T, F] float32 → [T, F] float32
     """
     return gelu(gate) * up
-
-
-@jit_inner
-def _gelu_lanes(z):
-    bent = fma(splat(CUBIC) * z * z, z, z)
-    return z * splat(float32(0.5)) * (splat(float32(1)) + tanh(splat(SLOPE) * bent))
-
-
-@jit_inner
-def _gelu_one(z):
-    return z * float32(0.5) * (float32(1) + np.tanh(SLOPE * (z + CUBIC * z * z * z)))
-
-
-@jit_inner
-def gated_gelu_row(gate, up, y):
-    """y = gelu(gate) · up, each [F]; y may be one of the others."""
-    whole = gate.size // LANES * LANES
-    for f in range(0, whole, LANES):
-        store(y, f, _gelu_lanes(load(gate, f)) * load(up, f))
-    for f in range(whole, gate.size):
-        y[f] = _gelu_one(gate[f]) * up[f]
 
 
 @jit_inner
@@ -85,9 +61,9 @@ def _gated_gelu(gate, up):
 def _gelu_row(z, y):
     whole = z.size // LANES * LANES
     for f in range(0, whole, LANES):
-        store(y, f, _gelu_lanes(load(z, f)))
+        store(y, f, gelu_lanes(load(z, f)))
     for f in range(whole, z.size):
-        y[f] = _gelu_one(z[f])
+        y[f] = gelu_one(z[f])
 
 
 @jit_inner

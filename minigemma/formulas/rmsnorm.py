@@ -14,7 +14,7 @@ from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
 from ..kernels.parallel import chunk, parallel_for
-from ..kernels.simd import LANES, fma, load, splat, store, sum_lanes, zeros
+from ..kernels.rows import norm_row
 
 
 @definition
@@ -27,23 +27,6 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     array([[0.849, 1.131]], dtype=float32)
     """
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * (1 + weight)
-
-
-@jit_inner
-def norm_row(x, weight, eps, y):
-    """One row, [D] each; y may be x itself."""
-    whole, lanes, squares = x.size // LANES * LANES, zeros(), np.float32(0)
-    for d in range(0, whole, LANES):
-        lanes = fma(load(x, d), load(x, d), lanes)
-    for d in range(whole, x.size):
-        squares += x[d] * x[d]
-    squares += sum_lanes(lanes)
-    scale = np.float32(1) / np.sqrt(squares / np.float32(x.size) + np.float32(eps))
-    for d in range(0, whole, LANES):
-        scaled = load(x, d) * splat(scale)
-        store(y, d, fma(scaled, load(weight, d), scaled))
-    for d in range(whole, x.size):
-        y[d] = x[d] * scale * (np.float32(1) + weight[d])
 
 
 @jit_inner

@@ -24,6 +24,7 @@ from ..arrays import F32, I32, read_only
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
 from ..kernels.parallel import chunk, parallel_for
+from ..kernels.rows import rotate
 
 
 @lru_cache(maxsize=16)
@@ -53,19 +54,6 @@ def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32
     half, (cos, sin) = rotated // 2, (a[:, None] for a in angles(positions, base, scale, rotated))
     u, v, rest = x[..., :half], x[..., half:rotated], x[..., rotated:]
     return np.concatenate([u * cos - v * sin, v * cos + u * sin, rest], axis=-1)
-
-
-@jit_inner
-def rotate(x, cos, sin, y):
-    """One token: x, y [N, H], the cosine and sine of each pair's angle [R/2]; y may be x itself."""
-    half, rotated = cos.size, 2 * cos.size
-    for n in range(len(x)):
-        for j in range(half):
-            u, v = x[n, j], x[n, j + half]
-            y[n, j] = u * cos[j] - v * sin[j]
-            y[n, j + half] = v * cos[j] + u * sin[j]
-        for j in range(rotated, x.shape[1]):
-            y[n, j] = x[n, j]
 
 
 @jit_inner

@@ -46,6 +46,7 @@ from ..kernels.int4 import WORDS
 from ..kernels.matmul import widen_row
 from ..kernels.matvec import dot_blocks, dot_numbers, pairs, partner, ready
 from ..kernels.parallel import barrier, chunk, new_counters, next_task, parallel_for
+from ..kernels.rows import norm_row
 from ..kernels.simd import (
     LANES,
     STREAMS,
@@ -68,7 +69,7 @@ from ..kernels.views import new_array, reshaped
 from ..layouts.int4 import BYTES, SIDE, side_by_side
 from ..layouts.weight import BLOCK, Weight, block_bytes, flat, format_of, rows_columns, widen
 from .linear import linear
-from .rmsnorm import norm_row, rms_norm
+from .rmsnorm import rms_norm
 
 DEVIATIONS = 2.0  # above the mean: what a preview must be for its row to be read whole
 COARSE = 64  # columns of a block in two bits

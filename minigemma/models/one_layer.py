@@ -17,15 +17,12 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ..formulas.conv1d import conv_row
-from ..formulas.geglu import gated_gelu_row
 from ..formulas.rglru import block_row, token_row
-from ..formulas.rmsnorm import norm_row
-from ..formulas.rope import rotate
 from ..kernels.attention_decode import Partials, attend_partition, merge_partitions
 from ..kernels.compiler import INNER, jit_inner
 from ..kernels.matvec import matvec_task, ready
 from ..kernels.parallel import LINE, PIECES, barrier, chunk, next_task
+from ..kernels.rows import conv_row, gated_gelu_row, norm_row, rotate
 from ..kernels.scores import Keys, Queries, Scoring
 from ..kernels.simd import LANES, bf16_bits
 from ..kernels.views import new_array, reshaped

@@ -1,0 +1,79 @@
+"""One row of a formula in vectors: what a formula's own kernel and the fused kernels share.
+
+The equations stand on the pages: formulas/rmsnorm.py, rope.py, conv1d.py, geglu.py. What does not fill a vector runs
+as scalars.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32
+
+from .compiler import jit_inner
+from .simd import LANES, fma, load, splat, store, sum_lanes, tanh, zeros
+
+SLOPE = np.float32(np.sqrt(2 / np.pi))
+CUBIC = np.float32(0.044715)
+
+
+@jit_inner
+def norm_row(x, weight, eps, y):
+    """RMSNorm of one row: x, weight and y [D]; y may be x itself."""
+    whole, lanes, squares = x.size // LANES * LANES, zeros(), np.float32(0)
+    for d in range(0, whole, LANES):
+        lanes = fma(load(x, d), load(x, d), lanes)
+    for d in range(whole, x.size):
+        squares += x[d] * x[d]
+    squares += sum_lanes(lanes)
+    scale = np.float32(1) / np.sqrt(squares / np.float32(x.size) + np.float32(eps))
+    for d in range(0, whole, LANES):
+        scaled = load(x, d) * splat(scale)
+        store(y, d, fma(scaled, load(weight, d), scaled))
+    for d in range(whole, x.size):
+        y[d] = x[d] * scale * (np.float32(1) + weight[d])
+
+
+@jit_inner
+def rotate(x, cos, sin, y):
+    """RoPE of one token: x and y [N, H], cosine and sine of each pair's angle [R/2]; y may be x itself."""
+    half, rotated = cos.size, 2 * cos.size
+    for n in range(len(x)):
+        for j in range(half):
+            u, v = x[n, j], x[n, j + half]
+            y[n, j] = u * cos[j] - v * sin[j]
+            y[n, j + half] = v * cos[j] + u * sin[j]
+        for j in range(rotated, x.shape[1]):
+            y[n, j] = x[n, j]
+
+
+@jit_inner
+def conv_row(seen, t, weight, bias, y):
+    """Causal convolution of one token: rows t … t + C - 1 of seen [B + T, E] meet weight [C, E]; bias and y [E]."""
+    for e in range(y.size):
+        y[e] = bias[e]
+    for c in range(len(weight)):
+        for e in range(y.size):
+            y[e] += weight[c, e] * seen[t + c, e]
+
+
+@jit_inner
+def gelu_lanes(z):
+    """GELU of one vector."""
+    bent = fma(splat(CUBIC) * z * z, z, z)
+    return z * splat(float32(0.5)) * (splat(float32(1)) + tanh(splat(SLOPE) * bent))
+
+
+@jit_inner
+def gelu_one(z):
+    """GELU of one number."""
+    return z * float32(0.5) * (float32(1) + np.tanh(SLOPE * (z + CUBIC * z * z * z)))
+
+
+@jit_inner
+def gated_gelu_row(gate, up, y):
+    """gelu(gate) · up of one row, [F] each; y may be one of the others."""
+    whole = gate.size // LANES * LANES
+    for f in range(0, whole, LANES):
+        store(y, f, gelu_lanes(load(gate, f)) * load(up, f))
+    for f in range(whole, gate.size):
+        y[f] = gelu_one(gate[f]) * up[f]
