@@ -87,7 +87,7 @@ def band(floor: str, names: list[str], top: int) -> tuple[str, int]:
     parts = [
         f'<rect x="10" y="{top}" width="{WIDTH}" height="{height}" rx="8" fill="{BAND}" stroke="{LINE}"/>',
         f'<text x="24" y="{top + 23}" font-weight="bold">{title}</text>',
-        f'<text x="{34 + 9 * len(title)}" y="{top + 23}" fill="#57606a">{escape(FLOORS[floor])}</text>',
+        f'<text x="{40 + 9 * len(title)}" y="{top + 23}" fill="#57606a">{escape(FLOORS[floor])}</text>',
     ]
     for r, row in enumerate(rows):
         x, y = 24, top + 34 + ROW * r
