@@ -33,15 +33,18 @@ from ..kernels.simd import (
     LANES,
     ROWS,
     STREAMS,
+    byte_tile_add,
+    byte_tile_add_scaled,
+    byte_tile_zeros,
+    int_tile_add_scaled,
+    int_tile_zeros,
     load,
     prefetch_four,
     sum_lanes,
     tile_add_outer,
     tile_add_pairs,
-    tile_add_scaled,
     tile_store,
     tile_zeros,
-    whole_tile_zeros,
     zeros,
 )
 from ..layouts.weight import BLOCK, Weight, block_bytes, format_of, is_side_by_side, rows_columns
@@ -488,10 +491,10 @@ def unit_peak() -> float:
 @jit_inner
 def _multiply_pairs(worker, workers, a, b, scales, steps, out):
     for step in range(steps // 16):
-        tile = whole_tile_zeros()
+        tile = int_tile_zeros()
         for pair in range(16):
             tile = tile_add_pairs(tile, a, 2 * pair, BLOCK, b, pair * 4 * LANES)
-        tile_add_scaled(tile, scales, step % 2, 1, out[worker], 0, 2 * LANES)
+        int_tile_add_scaled(tile, scales, step % 2, 1, out[worker], 0, 2 * LANES)
 
 
 @jit
@@ -510,10 +513,11 @@ def pairs_peak() -> float:
 @jit_inner
 def _multiply_fours(worker, workers, x, panel, scales, steps, out):
     for step in range(steps // int4.QUADS):
-        tile = int4.tile_of_zeros()
+        tile = byte_tile_zeros()
         for four in range(int4.QUADS):
-            tile = int4.tile_add_fours(tile, x[0], 4 * four, BLOCK, panel, four * 8 * LANES)
-        int4.tile_add_scaled(tile, x[1], x[2], step % 2, 1, scales, 0, out[worker], 0)
+            tile = byte_tile_add(tile, x[0], 4 * four, BLOCK, panel, four * 8 * LANES)
+        own = load(scales, 0), load(scales, LANES)
+        byte_tile_add_scaled(tile, own, x[1], x[2], step % 2, 1, out[worker], 0)
 
 
 @jit

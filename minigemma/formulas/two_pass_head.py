@@ -33,14 +33,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from llvmlite import ir
 from numba import float32, get_num_threads, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from ..arrays import F32, U8, read_only
 from ..definition import definition, require
-from ..kernels import int4, simd
+from ..kernels import int4
 from ..kernels.compiler import INLINED, jit, jit_inlined, jit_inner
 from ..kernels.int4 import WORDS
 from ..kernels.matmul import widen_row
@@ -49,7 +48,10 @@ from ..kernels.parallel import barrier, chunk, new_counters, next_task, parallel
 from ..kernels.rows import norm_row
 from ..kernels.simd import (
     LANES,
+    SCALES,
     STREAMS,
+    add_int2_block,
+    add_int4_block,
     fma,
     load,
     load_half,
@@ -59,8 +61,10 @@ from ..kernels.simd import (
     minimum,
     prefetch,
     round_lanes,
+    row_sums_zeros,
     splat,
     store_half,
+    store_row_sums,
     store_whole,
     sum_lanes,
     zeros,
@@ -204,7 +208,7 @@ def _sixteen_rows(weight, size, order, fine, group, wide, own, whole, scales, wo
                     packed = np.uint32(0)
                     for i in range(4):
                         packed |= quads[4 * w + i] << np.uint32(2 * i)
-                words[at + int4.SCALES + w * SIDE + r] = packed
+                words[at + SCALES + w * SIDE + r] = packed
 
 
 @jit_inner
@@ -236,54 +240,6 @@ def _in_few_bits(weight, order):
 
 # ---- the first pass
 
-_I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
-
-
-def _quarters(builder, words, word, part):
-    """q of columns 16 word … 16 word + 15 in fours, LANES of the rows: the first and third as they are, the second and
-    fourth times four, which saves shifting them.
-    """
-    sixteen = simd._read(builder, builder.gep(words, [_I32(int4.SCALES + word * SIDE + part * LANES)]), _I16, 2 * LANES)
-
-    def each(number):
-        return ir.Constant(sixteen.type, [number] * 2 * LANES)
-
-    halves = sixteen, builder.lshr(sixteen, each(4))
-    masked = [builder.and_(half, each(mask)) for half in halves for mask in (0x0303, 0x0C0C)]
-    return [builder.bitcast(q, ir.VectorType(_I8, 4 * LANES)) for q in masked]
-
-
-@intrinsic
-def _add_coarse_block(typingctx, sums, weight, at, x, k, scale, start):
-    """sums + the products of the block in two bits at weight[at : at + WORDS] with 64 columns of x, times the scales of
-    both: like int4.add_block, but from x[k] on, int8, each four columns stand LANES times, where a product takes them
-    from without an instruction more.
-
-    In 16 bits they fit: 8 columns of 4 · 3 · 127 in each half of a lane's word.
-    """
-
-    def codegen(context, builder, signature, args):
-        sums, weight, at, x, k, scale, start = args
-        words = simd._element(context, builder, signature.args[1], weight, at)
-        numbers = simd._element(context, builder, signature.args[3], x, k)
-        once, fourfold = ([int4._no_products()] * int4.VECTORS for _ in range(2))
-        for word in range(4):
-            for part in range(int4.VECTORS):
-                for i, q in enumerate(_quarters(builder, words, word, part)):
-                    four = builder.gep(numbers, [_I32((4 * word + i) * 4 * LANES)])
-                    total, four = fourfold if i % 2 else once, simd._read(builder, four, _I8, 4 * LANES)
-                    total[part] = simd._add_products_of_fours(builder, total[part], q, four)
-        start, scale = simd._splat(builder, start), simd._splat(builder, scale)
-        one = ir.Constant(once[0].type, [1] * once[0].type.count)
-        for part in range(int4.VECTORS):
-            both = builder.fmul(int4._scales(builder, words, part), scale)
-            twice = builder.add(builder.shl(once[part], one), builder.ashr(fourfold[part], one))
-            value = int4._scaled(builder, twice, start, both, builder.extract_value(sums, part))
-            sums = builder.insert_value(sums, value, part)
-        return sums
-
-    return int4.SUMS(int4.SUMS, weight, types.intp, x, types.intp, types.float32, types.int32), codegen
-
 
 @jit_inner
 def _preview_rows(x, fine, packed, places, y):
@@ -292,25 +248,25 @@ def _preview_rows(x, fine, packed, places, y):
     blocks = scales.size
     for group in groups:
         other = partner(group, half, last)
-        one, two, at, there = int4.no_sums(), int4.no_sums(), group * blocks * WORDS, other * blocks * WORDS
+        one, two, at, there = row_sums_zeros(), row_sums_zeros(), group * blocks * WORDS, other * blocks * WORDS
         for block in range(blocks):
             for line in range(0, WORDS, 16):
-                prefetch(packed, at + int4.AHEAD + line)
+                prefetch(packed, at + int4.WORDS_AHEAD + line)
                 if STREAMS == 2:
-                    prefetch(packed, there + int4.AHEAD + line)
+                    prefetch(packed, there + int4.WORDS_AHEAD + line)
             scale, start, k = scales[block], starts[block], (block - fine // BLOCK) * COARSE * LANES
             if block < fine // BLOCK:
-                one = int4.add_block(one, packed, at, whole, block * BLOCK, scale, start)
+                one = add_int4_block(one, packed, at, whole, block * BLOCK, scale, start)
                 if STREAMS == 2:
-                    two = int4.add_block(two, packed, there, whole, block * BLOCK, scale, start)
+                    two = add_int4_block(two, packed, there, whole, block * BLOCK, scale, start)
             else:
-                one = _add_coarse_block(one, packed, at, spread, k, scale, start)
+                one = add_int2_block(one, packed, at, spread, k, scale, start)
                 if STREAMS == 2:
-                    two = _add_coarse_block(two, packed, there, spread, k, scale, start)
+                    two = add_int2_block(two, packed, there, spread, k, scale, start)
             at, there = at + WORDS, there + WORDS
-        int4.store_sums(one, reshaped(y, y.size), group * SIDE)
+        store_row_sums(one, reshaped(y, y.size), group * SIDE)
         if STREAMS == 2:
-            int4.store_sums(two, reshaped(y, y.size), other * SIDE)
+            store_row_sums(two, reshaped(y, y.size), other * SIDE)
 
 
 @jit_inner

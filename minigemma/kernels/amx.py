@@ -32,21 +32,18 @@ import sys
 from functools import lru_cache
 
 import numpy as np
-from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import get_num_threads, types
-from numba.extending import intrinsic
+from numba import get_num_threads
 
 from ..arrays import F32, U16, aligned
 from .compiler import jit, jit_inner
 from .parallel import chunk, parallel_for
 from .simd import bf16_bits
+from .simd.operation import I8, VOID, Array, Index, call, constant, operation
 from .views import new_array
 
 DEPTH = 32  # bf16 numbers in a row of a tile
 TILE = 16 * DEPTH  # numbers in a tile of them
-
-_I8, _I64 = ir.IntType(8), ir.IntType(64)
 
 
 @lru_cache(maxsize=1)
@@ -84,72 +81,39 @@ def new_tiles() -> U16:
     return config
 
 
-def _call(builder, name, *arguments):
-    known = builder.module.globals.get(name)
-    kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-    builder.call(known or ir.Function(builder.module, kind, name), arguments)
-
-
-def _address(context, builder, kind, array, index):
-    """The address of array[index] as bytes, and the bytes of one element."""
-    data = builder.gep(context.make_array(kind)(context, builder, array).data, [index])
-    return builder.bitcast(data, _I8.as_pointer()), _I64(kind.dtype.bitwidth // 8)
-
-
 # ---- the unit
 
 
-@intrinsic
-def _configure(typingctx, tiles):
-    def codegen(context, builder, signature, args):
-        _call(builder, "llvm.x86.ldtilecfg", _address(context, builder, signature.args[0], args[0], _I64(0))[0])
-        return context.get_dummy_value()
-
-    return types.void(tiles), codegen
+@operation
+def _configure(tiles: Array) -> None:
+    call("llvm.x86.ldtilecfg", VOID, tiles[0].bytes())
 
 
-@intrinsic
-def _release(typingctx, tiles):
-    def codegen(context, builder, signature, args):
-        _call(builder, "llvm.x86.tilerelease")
-        return context.get_dummy_value()
-
-    return types.void(tiles), codegen
+@operation
+def _release(tiles: Array) -> None:
+    call("llvm.x86.tilerelease", VOID)
 
 
 def _zero(tile):
-    @intrinsic
-    def zero_tile(typingctx, tiles):
-        def codegen(context, builder, signature, args):
-            _call(builder, "llvm.x86.tilezero", _I8(tile))
-            return context.get_dummy_value()
-
-        return types.void(tiles), codegen
+    @operation
+    def zero_tile(tiles: Array) -> None:
+        call("llvm.x86.tilezero", VOID, constant(tile, I8, 0))
 
     return zero_tile
 
 
 def _move(name, tile):
-    @intrinsic
-    def move_tile(typingctx, tiles, array, index, stride):
-        def codegen(context, builder, signature, args):
-            address, size = _address(context, builder, signature.args[1], args[1], args[2])
-            _call(builder, name, _I8(tile), address, builder.mul(args[3], size))
-            return context.get_dummy_value()
-
-        return types.void(tiles, array, types.intp, types.intp), codegen
+    @operation
+    def move_tile(tiles: Array, array: Array, index: Index, stride: Index) -> None:
+        call(name, VOID, constant(tile, I8, 0), array[index].bytes(), stride * (array.dtype.bitwidth // 8))
 
     return move_tile
 
 
 def _multiply(c, a, b):
-    @intrinsic
-    def multiply_tiles(typingctx, tiles):
-        def codegen(context, builder, signature, args):
-            _call(builder, "llvm.x86.tdpbf16ps", _I8(c), _I8(a), _I8(b))
-            return context.get_dummy_value()
-
-        return types.void(tiles), codegen
+    @operation
+    def multiply_tiles(tiles: Array) -> None:
+        call("llvm.x86.tdpbf16ps", VOID, *(constant(tile, I8, 0) for tile in (c, a, b)))
 
     return multiply_tiles
 

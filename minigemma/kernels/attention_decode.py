@@ -28,11 +28,10 @@ from .scores import LOWEST, Keys, is_visible, soft_cap_lanes
 from .simd import (
     LANES,
     STREAMS,
-    as_two,
     eight_zeros,
     exp,
     fma,
-    from_two,
+    from_even_odd,
     load,
     load_even_odd,
     load_one,
@@ -41,6 +40,7 @@ from .simd import (
     splat,
     store,
     store_sums,
+    to_even_odd,
     where_less,
     zeros,
 )
@@ -269,7 +269,7 @@ def walk_of(queries, k, partitions, task, partials):
     K, G, H = queries.q.shape[1:]
     t, q, given = task // partitions, np.empty(K * G * H, np.float32), queries.q.reshape(-1)
     for h in range(0, q.size, 2 * LANES):
-        a, b = as_two(k, load(given, t * q.size + h), load(given, t * q.size + h + LANES))
+        a, b = to_even_odd(k, load(given, t * q.size + h), load(given, t * q.size + h + LANES))
         store(q, h, a)
         store(q, h + LANES, b)
     states, totals = partials.states.reshape(-1), partials.totals.reshape(-1)
@@ -302,7 +302,7 @@ def attend_partition(queries, keys, scoring, partitions, task, partials):
     totals, size = walk.totals, heads.G * heads.H
     for i in range(walk.row, walk.row + heads.K * partitions, partitions):
         for h in range(i * size, (i + 1) * size, 2 * LANES):
-            a, b = from_two(flat.k, load(totals, h), load(totals, h + LANES))
+            a, b = from_even_odd(flat.k, load(totals, h), load(totals, h + LANES))
             store(totals, h, a)
             store(totals, h + LANES, b)
 

@@ -23,6 +23,8 @@ from .simd import (
     LANES,
     ROWS,
     bf16_bits,
+    int_tile_add_scaled,
+    int_tile_zeros,
     load,
     load_float,
     load_half,
@@ -37,12 +39,10 @@ from .simd import (
     store,
     tile_add_outer,
     tile_add_pairs,
-    tile_add_scaled,
     tile_load,
     tile_store,
     tile_zeros,
     unpack_32,
-    whole_tile_zeros,
 )
 from .views import new_array, new_zeros
 
@@ -228,10 +228,10 @@ def _multiply_whole_panel(panel, scales, packed, first, depth, rows, sums):
             out[: (rows + ROWS - 1) // ROWS * ROWS * lanes] = 0
         for r in range(0, rows, ROWS):
             for block in range(depth // BLOCK):
-                tile, at = whole_tile_zeros(), (first + block * BLOCK) * lanes
+                tile, at = int_tile_zeros(), (first + block * BLOCK) * lanes
                 for k in range(0, BLOCK, 2):
                     tile = tile_add_pairs(tile, panel, r * DEPTH + block * BLOCK + k, DEPTH, tokens, at + k * lanes)
-                tile_add_scaled(tile, scales, r * blocks + block, blocks, out, r * lanes, lanes)
+                int_tile_add_scaled(tile, scales, r * blocks + block, blocks, out, r * lanes, lanes)
 
 
 @jit_inner

@@ -28,12 +28,12 @@ from .amx import on_cache_line
 from .compiler import INLINED, INNER, jit, jit_inlined, jit_inner
 from .parallel import chunk, parallel_for
 from .simd import (
+    AHEAD,
     LANES,
     STREAMS,
     add_blocks,
     add_fours,
     add_scaled_blocks,
-    as_two,
     dot_32,
     eight_zeros,
     fma,
@@ -53,6 +53,7 @@ from .simd import (
     store_sums,
     store_whole,
     sum_lanes,
+    to_even_odd,
     zeros,
 )
 from .views import new_array, reshaped
@@ -62,7 +63,6 @@ IN_BLOCKS = (types.int8, types.uint8)  # weights that are blocks of whole number
 FEW = 16  # tokens, from which on a panel of rows that is widened once is as soon done (many_tokens.py)
 IN_CACHE = 16384  # bytes of four tokens that stay in the first-level cache
 PAIRS = 32  # of rows that meet them
-AHEAD = 8192  # bytes read ahead into the second-level cache: the processor's own prefetcher stops at each 4 KiB page
 
 
 @jit_inlined
@@ -403,7 +403,7 @@ def _in_numbers(x, weight):
     for t in range((T + 3) // 4 * 4):
         begin, row, lane = t // 4 * 4 * D, min(t, T - 1) * D, t % 4
         for d in range(0, whole, 2 * LANES):
-            a, b = as_two(weight, load(flat, row + d), load(flat, row + d + LANES))
+            a, b = to_even_odd(weight, load(flat, row + d), load(flat, row + d + LANES))
             store(fours, begin + 4 * d + lane * 2 * LANES, a)
             store(fours, begin + 4 * d + lane * 2 * LANES + LANES, b)
         for d in range(whole, D):
