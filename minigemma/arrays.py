@@ -1,4 +1,4 @@
-"""The letters and dtypes that every file of minigemma uses, said once.
+"""The letters and dtypes that every file of minigemma uses.
 
 A sequence is [T, D]; there is no batch axis.
 
@@ -9,8 +9,8 @@ A sequence is [T, D]; there is no batch axis.
 
 Names follow Google's own code: T S N K G H D V as in the einsums of its Gemma, E as in its RecurrentGemma.
 
-NumPy and Numba have no bfloat16: a bf16 array is kept as uint16, the upper half of the float32 of the same value, so
-that widening is a shift and every bit pattern of the file stays where it is.
+NumPy and Numba have no bfloat16: a bf16 array is kept as uint16, the upper half of the float32 of the same value.
+Widening is a shift, and the bits of a file are used as they are.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def round_bf16(x: F32) -> U16:
     """float32 → bf16, to nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = bits >> 16
-    rounded &= 1  # in place: as many temporary arrays would take longer than what is done with them
+    rounded &= 1  # in place: temporary arrays would take longer than the arithmetic
     rounded += 0x7FFF
     rounded += bits
     rounded >>= 16
@@ -52,7 +52,7 @@ def round_bf16(x: F32) -> U16:
 
 
 def aligned(size: int, dtype: type) -> NDArray:
-    """An empty array [size] that begins on a cache line, so that no vector in it lies on two."""
+    """An uninitialized array [size] that begins on a cache line, so that no vector in it crosses one."""
     room = np.empty(size * np.dtype(dtype).itemsize + 64, np.uint8)
     first = -room.ctypes.data % 64
     return room[first : first + room.size - 64].view(dtype)
@@ -60,7 +60,7 @@ def aligned(size: int, dtype: type) -> NDArray:
 
 @dataclass(frozen=True, eq=False)
 class Strings:
-    """Byte strings, joined: a list of a quarter of a million would take longer to make than its use."""
+    """Byte strings in one array: a list of a vocabulary's 262,144 takes longer to make than its use takes."""
 
     joined: U8
     lengths: NDArray[np.int64]
@@ -75,36 +75,35 @@ class Strings:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Where each begins."""
+        """Where each string begins."""
         return np.cumsum(self.lengths) - self.lengths
 
     def __getitem__(self, i: int) -> bytes:
-        start = self.starts[i]  # an IndexError beyond the last, which ends a loop
+        start = self.starts[i]  # raises IndexError past the last one, which ends a loop
         return self.joined[start : start + self.lengths[i]].tobytes()
 
 
 def letters(lengths: NDArray[np.int64], head: int) -> Bool:
-    """Which bytes are of strings of these lengths, that lie one after the other, each with `head` bytes before it."""
+    """Which bytes belong to strings of these lengths, stored one after the other, each after `head` other bytes."""
     runs = np.full((len(lengths), 2), head)
     runs[:, 1] = lengths
     return np.repeat(np.tile([False, True], len(lengths)), runs.ravel())
 
 
 class LargePages:
-    """Room for small arrays in few large allocations, from which on NumPy has Linux use pages of 2 MB.
+    """Stores small arrays in few large allocations, for which NumPy has Linux use pages of 2 MB.
 
-    A core looks up where each page lies. Of 4 KB a layer's weights have hundreds, more than it can remember from one
-    token to the next.
+    A layer's weights cover hundreds of pages of 4 KB, more than a core's TLB holds from one token to the next.
     """
 
     ALLOCATION = 1 << 25  # bytes
-    LARGE = 1 << 22  # bytes: NumPy asks for large pages from here on
+    LARGE = 1 << 22  # bytes: NumPy asks for large pages from this size on
 
     def __init__(self) -> None:
         self._room, self._lock = np.empty(0, np.uint8), Lock()
 
     def hold(self, x: NDArray) -> NDArray:
-        """A copy of x there; x itself if it is large or empty. Threads may call at once."""
+        """A copy of x in such an allocation; x itself if it is large or empty. Thread-safe."""
         size = -(-x.nbytes // 64) * 64
         if not 0 < size < self.LARGE:
             return x
@@ -118,6 +117,6 @@ class LargePages:
 
 
 def read_only(x: NDArray) -> NDArray:
-    """The same array, locked: nobody can damage a model, and Numba compiles a kernel for one kind of array, not two."""
+    """Makes the array read-only: a model cannot be damaged, and Numba compiles a kernel for one array type, not two."""
     x.setflags(write=False)
     return x

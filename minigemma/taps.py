@@ -1,14 +1,14 @@
-"""Named values of a run, for whoever wants to look inside.
+"""Named values of a forward pass, kept for inspection.
 
     taps = Taps("blocks.*.attention.probs", "logits")
     model.forward(ids, taps=taps)
     taps["blocks.5.attention.probs"]              # [N, T, S] float32
 
-A model names a value on the line that makes it, and gets it back unchanged:
+A model names a value on the line that computes it; the call returns it unchanged:
 
     x = taps("residual.out", x + h)
 
-Untapped, that line costs the look at one attribute and nothing is kept.
+Without patterns that line costs one attribute lookup and keeps nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Taps(dict[str, NDArray]):
         self.patterns = patterns
 
     def wants(self, name: str) -> bool:
-        """Is this value asked for? Asked where making it costs something."""
+        """Does a pattern match `name`? Models ask before they compute a value only for a tap."""
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
     def within(self, prefix: str) -> Scope:
@@ -35,28 +35,28 @@ class Taps(dict[str, NDArray]):
         return Scope(self, prefix)
 
     def __call__(self, name: str, value: NDArray) -> NDArray:
-        """Keep a copy of `value` if it is asked for; return it unchanged."""
+        """Keeps a copy of `value` if a pattern matches `name`; returns it unchanged."""
         if self.patterns and self.wants(name):
             self[name] = np.array(value)
         return value
 
 
 class Scope:
-    """Taps as one part of the model sees them."""
+    """Taps for one part of a model: its names get a prefix."""
 
     def __init__(self, taps: Taps, prefix: str) -> None:
         self.taps, self.prefix = taps, prefix
 
     def within(self, prefix: str) -> Scope:
-        """The same taps for a part of this part."""
+        """The same taps for a smaller part."""
         return Scope(self.taps, f"{self.prefix}.{prefix}")
 
     def wants(self, name: str) -> bool:
-        """Is this value of this part asked for?"""
+        """Does a pattern match `name` with its prefix?"""
         return bool(self.taps.patterns) and self.taps.wants(f"{self.prefix}.{name}")
 
     def __call__(self, name: str, value: NDArray) -> NDArray:
-        """Keep a copy of `value` if it is asked for; return it unchanged."""
+        """Keeps a copy of `value` if a pattern matches `name`; returns it unchanged."""
         return self.taps(f"{self.prefix}.{name}", value) if self.taps.patterns else value
 
 

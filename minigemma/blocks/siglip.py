@@ -5,11 +5,11 @@ for Language Image Pre-Training"; Dosovitskiy et al. 2021, §3.1; Gemma Team 202
     x    = x + W_o · attention(LN(x)) + b         27 blocks; every patch sees all, 16 heads of 72
     x    = x + W_down · gelu(W_up · LN(x) + b) + b
     x    = LN(x)                                  the tower's output
-    soft = RMSNorm(mean over 4 x 4 patches of x) · P      one vector of the text model's width a token
+    soft = RMSNorm(mean over 4 x 4 patches of x) · P      a vector of the text model's width per token
 
-There is no class token, no rope and no mask; positions are a learned table. An image is scaled to 896 x 896 whatever
-its shape (images.py), so it is always 64 x 64 patches and 256 tokens. The tower is the same in 4B, 12B and 27B and was
-frozen while they were trained. LayerNorm and biases are SigLIP's; the RMSNorm after pooling is Gemma's, gain 1 + w.
+There is no class token, no rope and no mask; positions are a learned table. Every image is scaled to 896 x 896
+(files/images.py), which makes 64 x 64 patches and 256 tokens. The tower is the same in 4B, 12B and 27B, which were
+trained with it frozen. LayerNorm and biases are SigLIP's; the RMSNorm after pooling is Gemma's, gain 1 + w.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SiglipBlock:
 
 @dataclass(frozen=True)
 class VisionWeights:
-    """The weights of the tower and of what joins it to the text model; C is the tower's width."""
+    """The weights of the tower and of its projection to the text model; C is the tower's width."""
 
     patch: Weight  # [C, 3 · 14 · 14]
     patch_bias: F32  # [C]
@@ -66,9 +66,9 @@ class VisionWeights:
 
 
 def patches(pixels: F32, side: int) -> F32:
-    """Cut an image into squares of side x side pixels, row by row: pixels [3, h, w] → [P, 3 · side · side]
+    """Cuts an image into squares of side x side pixels, row by row: pixels [3, h, w] → [P, 3 · side · side]
 
-    A convolution whose stride is its size is a linear map of such patches (Dosovitskiy et al. 2021 §3.1).
+    A convolution whose stride equals its size is a linear map of these patches (Dosovitskiy et al. 2021 §3.1).
     """
     channels, height, width = pixels.shape
     grid = pixels.reshape(channels, height // side, side, width // side, side)
@@ -89,8 +89,8 @@ def siglip_block(x: F32, w: SiglipBlock, config: VisionConfig, taps: Scope) -> F
     heads = len(x), config.heads, config.width // config.heads
     h = layer_norm(x, w.norm1, w.norm1_bias, config.eps)
     q, k, v = (affine(h, m, b).reshape(heads) for m, b in ((w.q, w.q_bias), (w.k, w.k_bias), (w.v, w.v_bias)))
-    scale, places = heads[2] ** -0.5, np.arange(len(x), dtype=np.int32)
-    mask = Mask(places, np.full_like(places, len(x) - 1), places, None)  # every patch sees up to the last one
+    scale, positions = heads[2] ** -0.5, np.arange(len(x), dtype=np.int32)
+    mask = Mask(positions, np.full_like(positions, len(x) - 1), positions, None)  # every patch sees all patches
     if taps.wants("attention.probs"):
         taps("attention.probs", attention_probs(attention_scores(q, k, scale, None), *mask))
     x = x + affine(attention(q, k, v, mask, scale, None).reshape(len(x), -1), w.o, w.o_bias)
@@ -100,12 +100,12 @@ def siglip_block(x: F32, w: SiglipBlock, config: VisionConfig, taps: Scope) -> F
 
 
 def average_pool(x: F32, config: VisionConfig) -> F32:
-    """Means over squares of patches: x [P, C] → [tokens, C], 4 x 4 patches a token      [Gemma 3 §2.1]"""
+    """Means over squares of 4 x 4 patches: x [P, C] → [tokens, C]      [Gemma 3 §2.1]"""
     across, size = config.pooled, config.grid // config.pooled
     return x.reshape(across, size, across, size, -1).mean(axis=(1, 3)).reshape(config.tokens, -1)
 
 
 def soft_tokens(x: F32, w: VisionWeights, config: VisionConfig, taps: Scope) -> F32:
-    """The tower's output x [P, C] as tokens of the text model: [tokens, D] float32, not scaled by √D."""
+    """Pools and projects the tower's output: x [P, C] → [tokens, D] float32, not scaled by √D      [Gemma 3 §2.1]"""
     pooled = rms_norm(taps("pooled", average_pool(x, config)), w.soft_norm, config.eps)
     return taps("soft_tokens", linear(pooled, w.projection))

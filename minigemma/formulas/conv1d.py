@@ -1,10 +1,9 @@
-"""The short causal convolution of Griffin's recurrent block: each channel by itself, over the last four tokens
-(De et al. 2024, §2.4, "temporal convolution").
+"""The causal convolution of Griffin's recurrent block, per channel over the last four tokens (De et al. 2024, §2.4,
+"temporal convolution").
 
     y_t = b + Σ_s w_s · x_{t - s}            s = 0 … C - 1, C = 4; x is 0 before the sequence begins
 
-Departs from the code it was trained with in nothing but the order: row C - 1 of the stored weight is the current
-token's.
+The stored weight is in reverse order: its row C - 1 is w_0, for the current token.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ def causal_conv1d(x: F32, weight: F32, bias: F32, before: F32) -> F32:
 
 
 @jit_inner
-def _some_rows(worker, workers, seen, weight, bias, y):
+def _conv_rows(worker, workers, seen, weight, bias, y):
     for t in chunk(worker, workers, len(y)):
         conv_row(seen, t, weight, bias, y[t])
 
 
 @jit
-def _rows(workers, seen, weight, bias, y):
-    parallel_for(_some_rows, workers, (seen, weight, bias, y))
+def _all_rows(workers, seen, weight, bias, y):
+    parallel_for(_conv_rows, workers, (seen, weight, bias, y))
 
 
 @causal_conv1d.kernel
@@ -44,5 +43,5 @@ def _causal_conv1d(x, weight, bias, before):
     fits = x.ndim == 2 and weight.shape == (len(before) + 1, x.shape[1]) and bias.shape == x.shape[1:]
     require(fits, "causal_conv1d", x, weight, bias, before)
     y = np.empty_like(x)
-    _rows(workers_for(x), np.concatenate([before, x]), weight, bias, y)
+    _all_rows(workers_for(x), np.concatenate([before, x]), weight, bias, y)
     return y

@@ -1,8 +1,8 @@
-"""LayerNorm: each vector less its mean, divided by its standard deviation (Ba et al. 2016, §3).
+"""LayerNorm: subtracts each vector's mean and divides by its standard deviation (Ba et al. 2016, §3).
 
     y = (x - mean(x)) / √(var(x) + ε) · w + b
 
-SigLIP's norm. It takes the weight as it is: Gemma's 1 + w belongs to its RMSNorm alone.
+SigLIP's norm. The gain is w, not 1 + w as in Gemma's RMSNorm.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
     >>> layer_norm(np.array([[1.0, 3.0]], np.float32), np.ones(2, np.float32), np.zeros(2, np.float32), 0.0)
     array([[-1.,  1.]], dtype=float32)
     """
-    centred = x - np.mean(x, axis=-1, keepdims=True)
-    deviation = np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + np.float32(eps))
-    return centred / deviation * weight + bias
+    centered = x - np.mean(x, axis=-1, keepdims=True)
+    deviation = np.sqrt(np.mean(centered * centered, axis=-1, keepdims=True) + np.float32(eps))
+    return centered / deviation * weight + bias
 
 
 @jit_inner
@@ -43,19 +43,19 @@ def _row(x, weight, bias, eps, y):
 
 
 @jit_inner
-def _some_rows(worker, workers, x, weight, bias, eps, y):
+def _norm_rows(worker, workers, x, weight, bias, eps, y):
     for p in chunk(worker, workers, len(x)):
         _row(x[p], weight, bias, eps, y[p])
 
 
 @jit
-def _rows(workers, x, weight, bias, eps, y):
-    parallel_for(_some_rows, workers, (x, weight, bias, eps, y))
+def _all_rows(workers, x, weight, bias, eps, y):
+    parallel_for(_norm_rows, workers, (x, weight, bias, eps, y))
 
 
 @layer_norm.kernel
 def _layer_norm(x, weight, bias, eps):
     require(x.ndim == 2 and weight.shape == bias.shape == x.shape[1:], "layer_norm", x, weight, bias)
     y = np.empty_like(x)
-    _rows(workers_for(x), x, weight, bias, eps, y)
+    _all_rows(workers_for(x), x, weight, bias, eps, y)
     return y

@@ -1,9 +1,9 @@
-"""RMSNorm: each vector is divided by its root mean square (Zhang & Sennrich 2019, eq. 4).
+"""RMSNorm: divides each vector by its root mean square (Zhang & Sennrich 2019, eq. 4).
 
     y = x / √(mean(x²) + ε) · (1 + w)
 
-Gemma's weight w is the gain less one, in every released safetensors file; a GGUF file already holds 1 + w. w may be
-large, -1, or below: nothing here assumes a positive gain.
+Gemma's weight w is the gain minus one in every released safetensors file; a GGUF file holds 1 + w. The gain may be
+large, zero or negative.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
 
 
 @jit_inner
-def _some_rows(worker, workers, x, weight, eps, y):
+def _norm_rows(worker, workers, x, weight, eps, y):
     for t in chunk(worker, workers, len(x)):
         norm_row(x[t], weight, eps, y[t])
 
 
 @jit
-def _rows(workers, x, weight, eps, y):
-    parallel_for(_some_rows, workers, (x, weight, eps, y))
+def _all_rows(workers, x, weight, eps, y):
+    parallel_for(_norm_rows, workers, (x, weight, eps, y))
 
 
 @rms_norm.kernel
@@ -45,5 +45,5 @@ def _rms_norm(x, weight, eps):
     require(weight.shape == x.shape[-1:], "rms_norm", x, weight)
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     y = np.empty_like(rows)
-    _rows(workers_for(rows), rows, weight, eps, y)
+    _all_rows(workers_for(rows), rows, weight, eps, y)
     return y.reshape(x.shape)

@@ -1,4 +1,4 @@
-"""RoPE: a query and a key are turned by angles that grow with their positions, so that their product depends on the
+"""RoPE: rotates queries and keys by angles that grow with their positions, so that their product depends on the
 distance between them (Su et al. 2021, §3.2).
 
     angle_j = position / scale · base^(-2j / R)          j = 0 … R/2 - 1
@@ -7,11 +7,11 @@ distance between them (Su et al. 2021, §3.2).
     v' = v cos(angle_j) + u sin(angle_j)
 
 base    θ: 10,000; 1,000,000 on Gemma 3's global layers (Gemma 3 §2)
-scale   positions are divided by it: 8 on the global layers of Gemma 3 4B and larger (Gemma 3 §5.3)
-R       rotated width: the whole head, or its first half in RecurrentGemma; the rest of the head passes unchanged
+scale   divides positions: 8 on the global layers of Gemma 3 4B and larger (Gemma 3 §5.3)
+R       rotated width: the whole head, or its first half in RecurrentGemma; the rest of the head is unchanged
 
-Departs from Su et al. in the pairs: they turn neighbours (2j, 2j + 1), all of Gemma's code turns (j, j + R/2). The
-weights decide which is right. Angles are float32: in bf16 all positions past 256 would fall together.
+Departs from Su et al. in the pairs: they rotate neighbors (2j, 2j + 1), all of Gemma's code rotates (j, j + R/2), and
+the weights are trained for it. Angles are float32: bf16 cannot tell neighboring positions past 256 apart.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..kernels.rows import rotate
 
 @lru_cache(maxsize=16)
 def frequencies(base: float, scale: float, rotated: int) -> F32:
-    """base^(-2j / R) / scale for j = 0 … R/2 - 1, radians a position."""
+    """base^(-2j / R) / scale for j = 0 … R/2 - 1, in radians per position."""
     half = rotated // 2
     return read_only((base ** (-np.arange(half) / half) / scale).astype(np.float32))
 
@@ -39,7 +39,7 @@ def angles(positions: I32, base: float, scale: float, rotated: int) -> tuple[F32
     return _angles(np.asarray(positions, np.int32).tobytes(), base, scale, rotated)
 
 
-@lru_cache(maxsize=4)  # of one pass: local and global layers, queries and keys ask for the same
+@lru_cache(maxsize=4)  # all layers of a pass with the same base and scale use the same angles
 def _angles(positions: bytes, base: float, scale: float, rotated: int) -> tuple[F32, F32]:
     angle = np.frombuffer(positions, np.int32)[:, None].astype(np.float32) * frequencies(base, scale, rotated)
     return read_only(np.cos(angle)), read_only(np.sin(angle))
@@ -47,7 +47,7 @@ def _angles(positions: bytes, base: float, scale: float, rotated: int) -> tuple[
 
 @definition
 def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32:
-    """Turn the pairs (j, j + R/2) by position / scale · base^(-2j/R), R = rotated      [Su et al. 2021 §3.2]
+    """Rotates the pairs (j, j + R/2) by position / scale · base^(-2j/R), R = rotated      [Su et al. 2021 §3.2]
 
     x [T, N, H] float32, positions [T] int32 → [T, N, H] float32
     """
@@ -57,15 +57,14 @@ def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32
 
 
 @jit_inner
-def _turn_some(worker, workers, x, cos, sin, y):
+def _rotate_rows(worker, workers, x, cos, sin, y):
     for t in chunk(worker, workers, len(x)):
         rotate(x[t], cos[t], sin[t], y[t])
 
 
 @jit
-def rotate_all(workers, x, cos, sin, y):
-    """All tokens: x, y [T, N, H], cosine and sine [T, R/2]."""
-    parallel_for(_turn_some, workers, (x, cos, sin, y))
+def _rotate_all(workers, x, cos, sin, y):
+    parallel_for(_rotate_rows, workers, (x, cos, sin, y))
 
 
 @rope.kernel
@@ -73,5 +72,5 @@ def _rope(x, positions, base, scale, rotated):
     fits = x.ndim == 3 and positions.shape == x.shape[:1] and 0 <= rotated <= x.shape[2]
     require(fits, "rope", x, positions)
     y = np.empty_like(x)
-    rotate_all(workers_for(x), x, *angles(positions, base, scale, rotated), y)
+    _rotate_all(workers_for(x), x, *angles(positions, base, scale, rotated), y)
     return y

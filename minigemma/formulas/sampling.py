@@ -1,11 +1,11 @@
-"""From the logits of a next token to a token: temperature, top-k, top-p, min-p, in this order, as transformers has it.
+"""Sampling: from logits to a token, by temperature, top-k, top-p and min-p, in this order, as in transformers.
 
     p = softmax(z / temperature)
-    top-k    keep the k likeliest
-    top-p    of these, the fewest that together have probability p at least      (Holtzman et al. 2020, §3.1)
-    min-p    of these, those at least min_p times as likely as the likeliest     (Nguyen et al. 2024, §3)
+    top-k    keeps the k likeliest tokens
+    top-p    keeps the fewest, likeliest first, whose probabilities add up to p or more   (Holtzman et al. 2020, §3.1)
+    min-p    keeps those at least min_p times as likely as the likeliest                  (Nguyen et al. 2024, §3)
 
-Each works on what the one before it left, renormalised.
+Each filters what the one before it kept, renormalized.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .attention import softmax
 Ids = NDArray[np.intp]
 
 SMALLEST = float(np.finfo(np.float32).tiny)
-STRETCH = 256 * LANES  # exponentials that are added in float32; these sums are added in float64
+STRETCH = 256 * LANES  # exponentials added in float32; the sums of stretches are added in float64
 
 
 @definition
 def log_sum_exp(logits: F32) -> F32:
-    """ln Σ exp(z) of each row, the maximum taken off first so that nothing overflows
+    """ln Σ exp(z) of each row; the maximum is subtracted first, so that nothing overflows
 
     logits [T, V] float32 → [T] float32
     """
@@ -41,7 +41,8 @@ def log_sum_exp(logits: F32) -> F32:
 
 
 @jit_inner
-def _row(z):
+def log_sum_exp_row(z):
+    """ln Σ exp(z) of one row: z [V] → float64."""
     whole = z.size // LANES * LANES
     top = z[0]
     if whole:
@@ -63,15 +64,15 @@ def _row(z):
 
 
 @jit_inner
-def _some_rows(worker, workers, logits, sums):
+def _sum_rows(worker, workers, logits, sums):
     for t in chunk(worker, workers, len(logits)):
-        sums[t] = _row(logits[t])
+        sums[t] = log_sum_exp_row(logits[t])
 
 
 @jit
 def log_sums(workers, logits, sums):
     """ln Σ exp(z) of all rows: logits [T, V], sums [T]."""
-    parallel_for(_some_rows, workers, (logits, sums))
+    parallel_for(_sum_rows, workers, (logits, sums))
 
 
 @log_sum_exp.kernel
@@ -88,7 +89,7 @@ def log_softmax(logits: F32) -> F32:
 
 
 def logprob_of(logits: F32, tokens: Sequence[int]) -> F32:
-    """log_softmax at one token of each row, and nowhere else: logits [T, V] float32, tokens [T] → [T] float32."""
+    """log_softmax at one token of each row: logits [T, V] float32, tokens [T] → [T] float32."""
     return logits[np.arange(len(logits)), tokens] - log_sum_exp(logits)
 
 
@@ -99,7 +100,7 @@ def probabilities(logits: F32, temperature: float = 1.0) -> F32:
 
 
 def greedy(logits: F32) -> int:
-    """argmax z, the first of equals: logits [V]. ValueError if that is not a number: all masked, or weights broken."""
+    """argmax z, the first of equals: logits [V]. ValueError if the largest logit is not finite."""
     best = int(logits.argmax())
     if not np.isfinite(logits[best]):
         raise ValueError(f"the largest logit is {logits[best]}; the model's weights or the mask leave no token")
@@ -107,9 +108,9 @@ def greedy(logits: F32) -> int:
 
 
 def keep_top_k(z: F32, k: int) -> Ids:
-    """{i : z_i ≥ the k-th largest z}, ascending; equals of the k-th stay, so there may be more: z [V] → [at least k].
+    """{i : z_i ≥ the k-th largest z}, ascending; ties with the k-th are kept: z [V] → [at least k].
 
-    0.4 ms for 262,144; sorting those takes 44.
+    0.4 ms for 262,144 logits; sorting them takes 44 ms.
     """
     if k >= len(z):
         return np.arange(len(z))
@@ -117,9 +118,9 @@ def keep_top_k(z: F32, k: int) -> Ids:
 
 
 def keep_top_p(probs: F32, p: float) -> Ids:
-    """The fewest likeliest that together have probability p or more, the likeliest first: probs [V] → [at least 1].
+    """The fewest tokens, likeliest first, whose probabilities add up to p or more: probs [V] → [at least 1].
 
-    Of equals the first come first. As the likeliest are few, 64 are sorted, 16 times as many if that does not do, …
+    Of equals the first come first. Sorts the 64 likeliest; if they do not reach p, 16 times as many, and so on.
     """
     count = 64
     while True:
@@ -138,7 +139,7 @@ def keep_min_p(probs: F32, min_p: float) -> Ids:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How a token is chosen. Temperature 0 is greedy, always the likeliest, and the rest has nothing to do."""
+    """How a token is chosen. Temperature 0 is greedy: always the likeliest token; the filters then change nothing."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -146,18 +147,18 @@ class Sampler:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning. A top_k above the number of tokens keeps them all."""
+        """Raises ValueError for settings out of range. A top_k above the vocabulary's size keeps all tokens."""
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (always the likeliest) or more")
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
         if self.top_k is not None and not (isinstance(self.top_k, int | np.integer) and self.top_k >= 1):
-            raise ValueError(f"top_k is {self.top_k}; it must be a whole number from 1, or None for all tokens")
+            raise ValueError(f"top_k is {self.top_k}; it must be an integer from 1, or None for all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p}; it must be from 0 to 1")
 
     def choose(self, logits: F32, random: np.random.Generator) -> int:
-        """A token for logits [V] float32; those at -inf are never chosen. ValueError if all are, or one is NaN."""
+        """Draws a token: logits [V] float32 → its id. Never one at -inf. ValueError if all are, or if one is NaN."""
         best = greedy(logits)
         if self.temperature == 0:
             return best
@@ -167,7 +168,7 @@ class Sampler:
         return int(tokens[min(int(drawn), len(tokens) - 1)])
 
     def candidates(self, logits: F32) -> tuple[Ids, F32]:
-        """The tokens that may be chosen, and their probabilities, none of them 0: logits [V] → ([n], [n])."""
+        """The tokens that the filters keep and their probabilities, all above 0: logits [V] → ([n], [n])."""
         tokens = keep_top_k(logits, self.top_k or len(logits))
         probs = probabilities(logits[tokens], self.temperature)
         if self.top_p is not None and self.top_p < 1:

@@ -3,7 +3,7 @@
     y = cap · tanh(x / cap)          -cap < y < cap, and y ≈ x while |x| is small
 
 Gemma 2 caps the scaled attention scores at 50 before the mask, and the logits at 30; RecurrentGemma caps only the
-logits. Before the mask: a masked -∞ capped afterwards would come back as -50.
+logits. The cap comes before the mask: after it, a masked -∞ would become -50.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import numpy as np
 from ..arrays import F32
 from ..definition import definition
 from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel_for
+from ..kernels.parallel import parallel_for
+from ..kernels.rows import vectors_of, whole_vectors
 from ..kernels.scores import soft_cap_lanes
-from ..kernels.simd import LANES, load, store
+from ..kernels.simd import load, store
 
 
 @definition
@@ -31,29 +32,19 @@ def soft_cap(x: F32, cap: float) -> F32:
 
 
 @jit_inner
-def _row(x, cap, y):
-    cap = np.float32(cap)
-    whole = x.size // LANES * LANES
-    for v in range(0, whole, LANES):
+def _some_vectors(worker, workers, x, cap, y):
+    for v in vectors_of(worker, workers, x.size):
         store(y, v, soft_cap_lanes(load(x, v), cap))
-    for v in range(whole, x.size):
-        y[v] = cap * np.tanh(x[v] / cap)
-
-
-@jit_inner
-def _some_rows(worker, workers, x, cap, y):
-    for t in chunk(worker, workers, len(x)):
-        _row(x[t], cap, y[t])
 
 
 @jit
-def _rows(workers, x, cap, y):
-    parallel_for(_some_rows, workers, (x, cap, y))
+def _all_vectors(workers, x, cap, y):
+    parallel_for(_some_vectors, workers, (x, cap, y))
 
 
 @soft_cap.kernel
 def _soft_cap(x, cap):
-    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-    y = np.empty_like(rows)
-    _rows(workers_for(rows), rows, cap, y)
-    return y.reshape(x.shape)
+    (numbers,) = whole_vectors(x.reshape(-1))
+    y = np.empty_like(numbers)
+    _all_vectors(workers_for(x), numbers, np.float32(cap), y)
+    return y[: x.size].reshape(x.shape)

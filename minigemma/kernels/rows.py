@@ -9,11 +9,26 @@ from __future__ import annotations
 import numpy as np
 from numba import float32
 
+from ..arrays import F32
 from .compiler import jit_inner
+from .parallel import chunk
 from .simd import LANES, fma, load, splat, store, sum_lanes, tanh, zeros
 
 SLOPE = np.float32(np.sqrt(2 / np.pi))
 CUBIC = np.float32(0.044715)
+
+
+def whole_vectors(*arrays: F32) -> tuple[F32, ...]:
+    """The arrays [..., E], with zeros appended until E is a multiple of LANES, as in every released model."""
+    missing = -arrays[0].shape[-1] % LANES
+    return tuple(np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) for x in arrays) if missing else arrays
+
+
+@jit_inner
+def vectors_of(worker, workers, size):
+    """Where this worker's vectors begin, of an axis of whole vectors."""
+    vectors = chunk(worker, workers, size // LANES)
+    return range(vectors.start * LANES, vectors.stop * LANES, LANES)
 
 
 @jit_inner

@@ -17,12 +17,12 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ..formulas.rglru import block_row, token_row
 from ..kernels.attention_decode import Partials, attend_partition, merge_partitions
 from ..kernels.compiler import INNER, jit_inner
 from ..kernels.matvec import matvec_task, ready
 from ..kernels.parallel import LINE, PIECES, barrier, chunk, next_task
 from ..kernels.rows import conv_row, gated_gelu_row, norm_row, rotate
+from ..kernels.scan import block_row, token_row
 from ..kernels.scores import Keys, Queries, Scoring
 from ..kernels.simd import LANES, bf16_bits
 from ..kernels.views import new_array, reshaped
@@ -194,7 +194,8 @@ def _remember(seen, z, gates, decay, before, start, hs, made, board, worker, wor
             block_row(z[t], r_gate, r_bias, m, begin, end, recurrence)
             block_row(z[t], i_gate, i_bias, m, begin, end, entering)
             earlier = hs[t - 1] if t else before
-            token_row(z[t], recurrence, entering, decay, earlier, start and t == 0, first, last, hs[t])
+            channels = range(first, last, LANES)
+            token_row(z[t], recurrence, entering, decay, earlier, start and t == 0, channels, hs[t])
         for e in range(first, last):
             for c in range(tail):
                 made[c, e] = seen[T + c, e]

@@ -1,0 +1,156 @@
+"""The recurrences of Griffin: the linear scan, the RG-LRU, and the block-diagonal products of its gates.
+
+The scan, from formulas/rglru.py:
+ 1  The definition: gates, decay and input as arrays [T, E], then a loop over time.
+ 2  One pass: gates, decay, input and state of a vector of channels stay in registers, so that no array [T, E] is made
+    between them. Channels do not meet, so a lane is a channel.
+ 3  Threads share the channels, and each walks all of time. A tree over time (`associative_scan`) does twice the work,
+    and both wait for memory (De et al. 2024, App. D).
+
+The block-diagonal product:
+ 1  The definition: each block is widened and multiplied by its channels.
+ 2  One token: rows of a block are read in the order of memory, TOGETHER at a time, and each sum is loaded and stored
+    once per TOGETHER rows.
+ 3  Several tokens: a block is widened once, and tiles of ROWS tokens x 2 · LANES outputs run over it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32
+
+from .compiler import jit, jit_inner
+from .parallel import chunk, parallel_for
+from .rows import vectors_of
+from .simd import (
+    LANES,
+    ROWS,
+    exp,
+    expm1,
+    fma,
+    load,
+    load_one,
+    prefetch,
+    root,
+    splat,
+    store,
+    tile_add_outer,
+    tile_store,
+    tile_zeros,
+    zeros,
+)
+
+DECAY = 8.0  # c in the paper
+TOGETHER = 8  # rows of a gate that one token reads at a time
+WIDTH = 2 * LANES  # outputs of a tile
+
+
+@jit_inner
+def _scan_channels(worker, workers, x, decay, state, h):
+    channels = vectors_of(worker, workers, x.shape[1])
+    for t in range(len(x)):
+        row, a, out = x[t], decay[t], h[t]
+        before = h[t - 1] if t else state
+        for e in channels:
+            store(out, e, fma(load(a, e), load(before, e), load(row, e)))
+
+
+@jit
+def scan(workers, x, decay, state, h):
+    """h [T, E] = linear_scan of x and decay [T, E] from state [E]; E is a multiple of LANES."""
+    parallel_for(_scan_channels, workers, (x, decay, state, h))
+
+
+@jit_inner
+def sigmoid_lanes(x):
+    """1 / (1 + e⁻ˣ) of one vector."""
+    one = splat(float32(1))
+    return one / (one + exp(zeros() - x))
+
+
+@jit_inner
+def token_row(x, recurrence, input, decay_rate, before, start, channels, h):
+    """RG-LRU of one token: all arrays [E]; `channels` is the first of each vector, range(first, end, LANES)."""
+    for e in channels:
+        gated = sigmoid_lanes(load(input, e)) * load(x, e)
+        if start:
+            store(h, e, gated)
+        else:
+            log_a = sigmoid_lanes(load(recurrence, e)) * load(decay_rate, e) * splat(float32(-DECAY))
+            normalizer = root(zeros() - expm1(log_a + log_a))
+            store(h, e, fma(exp(log_a), load(before, e), normalizer * gated))
+
+
+@jit_inner
+def _rg_lru_channels(worker, workers, tokens, decay_rate, state, start, h):
+    x, recurrence, input = tokens
+    channels = vectors_of(worker, workers, x.shape[1])
+    for t in range(len(x)):
+        before = h[t - 1] if t else state
+        token_row(x[t], recurrence[t], input[t], decay_rate, before, start and t == 0, channels, h[t])
+
+
+@jit
+def rg_lru_scan(workers, tokens, decay_rate, state, start, h):
+    """h [T, E] = rg_lru of `tokens`, the three arrays x, recurrence and input [T, E]; E is a multiple of LANES."""
+    parallel_for(_rg_lru_channels, workers, (tokens, decay_rate, state, start, h))
+
+
+@jit_inner
+def block_row(x, weight, bias, m, first, end, y):
+    """Outputs first … end - 1 of block m for one token: x and y [E], weight [M · I · I], bias [M, I]; I and both limits
+    are multiples of LANES.
+    """
+    size = bias.shape[1]
+    top, ahead = m * size, 2 * TOGETHER * size
+    for j in range(first, end):
+        y[top + j] = bias[m, j]
+    for i in range(top, top + size, TOGETHER):
+        for j in range(first, end, LANES):
+            total = load(y, top + j)
+            for r in range(i, i + TOGETHER):
+                prefetch(weight, r * size + j + ahead)
+                total = fma(splat(x[r]), load(weight, r * size + j), total)
+            store(y, top + j, total)
+
+
+@jit_inner
+def block_tokens(x, weight, bias, m, y):
+    """Block m for all tokens: x and y [T, E], weight [M, I, I], bias [M, I]."""
+    size = weight.shape[1]
+    padded = (size + WIDTH - 1) // WIDTH * WIDTH
+    wide = np.zeros(size * padded, np.float32)
+    for i in range(size):
+        row = weight[m, i]
+        for j in range(size):
+            wide[i * padded + j] = load_one(row, j)
+    some, out = np.zeros(ROWS * size, np.float32), np.empty(ROWS * WIDTH, np.float32)
+    for t in range(0, len(x), ROWS):
+        rows = min(ROWS, len(x) - t)
+        for r in range(rows):
+            for i in range(size):
+                some[r * size + i] = x[t + r, m * size + i]
+        for j in range(0, padded, WIDTH):
+            tile = tile_zeros()
+            for i in range(size):
+                tile = tile_add_outer(tile, some, i, size, wide, i * padded + j)
+            tile_store(tile, out, 0, WIDTH)
+            for r in range(rows):
+                for k in range(min(WIDTH, size - j)):
+                    y[t + r, m * size + j + k] = out[r * WIDTH + k] + bias[m, j + k]
+
+
+@jit_inner
+def _some_blocks(worker, workers, x, weight, bias, y):
+    size = weight.shape[1]
+    for m in chunk(worker, workers, len(weight)):
+        if len(x) == 1 and size % LANES == 0:
+            block_row(x[0], weight.reshape(-1), bias, m, 0, size, y[0])
+        else:
+            block_tokens(x, weight, bias, m, y)
+
+
+@jit
+def all_blocks(workers, x, weight, bias, y):
+    """y [T, E] = block_diagonal of x [T, E], weight [M, I, I] and bias [M, I]; threads share the blocks."""
+    parallel_for(_some_blocks, workers, (x, weight, bias, y))
