@@ -1,15 +1,20 @@
-"""Two ways to compute one formula: the definition in plain NumPy, and the kernel under it.
+"""A formula, its gradient and its kernel.
 
     @definition
-    def soft_cap(x, cap):                  # the formula, which is also what a reader steps through
+    def soft_cap(x, cap):                  # the formula: plain NumPy, to read and to step through
         return cap * np.tanh(x / cap)
+
+    @soft_cap.gradient
+    def soft_cap_gradient(dy, x, cap):     # ∂L/∂x from dy = ∂L/∂y, for training
+        return dy / np.cosh(x / cap) ** 2
 
     @soft_cap.kernel
     @jit
     def _soft_cap(x, cap): ...             # the same arguments, the same result, faster
 
-Whoever calls `soft_cap` gets the kernel; inside `with formulas_only():` the definition. The choice is a context
-variable, so two threads may differ.
+A call of `soft_cap` runs the kernel. It runs the formula inside `with formulas_only():`, where there is no kernel, and
+where the kernel returns NotImplemented: a fused kernel does so for arguments that it does not cover. Backend "numpy" of
+a model is `formulas_only`; as a context variable, it holds for one thread and not for the others.
 """
 
 from __future__ import annotations
@@ -23,15 +28,16 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable)
 
-DEFINITIONS: dict[str, Definition] = {}  # every definition by its name, so that one test can walk them all
+DEFINITIONS: dict[str, Definition] = {}  # every definition by its name, for the test that walks them all
 
 _formulas_only: ContextVar[bool] = ContextVar("formulas_only", default=False)
 
 
 @contextmanager
 def formulas_only(wanted: bool = True) -> Iterator[None]:
-    """Inside this block every formula runs as its NumPy definition (with False: as outside of it)."""
+    """Runs every definition as its NumPy formula inside this block. With False nothing changes."""
     token = _formulas_only.set(wanted or _formulas_only.get())
     try:
         yield
@@ -40,39 +46,58 @@ def formulas_only(wanted: bool = True) -> Iterator[None]:
 
 
 def runs_formulas() -> bool:
-    """Is this inside `formulas_only`?"""
+    """Returns True inside `formulas_only`."""
     return _formulas_only.get()
 
 
 def require(fits: bool, what: str, *arrays: Any) -> None:
-    """Raise ValueError unless `fits`: kernels check no index, so whoever calls one has looked at the shapes before."""
+    """Raises ValueError with the shapes unless `fits`: kernels check no index, so their callers check shapes."""
     if not fits:
         shapes = ", ".join(f"{array.dtype} {list(array.shape)}" for array in arrays)
         raise ValueError(f"{what}: the shapes {shapes} do not fit together")
 
 
 class Definition(Generic[P, Result]):
-    """A formula in NumPy, and perhaps a kernel that computes the same."""
+    """A formula in NumPy, with the kernel and the gradient that were registered for it, if any."""
 
     def __init__(self, formula: Callable[P, Result]) -> None:
         update_wrapper(self, formula)
         self.__name__ = formula.__name__
         self.formula = formula
         self.fast: Callable[P, Result] | None = None
+        self.backward: Callable | None = None
 
-    def kernel(self, fast: Callable[P, Result]) -> Callable[P, Result]:
-        """Decorator: `fast` takes the same arguments, by name and order, and returns the same."""
-        mine, theirs = (list(inspect.signature(f).parameters) for f in (self.formula, getattr(fast, "py_func", fast)))
-        if mine != theirs:
-            raise TypeError(f"{self.__name__}{mine} and its kernel {theirs} must take the same arguments")
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
+        """Returns the kernel's result, or the formula's where no kernel takes these arguments."""
+        if self.fast is not None and not _formulas_only.get():
+            result = self.fast(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return self.formula(*args, **kwargs)
+
+    def kernel(self, fast: Function) -> Function:
+        """Decorator: `fast` takes the formula's arguments, by name and order, and returns its result."""
+        own, given = _parameters(self.formula), _parameters(fast)
+        if given != own:
+            raise TypeError(f"{self.__name__}{own} and its kernel {given} must take the same arguments")
         self.fast = fast
         return fast
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
-        """The result, by the kernel if there is one and it may run."""
-        if self.fast is None or _formulas_only.get():
-            return self.formula(*args, **kwargs)
-        return self.fast(*args, **kwargs)
+    def gradient(self, backward: Function) -> Function:
+        """Decorator: `backward` takes ∂L/∂y of each result, named d…, then the formula's arguments.
+
+        It returns the gradient of each array that training changes or passes on, in the order of the arguments.
+        """
+        own, given = _parameters(self.formula), _parameters(backward)
+        results = given[: len(given) - len(own)]
+        if given[len(results) :] != own or not results or not all(name.startswith("d") for name in results):
+            raise TypeError(f"the gradient of {self.__name__}{own} must take dy … and then these, not {given}")
+        self.backward = backward
+        return backward
+
+
+def _parameters(function: Callable) -> list[str]:
+    return list(inspect.signature(getattr(function, "py_func", function)).parameters)
 
 
 def definition(formula: Callable[P, Result]) -> Definition[P, Result]:
