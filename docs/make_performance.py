@@ -32,8 +32,8 @@ from minigemma.cli.random_weights import random_model
 from minigemma.formulas.attention import Mask, attention
 from minigemma.formulas.linear import NO_ROWS, TOGETHER, linear
 from minigemma.kernels.amx import choice
-from minigemma.kernels.compiler import threading_layer, threads
 from minigemma.kernels.matvec import few_tokens
+from minigemma.kernels.parallel import threading_layer, threads
 from minigemma.kernels.simd import LANES
 from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
 from minigemma.layouts.int4 import side_by_side

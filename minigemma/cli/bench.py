@@ -27,8 +27,8 @@ from ..config import RecurrentGemmaConfig
 from ..errors import no_vision
 from ..formulas.rglru import linear_scan
 from ..kernels import amx, int4
-from ..kernels.compiler import jit, jit_inner, threads
-from ..kernels.parallel import chunk, parallel_for
+from ..kernels.compiler import jit, jit_inner
+from ..kernels.parallel import chunk, parallel_for, threads
 from ..kernels.simd import (
     LANES,
     ROWS,

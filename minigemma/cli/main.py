@@ -21,7 +21,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
@@ -376,20 +376,14 @@ class Progress:
             print(f"{self.doing} …", end="", file=sys.stderr, flush=True)
             self.shown = self.doing
 
-    def compile_listener(self) -> Any:
-        """A Numba listener: `numba:compile` is broadcast when no compiled kernel was found on disk."""
-        from numba.core import event
+    def compile_listener(self) -> AbstractContextManager[None]:
+        """Inside this block a kernel that is not found in the cache sets `compiling`."""
+        from ..kernels.compiler import when_compiling
 
-        progress = self
+        def compiles() -> None:
+            self.compiling = True
 
-        class Listener(event.Listener):
-            def on_start(self, event: Any) -> None:
-                progress.compiling = True
-
-            def on_end(self, event: Any) -> None:
-                pass
-
-        return event.install_listener("numba:compile", Listener())
+        return when_compiling(compiles)
 
 
 def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack, letters: int | None = None) -> Decoder:
@@ -398,7 +392,7 @@ def open_model(args: argparse.Namespace, progress: Progress, until: ExitStack, l
     """
     progress(f"loading {args.model}")
     from ..files.load import load
-    from ..kernels.compiler import default_threads
+    from ..kernels.parallel import default_threads
 
     if args.threads and args.threads > default_threads():
         note(args, f"{args.threads} threads are more than there are cores for; using {default_threads()}")
@@ -630,7 +624,7 @@ def check_weights(args: argparse.Namespace, path: Path) -> None:
 def show_cpu(args: argparse.Namespace) -> None:
     """Which kernels run here, and how many threads share them."""
     from ..kernels.amx import choice
-    from ..kernels.compiler import default_threads, most_threads, threading_layer
+    from ..kernels.parallel import default_threads, most_threads, threading_layer
     from ..kernels.simd import paths
 
     unit, why = choice()

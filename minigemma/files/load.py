@@ -27,7 +27,7 @@ from ..config import TextConfig
 from ..errors import ModelFormatError
 from ..formulas.two_pass_head import preview_bytes
 from ..kernels import gguf_blocks as _gguf_kernels  # noqa: F401  they run in place of the definitions
-from ..kernels.compiler import most_threads
+from ..kernels.parallel import most_threads
 from ..layouts.gguf_blocks import (
     dequantize,
 )

@@ -1,17 +1,38 @@
-"""How kernels are compiled and kept: Numba's decorators, with what of its inner parts this package changes."""
+"""How kernels are compiled and cached.
+
+    @jit_inner                          # called by kernels only
+    def _row(x, y): ...
+
+    @jit                                # a kernel, called from Python
+    def _rows(x, y): ...
+
+Public Numba does all of this: `MINIGEMMA_COMPILER=plain` in the environment selects it, and so does a version of Numba
+that this file was not tested with. Otherwise kernels use parts of Numba that it does not document, of which there are
+none outside this file. What each saves, in a first run (1) and in the start of a later one (2):
+
+    _InnerLibrary       (1) half of the time to compile: an inner function is optimized in its kernel only
+    OMITTED_PASSES      (1) a tenth: passes that look for what kernels do not contain
+    garbage collection  (1) a tenth: it is off while Numba compiles
+    on_threads          (1) half: `prange` compiles its body five times, this twice
+    Inner               (2) 0.1 s: the 200 inner functions are typed only if a kernel is compiled
+    KernelCache         (2) 0.5 s: machine code is loaded without the modules that only the compiler needs; and the
+                        cache is keyed on all sources of kernels, not on the kernel's own file alone
+"""
 
 from __future__ import annotations
 
-import ctypes
 import gc
+import hashlib
 import inspect
+import logging
 import os
-import site
+import pickle
 import sys
+import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property, update_wrapper
-from itertools import count
+from functools import cache, cached_property, update_wrapper
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,202 +41,54 @@ import numpy as np
 from llvmlite import ir
 from llvmlite.binding import parse_assembly
 from numba import types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.environment import Environment
-from numba.core.errors import TypingError
-from numba.core.registry import CPUDispatcher
-from numba.core.runtime import rtsys
 from numba.extending import overload
-from threadpoolctl import threadpool_limits
 
-from ..definition import runs_formulas
+OLDEST, NEWEST = (0, 63), (0, 68)  # the versions of Numba whose private parts were tested
+PLAIN = os.environ.get("MINIGEMMA_COMPILER") == "plain" or not OLDEST <= numba.version_info.short <= NEWEST
+
+if not PLAIN:
+    from numba.core import cgutils, codegen, compiler, environment, registry, runtime, serialize
+
+_Library: Any = object if PLAIN else codegen.JITCodeLibrary
+_Compiler: Any = object if PLAIN else compiler.CompilerBase
+_Dispatcher: Any = object if PLAIN else registry.CPUDispatcher
 
 # Sums may be reordered and multiply-adds fused; NaN and infinity keep their meaning (masks are -inf).
 FASTMATH = {"contract", "nsz", "reassoc"}
-
-
-class _Part(JITCodeLibrary):
-    """Code that only other code calls. Numba would optimise it by itself and then again inside of each of its callers;
-    this leaves it to those, which halves the time to compile.
-    """
-
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalized = True
-
-    def get_pointer_to_function(self, name: str) -> int:
-        return 0
-
-    @property
-    def codegen(self) -> _Part:
-        return self
-
-    def set_env(self, name: str, env: object) -> None:
-        pass
-
-
-# Steps of Numba's compiler that look for what kernels do not have: closures, comprehensions, arithmetic with whole
-# arrays, loops over tuples. A tenth of the time to compile.
-NEEDLESS = {
-    *("nopython_rewrites", "inline_closure_likes", "make_function_op_code_to_jit_function", "inline_inlinables"),
-    *("inline_overloads", "with_lifting", "literal_unroll", "find_literally", "LiteralPropagation"),
-    *("Rewrite dynamic raises", "dump_parfor_diagnostics"),
-}
-
-
-class _KernelCompiler(CompilerBase):
-    def define_pipelines(self) -> list[Any]:
-        steps = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        steps.passes = [step for step in steps.passes if step[0].name() not in NEEDLESS]
-        return [steps]
-
-
-class _PartCompiler(_KernelCompiler):
-    def define_pipelines(self) -> list[Any]:
-        self.state.library = _Part(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
-        return super().define_pipelines()
-
-
 KERNEL: dict[str, Any] = {"error_model": "numpy", "fastmath": FASTMATH, "no_cfunc_wrapper": True}
-INNER: dict[str, Any] = {**KERNEL, "no_cpython_wrapper": True, "pipeline_class": _PartCompiler}
-INLINED: dict[str, Any] = {**INNER, "forceinline": True}
-
-
-class _MachineCode(CompileResultCacheImpl):
-    """What is written to the cache: all but the environments of functions that became part of a kernel, which only code
-    looks into that handles objects of Python; and but LLVM's code, which other kernels would be built with: of that the
-    names are left by which the machine code is found.
-    """
-
-    def reduce(self, cres: Any) -> tuple[Any, ...]:
-        (name, kind, (machine_code, _)), *parts = super().reduce(cres)
-        for i, part in enumerate(parts):
-            if isinstance(part, tuple) and part and isinstance(part[0], Environment):
-                parts[i] = ()
-        names = ir.Module()
-        for entry in (cres.fndesc.llvm_func_name, cres.fndesc.llvm_cpython_wrapper_name):
-            ir.IRBuilder(ir.Function(names, ir.FunctionType(ir.VoidType(), ()), entry).append_basic_block()).ret_void()
-        return (name, kind, (machine_code, parse_assembly(str(names)).as_bitcode())), *parts
-
-
-class _Files(IndexDataCacheFile):
-    """An index, and a file of machine code for each entry. Numba writes the index first; a process that ends before the
-    rest is written would leave an index that names what an older source was compiled to.
-    """
-
-    def save(self, key: Any, data: Any) -> None:
-        """Write the machine code, then the index."""
-        names = self._load_index()
-        name = names.get(key) or next(n for n in map(self._data_name, count(1)) if n not in names.values())
-        self._save_data(name, data)
-        self._save_index(names | {key: name})
-
-
-class _Compiled(FunctionCache):
-    """Kernels compiled by an earlier run. Numba would import all that its compiler may need, and the modules of all
-    functions that are part of a kernel, which takes as long as importing Numba itself. Machine code needs only the
-    runtime that it calls.
-    """
-
-    _impl_class = _MachineCode
-
-    def __init__(self, function: Callable) -> None:
-        super().__init__(function)
-        stamp = self._impl.locator.get_source_stamp()
-        self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        rtsys.initialize(target_context)
-        with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)
-
-    def index(self) -> dict[Any, str]:
-        """What earlier runs have compiled."""
-        with self._guard_against_spurious_io_errors():
-            return cast(dict[Any, str], self._cache_file._load_index())
-        return {}
-
-    def has(self, signature: Any, target_context: Any) -> bool:
-        """Is there what an earlier run compiled for arguments of these types?"""
-        return self._index_key(signature, target_context.codegen()) in self.index()
-
-
-class Kernel(CPUDispatcher):
-    """A kernel, during which Python's other threads may run. Several cores are put to it by crew.py."""
-
-    def __init__(self, function: Callable, *_: Any) -> None:  # a pickle of it brings Numba's options, too
-        options = KERNEL | {"nopython": True, "nogil": True}
-        super().__init__(function, targetoptions=options, pipeline_class=_KernelCompiler)
-        self._cache = _Compiled(function)
-
-    def compile(self, sig: Any) -> Any:
-        """What Numba does for new types, without Python's collector: it finds little and looks all the time."""
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            return super().compile(sig)
-        finally:
-            if collecting:
-                gc.enable()
-
-    def get_call_template(self, args: Any, kws: Any) -> Any:
-        """Nothing for other kernels: of what is in the cache no other code can be built."""
-        raise TypeError(f"{self.__name__} is a kernel; what kernels call is a function of jit_inner")
-
-    def _compilation_chain_init_hook(self) -> None:
-        """Numba would look through all installed packages for such as extend its compiler, if it compiles or not."""
+INNER: dict[str, Any] = dict(KERNEL)
+INLINED: dict[str, Any] = INNER | {"forceinline": True}
+NO_MEMORY = "a thread of a kernel could not allocate its working memory"
 
 
 def jit(function: Callable) -> Any:
-    """Decorator: a kernel."""
-    return Kernel(function)
-
-
-def is_compiled(kernel: Any, *arguments: Any) -> bool:
-    """Has this run, or an earlier one, compiled the kernel for arguments of these types?"""
-    signature = tuple(map(kernel.typeof_pyval, arguments))
-    return signature in kernel.overloads or kernel._cache.has(signature, kernel.targetctx)
-
-
-def is_cached(kernel: Any) -> bool:
-    """Has an earlier run compiled the kernel, for arguments of whatever types?"""
-    return bool(kernel._cache.index())
-
-
-class Inner:
-    """A function that only kernels call. What Numba wants to know of it is made when a kernel that calls it is
-    compiled; most runs compile none, and there are two hundred such functions.
-    """
-
-    def __init__(self, function: Callable, options: dict[str, Any]) -> None:
-        update_wrapper(cast(Any, self), function)
-        self.py_func, self._options = function, options
-
-    @cached_property
-    def _numba_type_(self) -> Any:
-        """Its type, for which Numba asks every value that it does not know itself."""
-        self._made = made = numba.njit(**self._options)(self.py_func)
-        template = made.get_call_template
-
-        def of_any_number(args: Any, kws: Any) -> Any:  # Numba would compile it once for each number written in a call
-            return template(tuple(map(types.unliteral, args)), kws)
-
-        made.get_call_template = of_any_number
-        return numba.typeof(made)
+    """Decorator: a kernel, during which other Python threads may run. Its machine code is cached."""
+    if not PLAIN:
+        return Kernel(function)
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder() / f"plain-{sources_digest().hex()}")
+    try:
+        return numba.njit(function, nogil=True, cache=True, **KERNEL)
+    except RuntimeError as reason:
+        _say_once(f"kernels are compiled in memory: {cache_folder()} cannot be written: {reason}")
+        return numba.njit(function, nogil=True, **KERNEL)
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 def jit_inner(function: Callable) -> Any:
     """Decorator: a function that only kernels call."""
-    return Inner(function, INNER)
+    return _inner(function, INNER)
 
 
 def jit_inlined(function: Callable) -> Any:
-    """Decorator: the same, for what is called so often that the call itself would cost."""
-    return Inner(function, INLINED)
+    """Decorator: the same, inlined wherever it is called."""
+    return _inner(function, INLINED)
+
+
+def _inner(function: Callable, options: dict[str, Any]) -> Any:
+    made = numba.njit(function, **options) if PLAIN else Inner(function, options)
+    made._options = options
+    return made
 
 
 def by_type(name: str, functions: dict[Any, Any], on: str | None = None) -> Any:
@@ -244,7 +117,7 @@ def by_type(name: str, functions: dict[Any, Any], on: str | None = None) -> Any:
         key = getattr(kind, "instance_class", None) or getattr(kind, "dtype", kind)
         if key not in keys:
             accepted = ", ".join(getattr(key, "__name__", str(key)) for key in keys)
-            raise TypingError(f"{name} takes {accepted}, not {kind}")
+            raise numba.TypingError(f"{name} takes {accepted}, not {kind}")
         return cast(Callable, keys[key].py_func)
 
     def joined() -> None:
@@ -257,71 +130,293 @@ def by_type(name: str, functions: dict[Any, Any], on: str | None = None) -> Any:
     return joined
 
 
-# OpenMP, where there is no TBB: a thread that waits for the others looks out for them for a fraction of a millisecond,
-# longer than Python takes between two kernels, then sleeps. GNU OpenMP's own limit is many times that: where another
-# program wants the cores, threads that wait awake take the time from the one they wait for.
-if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
-    os.environ["GOMP_SPINCOUNT"] = "10000"
-
-# A parallel region costs 1.5 µs under TBB and OpenMP and 100 µs under Numba's own workqueue. TBB comes first: there a
-# thread that is ready takes what another has not begun, while OpenMP waits for every thread in every region, which
-# costs half a millisecond each as soon as another program wants one of the cores.
-numba.config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
-
-
-def _find_tbb() -> None:
-    """Load TBB from where pip puts it, a folder that the system does not search: Numba then finds it loaded."""
-    for folder in (sys.prefix, site.USER_BASE or sys.prefix):
-        library = Path(folder) / "lib" / "libtbb.so.12"
-        if library.exists():
-            with suppress(OSError):  # one that does not fit this system: Numba then takes OpenMP
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-            return
-
-
-_find_tbb()
-
-
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Inside this block kernels share their work among `count` threads; afterwards among as many as before.
+def when_compiling(call: Callable[[], None]) -> Iterator[None]:
+    """Calls `call()` each time inside this block that a kernel is compiled, rather than loaded from the cache."""
+    from numba.core import event
 
-    Where formulas run instead, it is NumPy's own threads that are limited.
-    """
-    if runs_formulas():
-        with threadpool_limits(count):
-            yield
-        return
-    before = numba.get_num_threads()
-    if before == count:
+    class Listener(event.Listener):
+        def on_start(self, event: Any) -> None:
+            call()
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Listener()):
         yield
-        return
-    numba.set_num_threads(count)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
-
-
-def most_threads() -> int:
-    """How many threads a kernel may use: what Numba was started with, by default one a core."""
-    return int(numba.config.NUMBA_NUM_THREADS)
-
-
-def default_threads() -> int:
-    """As many threads as this process may use cores, and no more than Numba was started with."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, most_threads()))
-
-
-def threading_layer() -> str:
-    """What starts a parallel region: "tbb", "omp" (OpenMP) or "workqueue", Numba's own, 50 times as slow at it."""
-    numba.get_num_threads()
-    return str(numba.threading_layer())
 
 
 def workers_for(x: Any) -> int:
-    """How many threads to put to the rows of x: one, where that is done before others have been woken, as it always is
-    with one token.
-    """
+    """Threads for the rows of x: one where the work is done before others have woken, as always with one token."""
     return 1 if len(x) == 1 or x.size < 1 << 15 else numba.get_num_threads()
+
+
+# ---- the cache
+
+
+def cache_folder() -> Path:
+    """$NUMBA_CACHE_DIR, else `kernels` under $MINIGEMMA_CACHE, $XDG_CACHE_HOME/minigemma or ~/.cache/minigemma."""
+    if numba.config.CACHE_DIR:
+        return Path(numba.config.CACHE_DIR)
+    common = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    own = os.environ.get("MINIGEMMA_CACHE") or os.path.join(common, "minigemma")
+    return Path(os.path.expanduser(own)) / "kernels"
+
+
+@cache
+def sources_digest() -> bytes:
+    """16 bytes that change with the source of any kernel or of a function in it: 2 ms, once per process."""
+    package, digest = Path(__file__).parents[1], hashlib.blake2b(digest_size=16)
+    for folder in ("layouts", "kernels", "formulas", "models"):
+        for path in sorted(package.glob(f"{folder}/**/*.py")):
+            digest.update(path.read_bytes())
+    return digest.digest()
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    logging.getLogger("minigemma").warning(sentence)
+
+
+class KernelCache:
+    """Machine code that earlier runs compiled: a file for each kernel, types of arguments, processor and version.
+
+    A file holds a digest of the sources and of its content, and the content. What is missing, damaged or of other
+    sources is compiled; where nothing can be written kernels are compiled in memory, and one line says so.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self._function, self.cache_path = function, str(cache_folder())
+
+    def path(self, signature: Any, context: Any) -> Path:
+        """The file of one kernel compiled for one tuple of types."""
+        code = self._function.__code__
+        own = (code.co_filename, self._function.__qualname__, str(signature), context.codegen().magic_tuple())
+        key = repr((*own, numba.__version__, np.__version__, sys.implementation.cache_tag))
+        name = self._function.__name__.strip("_<>")
+        return Path(self.cache_path) / f"{name}-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.kernel"
+
+    def _digest(self, content: bytes) -> bytes:
+        own = self._function.__code__
+        return sources_digest() + zlib.crc32(content, zlib.crc32(own.co_code)).to_bytes(4, "little")
+
+    def has(self, signature: Any, context: Any) -> bool:
+        """Returns True if an earlier run compiled the kernel for these types, from the present sources."""
+        with suppress(OSError), open(self.path(signature, context), "rb") as file:
+            return file.read(len(sources_digest())) == sources_digest()
+        return False
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """Returns the compiled kernel, or None."""
+        runtime.rtsys.initialize(context)
+        path = self.path(signature, context)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        size = len(self._digest(b""))
+        stamp, content = data[:size], data[size:]
+        if stamp[:-4] != sources_digest():
+            return None
+        try:
+            if stamp != self._digest(content):
+                raise ValueError("its content is damaged")
+            return compiler.CompileResult._rebuild(context, *pickle.loads(content))
+        except Exception as reason:
+            _say_once(f"kernels are compiled again: {path}: {reason}")
+            return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Write a compiled kernel, in one step: an interrupted run leaves no half of a file."""
+        path, temporary = self.path(signature, result.target_context), None
+        try:
+            content = serialize.dumps(_reduced(result))
+            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                temporary = file.name
+                file.write(self._digest(content) + content)
+            os.replace(temporary, path)
+        except OSError as reason:
+            _say_once(f"kernels are compiled in memory: {path.parent} cannot be written: {reason.strerror or reason}")
+            if temporary:
+                with suppress(OSError):
+                    os.unlink(temporary)
+
+    def flush(self) -> None:
+        """Numba asks for it before it compiles a kernel again; the file will be overwritten."""
+
+
+def _reduced(result: Any) -> tuple[Any, ...]:
+    """What is written of a compiled kernel. Of LLVM's code, which other kernels would be built from, only the names of
+    the entry points remain; environments of inner functions serve code that handles Python objects.
+    """
+    (name, kind, (machine_code, _)), *parts = result._reduce()
+    for i, part in enumerate(parts):
+        if isinstance(part, tuple) and part and isinstance(part[0], environment.Environment):
+            parts[i] = ()
+    names = ir.Module()
+    for entry in (result.fndesc.llvm_func_name, result.fndesc.llvm_cpython_wrapper_name):
+        ir.IRBuilder(ir.Function(names, ir.FunctionType(ir.VoidType(), ()), entry).append_basic_block()).ret_void()
+    return (name, kind, (machine_code, parse_assembly(str(names)).as_bitcode())), *parts
+
+
+# ---- Numba's private parts
+
+
+class _InnerLibrary(_Library):
+    """Code of an inner function, which Numba would optimize alone, and then again inside each of its callers."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+    @property
+    def codegen(self) -> _InnerLibrary:
+        return self
+
+    def set_env(self, name: str, env: object) -> None:
+        pass
+
+
+# Passes for closures, comprehensions, arithmetic with whole arrays and loops over tuples.
+OMITTED_PASSES = {
+    *("nopython_rewrites", "inline_closure_likes", "make_function_op_code_to_jit_function", "inline_inlinables"),
+    *("inline_overloads", "with_lifting", "literal_unroll", "find_literally", "LiteralPropagation"),
+    *("Rewrite dynamic raises", "dump_parfor_diagnostics"),
+}
+
+
+class _KernelCompiler(_Compiler):
+    def define_pipelines(self) -> list[Any]:
+        steps = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        steps.passes = [step for step in steps.passes if step[0].name() not in OMITTED_PASSES]
+        return [steps]
+
+
+class _InnerCompiler(_KernelCompiler):
+    def define_pipelines(self) -> list[Any]:
+        self.state.library = _InnerLibrary(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return super().define_pipelines()
+
+
+if not PLAIN:
+    for options in (INNER, INLINED):
+        options.update(no_cpython_wrapper=True, pipeline_class=_InnerCompiler)
+
+
+class Kernel(_Dispatcher):
+    """A function that Python calls; parallel.py runs parts of it on several threads."""
+
+    def __init__(self, function: Callable, *_: Any) -> None:  # unpickling passes Numba's options, too
+        options = KERNEL | {"nopython": True, "nogil": True}
+        super().__init__(function, targetoptions=options, pipeline_class=_KernelCompiler)
+        self._cache = KernelCache(function)
+
+    def compile(self, sig: Any) -> Any:
+        """Load from the cache or compile, with garbage collection off."""
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return super().compile(sig)
+        finally:
+            if collecting:
+                gc.enable()
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """Refuse to become part of another kernel: the cache holds no code to build one from."""
+        raise TypeError(f"{self.__name__} is a kernel; what kernels call is a function of jit_inner")
+
+    def _compilation_chain_init_hook(self) -> None:
+        """Leave out Numba's search of all installed packages for extensions, which costs each start 50 ms."""
+
+
+class Inner:
+    """A function that only kernels call; Numba's own object is made when a kernel that calls it is compiled."""
+
+    def __init__(self, function: Callable, options: dict[str, Any]) -> None:
+        update_wrapper(cast(Any, self), function)
+        self.py_func, self._options = function, options
+
+    @cached_property
+    def _numba_type_(self) -> Any:
+        """Its type, which Numba asks of every value that it does not know itself."""
+        self._made = made = numba.njit(**self._options)(self.py_func)
+        template = made.get_call_template
+
+        def of_any_number(args: Any, kws: Any) -> Any:  # not compiled again for each number written in a call
+            return template(tuple(map(types.unliteral, args)), kws)
+
+        made.get_call_template = of_any_number
+        return numba.typeof(made)
+
+
+def is_compiled(kernel: Any, *arguments: Any) -> bool:
+    """Returns True if this run or an earlier one has compiled the kernel for arguments of these types."""
+    if PLAIN:
+        return bool(kernel.overloads)
+    signature = tuple(map(kernel.typeof_pyval, arguments))
+    return signature in kernel.overloads or kernel._cache.has(signature, kernel.targetctx)
+
+
+_BYTES, _INT = ir.IntType(8).as_pointer(), ir.IntType(64)
+
+
+def on_threads(typingctx: Any, function: Any, arguments: Any, start: Callable, guard: Callable) -> Any:
+    """What an intrinsic (function, workers, arguments) returns that calls function(worker, workers, *arguments) on
+    Numba's thread pool. `start` is run when the kernel is compiled or loaded, `guard` emits code around the call.
+    """
+    types_in = (types.int64, types.int64, *(types.unliteral(kind) for kind in arguments))
+    called = function.get_call_type(typingctx, types_in, {})
+    compiled = function.dispatcher.overloads[called.args]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start()
+        context.active_code_library._reload_init.add(start)
+        failed = cgutils.alloca_once_value(builder, _INT(0))
+        packed = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [*args[1:], failed]))
+        chunk = _chunk_function(context, builder, compiled, packed.type)
+        # The pool calls chunk(begin, [count], …, packed) for ranges of workers, where `begin` is the address of an
+        # array advanced by the worker's number: of bytes from address 0, so that the address is the number itself.
+        begin = cgutils.alloca_once_value(builder, ir.Constant(_BYTES, None))
+        count, size = (cgutils.alloca_once_value(builder, number) for number in (args[1], _INT(1)))
+        pool = ir.FunctionType(ir.VoidType(), [_BYTES] * 5 + [_INT] * 3)
+        run = cgutils.get_or_insert_function(builder.module, pool, "numba_parallel_for")
+        pointers = [builder.bitcast(value, _BYTES) for value in (chunk, begin, count, size, packed)]
+        with builder.if_else(builder.icmp_signed(">", args[1], _INT(1))) as (several, one):
+            with several, guard(builder):
+                builder.call(run, [*pointers, _INT(0), _INT(1), args[1]])
+            with one:
+                builder.call(chunk, [begin, count, size, pointers[-1]])
+        with builder.if_then(cgutils.is_not_null(builder, builder.load(failed)), likely=False):
+            context.call_conv.return_user_exc(builder, MemoryError, (NO_MEMORY,))
+        return context.get_dummy_value()
+
+    return types.void(function, types.int64, arguments), codegen
+
+
+def _chunk_function(context: Any, builder: Any, compiled: Any, packed_type: Any) -> Any:
+    """A function in the form that the thread pool calls, which calls the compiled one for a range of workers."""
+    form = ir.FunctionType(ir.VoidType(), [_BYTES.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), _BYTES])
+    name = f"chunk.{len(builder.module.functions)}.{compiled.fndesc.mangled_name}"
+    function = ir.Function(builder.module, form, name)
+    function.linkage = "internal"
+    inside = ir.IRBuilder(function.append_basic_block())
+    begin, count, _, data = function.args
+    first = inside.ptrtoint(inside.load(begin), _INT)
+    workers, arguments, failed = cgutils.unpack_tuple(inside, inside.load(inside.bitcast(data, packed_type)))
+    unpacked = [workers, *cgutils.unpack_tuple(inside, arguments)]
+    context.active_code_library.add_linking_library(compiled.library)
+    target = context.declare_function(builder.module, compiled.fndesc)
+    with cgutils.for_range(inside, inside.load(count)) as loop:
+        worker, kind = inside.add(first, loop.index), compiled.signature
+        passed = [worker, *unpacked]
+        status, _ = context.call_conv.call_function(inside, target, kind.return_type, kind.args, passed)
+        with inside.if_then(status.is_error, likely=False):
+            inside.store(_INT(1), failed)
+    inside.ret_void()
+    return function

@@ -1,4 +1,4 @@
-"""Threads that work together on one kernel.
+"""Threads that share the work of one kernel.
 
     @jit_inner
     def _some_rows(worker, workers, x, y):
@@ -9,114 +9,262 @@
     def _rows(workers, x, y):
         parallel_for(_some_rows, workers, (x, y))              # each worker on a thread of its own
 
-is a parallel region: what Numba's `prange` does, by the same thread pool. But Numba compiles the body of a prange loop
-five times over, wrapped in one function after the other, and this one twice; for kernels as large as these that is half
-of the time that a first run takes.
+is a parallel region: what Numba's `prange` does, on the same thread pool, compiled twice instead of five times.
 
-A region takes microseconds to begin and to end, and meanwhile memory stands idle. One layer of a token would be five
-such regions of 20 to 50 microseconds each; so it is one (one_layer.py), in which the threads share out each step
-themselves:
+A region takes microseconds to start and to end, and no weights are read meanwhile. A kernel of several steps is
+therefore one region, in which the threads share out each step themselves:
 
     done = 0
-    piece = next_task(board, step, worker, workers, pieces)
-    while piece >= 0:                                   # a piece that nobody else has begun
+    task = next_task(counters, step, worker, workers, tasks)
+    while task >= 0:                                    # a task that no other thread has claimed
         …
         done += 1
-        piece = next_task(board, step, worker, workers, pieces)
-    barrier(board, step, done, workers, pieces, …)     # until all pieces of this step are done
+        task = next_task(counters, step, worker, workers, tasks)
+    barrier(counters, step, done, workers, tasks, …)    # until all tasks of this step are done
 
-Nobody waits for a thread that has not come, only for pieces that have been begun: a thread that is kept busy by another
-program finds, when it comes at last, that the others have done its share. For that to be right a step may write only
-what no earlier step of the region reads: the late thread still goes through all steps, and must see in each what the
-others saw. (Keys and values of new tokens all threads write into the cache, each before it reads them: all of them
-write the same, as often as they come.)
+Only claimed tasks are awaited, so a descheduled thread cannot stall a step: when it comes late, the others have done
+its share. A step may therefore write only what no earlier step of the region reads, since the late thread still goes
+through all steps and must see in each what the others saw. (All threads write keys and values of new tokens into the
+cache, each before it reads them, and all write the same values.)
 
-Who waits reads ahead: the first weights of the next step come into its second-level cache. Then it gives way: another
-program that wants the core had better take it now, from a thread that waits, than later in the middle of a piece, for
-which all others would wait.
+A waiting thread prefetches: the first weights of the next step come into its second-level cache. Then it yields its
+core, so that another program takes it now and not in the middle of a task for which all others would wait.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+import site
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import llvmlite.binding
+import numba
 import numpy as np
 from llvmlite import ir
-from numba import get_num_threads, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import types
+from numba.extending import intrinsic, overload
+from threadpoolctl import threadpool_limits
 
-from .compiler import jit_inner
+from ..definition import runs_formulas
+from .compiler import INLINED, KERNEL, NO_MEMORY, PLAIN, jit_inner, on_threads
 from .simd import prefetch
 from .views import new_zeros
 
-PIECES = 8  # of each step, for each thread: so many times one may help out another
-LINE = 8  # int64 in a cache line: counters of two threads in one would be sent to and fro
-READ_AHEAD = 1 << 16  # bytes at most that a waiting thread asks for
+PIECES = 8  # tasks of each step per thread, the most that other threads can take over
+LINE = 8  # int64 in a cache line: counters of two threads in one line would move between their caches
+READ_AHEAD = 1 << 16  # bytes at most that a waiting thread prefetches
+
+# OpenMP, where there is no TBB: a waiting thread spins for a fraction of a millisecond, longer than Python takes
+# between two kernels, then sleeps. GNU OpenMP's own limit is many times that: where another program wants the cores,
+# spinning threads take time from the one they wait for.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "10000"
+
+# A parallel region costs 1.5 µs under TBB and OpenMP and 100 µs under Numba's own workqueue. TBB comes first: there a
+# thread that is free takes over work that another has not begun, while OpenMP waits for every thread in every region,
+# which costs half a millisecond each as soon as another program wants one of the cores.
+numba.config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
 
 
-_BYTES, _INT = ir.IntType(8).as_pointer(), ir.IntType(64)
+def _find_tbb() -> None:
+    """Load TBB from where pip puts it, a folder that the system does not search: Numba then finds it loaded."""
+    for folder in (sys.prefix, site.USER_BASE or sys.prefix):
+        library = Path(folder) / "lib" / "libtbb.so.12"
+        if library.exists():
+            with suppress(OSError):  # one that does not fit this system: Numba then takes OpenMP
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            return
+
+
+_find_tbb()
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside this block kernels use `count` threads, or all there are if that is fewer. Definitions use as many in
+    NumPy's own products.
+    """
+    if runs_formulas():
+        with threadpool_limits(count):
+            yield
+        return
+    start_threads()
+    before, count = numba.get_num_threads(), min(count, most_threads())
+    if before == count:
+        yield
+        return
+    numba.set_num_threads(count)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def most_threads() -> int:
+    """The most threads that a kernel may use: what Numba was started with, by default one per core."""
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
+def default_threads() -> int:
+    """One thread for each core that this process may use, and no more than Numba was started with."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, most_threads()))
+
+
+def threading_layer() -> str:
+    """What starts a parallel region: "tbb", "omp" (OpenMP) or "workqueue", Numba's own, 50 times as slow at it."""
+    start_threads()
+    return str(numba.threading_layer())
+
+
+# ---- a region
+
+_INT = ir.IntType(64)
+# Numba's workqueue ends the process if two Python threads start a region at once: there, a region takes this lock.
+_UNLOCKED, _LOCKED, _NO_LOCK = range(3)
+_region = ctypes.c_int64(_NO_LOCK)
+llvmlite.binding.add_symbol("minigemma_region", ctypes.addressof(_region))
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: setattr(_region, "value", _region.value & ~_LOCKED))
+
+
+def start_threads() -> None:
+    """Start Numba's thread pool, unless it runs."""
+    numba.get_num_threads()
+    if _region.value == _NO_LOCK and numba.threading_layer() == "workqueue":
+        _region.value = _UNLOCKED
+
+
+def _external(builder: ir.IRBuilder, name: str, make: Callable, kind: ir.Type) -> ir.Value:
+    found = builder.module.globals.get(name)
+    return make(builder.module, kind, name) if found is None else found
+
+
+def _yield_core(builder: ir.IRBuilder) -> None:
+    name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+    builder.call(_external(builder, name, ir.Function, ir.FunctionType(ir.IntType(32), [])), [])
+
+
+def _lock(builder: ir.IRBuilder) -> ir.Value:
+    """Wait for the lock; returns what it was: _UNLOCKED, or _NO_LOCK where none is needed."""
+    word = _external(builder, "minigemma_region", ir.GlobalVariable, _INT)
+    attempt, wait, locked = (builder.append_basic_block(f"region.{name}") for name in ("attempt", "wait", "locked"))
+    builder.branch(attempt)
+    builder.position_at_end(attempt)
+    before = builder.extract_value(builder.cmpxchg(word, _INT(_UNLOCKED), _INT(_LOCKED), "acq_rel", "acquire"), 0)
+    builder.cbranch(builder.icmp_signed("==", before, _INT(_LOCKED)), wait, locked)
+    builder.position_at_end(wait)
+    _yield_core(builder)
+    builder.branch(attempt)
+    builder.position_at_end(locked)
+    return before
+
+
+def _unlock(builder: ir.IRBuilder, before: ir.Value) -> None:
+    word = _external(builder, "minigemma_region", ir.GlobalVariable, _INT)
+    with builder.if_then(builder.icmp_signed("==", before, _INT(_UNLOCKED))):
+        builder.store_atomic(before, word, "release", 8)
+
+
+@contextmanager
+def _alone(builder: ir.IRBuilder) -> Iterator[None]:
+    before = _lock(builder)
+    yield
+    _unlock(builder, before)
 
 
 @intrinsic
-def parallel_for(typingctx, function, workers, arguments):
-    """function(worker, workers, *arguments) for worker = 0 … workers - 1, each on a thread; returns when all are done.
+def _on_pool(typingctx, function, workers, arguments):
+    return on_threads(typingctx, function, arguments, start_threads, _alone)
 
-    For one worker no thread is woken. What `function` returns is lost. MemoryError if one of them fails: there is
-    nothing else in a kernel that can.
-    """
-    types_in = (types.int64, types.int64, *(types.unliteral(kind) for kind in arguments))
-    called = function.get_call_type(typingctx, types_in, {})
-    compiled = function.dispatcher.overloads[called.args]
 
+# The same with public Numba. The arguments pass through `prange` as an address: it takes no tuples of NamedTuples.
+
+
+@intrinsic
+def _lock_region(typingctx):
+    return types.int64(), lambda context, builder, signature, args: _lock(builder)
+
+
+@intrinsic
+def _unlock_region(typingctx, before):
     def codegen(context, builder, signature, args):
-        # `get_num_threads` has Numba start its pool, if it has not; now, and when this kernel is read from the cache.
-        get_num_threads()
-        context.active_code_library._reload_init.add(get_num_threads)
-        failed = cgutils.alloca_once_value(builder, _INT(0))
-        packed = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [*args[1:], failed]))
-        one_share = _share_function(context, builder, compiled, packed.type)
-        # The pool calls one_share(begin, [count], …, packed) for ranges of workers, where `begin` is the address of an
-        # array moved on by the worker's number: of bytes from address 0, so that the address is the number itself.
-        begin = cgutils.alloca_once_value(builder, ir.Constant(_BYTES, None))
-        count, size = (cgutils.alloca_once_value(builder, number) for number in (args[1], _INT(1)))
-        pool = ir.FunctionType(ir.VoidType(), [_BYTES] * 5 + [_INT] * 3)
-        run = cgutils.get_or_insert_function(builder.module, pool, "numba_parallel_for")
-        pointers = [builder.bitcast(value, _BYTES) for value in (one_share, begin, count, size, packed)]
-        with builder.if_else(builder.icmp_signed(">", args[1], _INT(1))) as (several, one):
-            with several:
-                builder.call(run, [*pointers, _INT(0), _INT(1), args[1]])
-            with one:
-                builder.call(one_share, [begin, count, size, pointers[-1]])
-        with builder.if_then(cgutils.is_not_null(builder, builder.load(failed)), likely=False):
-            message = "a thread of a kernel could not have the memory that it works in"
-            context.call_conv.return_user_exc(builder, MemoryError, (message,))
+        _unlock(builder, args[0])
         return context.get_dummy_value()
 
-    return types.void(function, types.int64, arguments), codegen
+    return types.void(types.int64), codegen
 
 
-def _share_function(context, builder, compiled, packed_type):
-    """A function in the form that the thread pool calls, which calls the compiled one for a range of workers."""
-    form = ir.FunctionType(ir.VoidType(), [_BYTES.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), _BYTES])
-    name = f"share.{len(builder.module.functions)}.{compiled.fndesc.mangled_name}"
-    function = ir.Function(builder.module, form, name)
-    function.linkage = "internal"
-    inside = ir.IRBuilder(function.append_basic_block())
-    begin, count, _, data = function.args
-    first = inside.ptrtoint(inside.load(begin), _INT)
-    workers, arguments, failed = cgutils.unpack_tuple(inside, inside.load(inside.bitcast(data, packed_type)))
-    unpacked = [workers, *cgutils.unpack_tuple(inside, arguments)]
-    context.active_code_library.add_linking_library(compiled.library)
-    target = context.declare_function(builder.module, compiled.fndesc)
-    with cgutils.for_range(inside, inside.load(count)) as loop:
-        worker, kind = inside.add(first, loop.index), compiled.signature
-        passed = [worker, *unpacked]
-        status, _ = context.call_conv.call_function(inside, target, kind.return_type, kind.args, passed)
-        with inside.if_then(status.is_error, likely=False):
-            inside.store(_INT(1), failed)
-    inside.ret_void()
-    return function
+@intrinsic
+def _address(typingctx, arguments):
+    """Where a copy of the tuple lies, until the function that calls this ends."""
+
+    def codegen(context, builder, signature, args):
+        with builder.goto_entry_block():
+            copy = builder.alloca(args[0].type)
+        builder.store(args[0], copy)
+        return builder.ptrtoint(copy, _INT)
+
+    return types.int64(arguments), codegen
+
+
+def _at_address(kind):
+    """An intrinsic that reads a tuple of this type at an address."""
+
+    @intrinsic
+    def read(typingctx, address):
+        def codegen(context, builder, signature, args):
+            value = builder.load(builder.inttoptr(args[0], context.get_value_type(kind).as_pointer()))
+            context.nrt.incref(builder, kind, value)
+            return value
+
+        return kind(types.int64), codegen
+
+    return read
+
+
+def _with_prange(function, workers, arguments):
+    """Stands for what the next function returns."""
+
+
+@overload(_with_prange, jit_options=INLINED | {"parallel": True})
+def _choose_with_prange(function, workers, arguments):
+    called, read = function.dispatcher, _at_address(arguments)
+
+    @numba.njit(**KERNEL)
+    def call(worker, workers, address):
+        called(worker, workers, *read(address))
+
+    @numba.njit(**KERNEL)
+    def run(worker, workers, address, failed):
+        try:
+            call(worker, workers, address)
+        except Exception:
+            failed[0] = 1
+
+    def loop(function, workers, arguments):
+        address, failed = _address(arguments), np.zeros(1, np.int64)
+        if workers == 1:
+            run(0, 1, address, failed)
+        else:
+            before = _lock_region()
+            for worker in numba.prange(workers):
+                run(worker, workers, address, failed)
+            _unlock_region(before)
+        if failed[0]:
+            raise MemoryError(NO_MEMORY)
+
+    return loop
+
+
+# parallel_for(function, workers, arguments) calls function(worker, workers, *arguments) for worker = 0 … workers - 1,
+# each on a thread, and returns when all are done. For one worker no thread is woken. What `function` returns is lost.
+# MemoryError if one of them fails: nothing else in a kernel can.
+parallel_for = _with_prange if PLAIN else _on_pool
 
 
 @jit_inner
@@ -149,11 +297,10 @@ def _look(typingctx, counters, index):
 
 @intrinsic
 def _give_way(typingctx):
-    """Let another program's thread have this core, if one wants it; else nothing."""
+    """Yield this core to another program's thread, if one waits for it."""
 
     def codegen(context, builder, signature, args):
-        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), name), [])
+        _yield_core(builder)
         return context.get_dummy_value()
 
     return types.void(), codegen

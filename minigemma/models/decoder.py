@@ -32,7 +32,7 @@ from ..formulas.linear import embed, few, linear
 from ..formulas.rmsnorm import rms_norm
 from ..formulas.softcap import soft_cap
 from ..formulas.two_pass_head import Preview, preview_of
-from ..kernels.compiler import default_threads, threads
+from ..kernels.parallel import default_threads, threads
 from ..layouts.weight import Weight
 from ..taps import NO_TAPS, Scope, Taps
 from .step import CompiledLayers, can_be_compiled

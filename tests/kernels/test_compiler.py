@@ -1,4 +1,4 @@
-"""What is left out of Numba's ways where a kernel is compiled or read."""
+"""Kernels are compiled once, and whatever is wrong with the cache, they run."""
 
 import gc
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numba.core.registry import CPUDispatcher
 
-from minigemma.kernels.compiler import Inner, _Files, by_type, jit, jit_inner
+from minigemma.kernels.compiler import Inner, by_type, cache_folder, jit, jit_inner, when_compiling
 
 
 @jit_inner
@@ -127,34 +127,98 @@ def test_a_kernel_can_be_pickled():
     assert pickle.loads(pickle.dumps(sum_of_doubles))(np.arange(4.0)) == 12
 
 
-def test_the_index_names_only_what_is_written(tmp_path, monkeypatch):
-    """A process that ends while it writes leaves an entry out, and does not name an older one's machine code."""
-    files = _Files(str(tmp_path), "kernel", "new source")
-    (tmp_path / "kernel.1.nbc").write_bytes(pickle.dumps("what an older source was compiled to"))
-    monkeypatch.setattr(_Files, "_save_index", lambda *_: sys.exit())
-    with pytest.raises(SystemExit):
-        files.save("types", "new")
-    assert files.load("types") is None
-    monkeypatch.undo()
-    files.save("types", "new")
-    files.save("other types", "newer")
-    files.save("types", "newest")
-    assert (files.load("types"), files.load("other types")) == ("newest", "newer")
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_a_kernel_that_is_read_is_the_one_that_was_compiled(tmp_path):
-    code = """
+PROGRAM = """
 import numpy as np
 from minigemma.formulas.rmsnorm import _rows, rms_norm
 print(rms_norm(np.arange(70, dtype=np.float32)[None], np.linspace(0, 1, 70, dtype=np.float32), 1e-6).tobytes().hex())
 print(sum(_rows.stats.cache_hits.values()))
 """
-    there = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", code], env=there, capture_output=True, text=True, check=True
-        ).stdout.split()
-        for _ in range(2)
-    ]
-    assert runs[0][0] == runs[1][0] and [hits for _, hits in runs] == ["0", "1"]
+
+
+def run(folder, before="", **environment):
+    """(result, kernels loaded from the cache, lines on stderr) of a process that calls one kernel."""
+    done = subprocess.run(
+        [sys.executable, "-c", before + PROGRAM],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(folder)} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return *done.stdout.split(), done.stderr.splitlines()
+
+
+def test_a_kernel_that_is_read_is_the_one_that_was_compiled(tmp_path):
+    result, hits, said = run(tmp_path / "new" / "folder")
+    assert (hits, said) == ("0", [])
+    assert run(tmp_path / "new" / "folder") == (result, "1", [])
+    assert [path.suffix for path in (tmp_path / "new" / "folder").iterdir()] == [".kernel"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
+def test_a_damaged_file_is_compiled_again(tmp_path, damage):
+    result, _, _ = run(tmp_path)
+    (path,) = tmp_path.iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "bit": data}[damage])
+    again, hits, said = run(tmp_path)
+    assert (again, hits) == (result, "0")
+    assert said == [] if damage == "empty" else len(said) == 1 and str(path) in said[0]
+    assert run(tmp_path) == (result, "1", [])
+
+
+def test_another_source_of_any_kernel_is_compiled_again(tmp_path):
+    result, _, _ = run(tmp_path)
+    other = "import minigemma.kernels.compiler as c; c.sources_digest = lambda: b'another source  '\n"
+    assert run(tmp_path, other) == (result, "0", []) and run(tmp_path, other) == (result, "1", [])
+    assert len(list(tmp_path.iterdir())) == 1, "the older one is overwritten"
+
+
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+
+
+@pytest.mark.parametrize("reason", ["a file", "full disk"])
+def test_kernels_are_compiled_in_memory_where_nothing_can_be_written(tmp_path, reason):
+    folder = tmp_path / "kernels"
+    if reason == "a file":
+        folder.write_text("stands where the folder should be")
+    result, hits, said = run(folder, FULL if reason == "full disk" else "")
+    assert hits == "0" and len(result) == 70 * 8
+    assert len(said) == 1 and f"kernels are compiled in memory: {folder} cannot be written: " in said[0]
+    assert reason == "a file" or not list(folder.iterdir()), "no half of a file is left"
+
+
+@pytest.mark.parametrize(
+    "variables, folder",
+    [
+        ({}, "home/.cache/minigemma/kernels"),
+        ({"XDG_CACHE_HOME": "{}/x"}, "x/minigemma/kernels"),
+        ({"XDG_CACHE_HOME": "{}/x", "MINIGEMMA_CACHE": "{}/own"}, "own/kernels"),
+        ({"MINIGEMMA_CACHE": "~/own"}, "home/own/kernels"),
+    ],
+)
+def test_the_cache_is_outside_the_package(variables, folder, tmp_path, monkeypatch):
+    for name in ("XDG_CACHE_HOME", "MINIGEMMA_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    assert cache_folder() == tmp_path / folder
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert cache_folder() == tmp_path
+
+
+def test_a_listener_hears_of_what_is_compiled(tmp_path):
+    calls = []
+
+    @jit
+    def negative(x):
+        return -x
+
+    negative._cache.cache_path = str(tmp_path)
+    with when_compiling(lambda: calls.append(1)):
+        negative(1.0)
+    assert calls
+    negative(1)
+    assert len(calls) == 1

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 
 from minigemma.kernels import matvec as few_tokens
-from minigemma.kernels.compiler import jit, jit_inner, most_threads
-from minigemma.kernels.parallel import barrier, chunk, new_counters, next_task, parallel_for
+from minigemma.kernels.compiler import jit, jit_inner
+from minigemma.kernels.parallel import barrier, chunk, most_threads, new_counters, next_task, parallel_for, threads
 
 FEW_THREADS = pytest.mark.skipif(most_threads() < 2, reason="one core: nobody to share with")
 
@@ -110,8 +111,8 @@ def test_a_thread_that_comes_when_all_is_done_finds_nothing_to_do(workers):
 @pytest.mark.parametrize("layer", ["tbb", "omp", "workqueue"])
 def test_every_threading_layer(layer):
     script = (
-        "import numpy as np, numba, sys; sys.path.insert(0, 'tests')\n"
-        "from test_crew import _count, _crew, _expected\n"
+        "import numpy as np, numba, sys; sys.path.insert(0, 'tests/kernels')\n"
+        "from test_parallel import _count, _crew, _expected\n"
         "assert numba.get_num_threads() > 1\n"
         "times, counts = np.zeros(9, int), np.zeros((3, 4), int)\n"
         "for _ in range(50): _count(2, times, times.copy()); _crew(2, 4, counts)\n"
@@ -127,6 +128,37 @@ def test_every_threading_layer(layer):
     if "No threading layer could be loaded" in run.stderr:
         pytest.skip(f"{layer} is not installed")
     assert run.stdout.strip() == layer, run.stderr
+
+
+@FEW_THREADS
+@pytest.mark.parametrize("layer", ["workqueue", "tbb"])
+def test_several_python_threads_share_one_pool(layer):
+    """Numba's workqueue ends the process where two regions overlap, so they take turns."""
+    script = (
+        "import numpy as np, sys; sys.path.insert(0, 'tests/kernels')\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from test_parallel import _count, threads\n"
+        "def many(_):\n"
+        "    times = np.zeros(9000, int)\n"
+        "    with threads(2):\n"
+        "        for _ in range(300): _count(2, times, times.copy())\n"
+        "    return (times == 300).all()\n"
+        "with ThreadPoolExecutor(4) as pool: print(all(pool.map(many, range(8))))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"NUMBA_THREADING_LAYER": layer},
+        capture_output=True,
+        text=True,
+    )
+    if "No threading layer could be loaded" in run.stderr:
+        pytest.skip(f"{layer} is not installed")
+    assert run.stdout.strip() == "True", run.stderr
+
+
+def test_more_threads_than_there_are_is_all_of_them():
+    with threads(most_threads() + 5):
+        assert numba.get_num_threads() == most_threads()
 
 
 @pytest.mark.parametrize("streams", [1, 2])

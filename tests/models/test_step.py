@@ -13,8 +13,8 @@ from minigemma.cache import RecurrentState
 from minigemma.cli.random_weights import random_model
 from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig
 from minigemma.formulas.linear import few
-from minigemma.kernels.compiler import most_threads
 from minigemma.kernels.matvec import FEW
+from minigemma.kernels.parallel import most_threads
 from minigemma.models.step import CompiledLayers
 
 SIZES = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn_width": 96, "vocab": 300}
