@@ -74,7 +74,7 @@ class Pairs(NamedTuple):
     first: int
     partner: int
     step: int
-    count: int
+    length: int
     end: int
 
 
@@ -148,7 +148,7 @@ def mask_block(walk, positions, window, pairs):
     mask, query, last_visible = walk.mask, walk.query, walk.last_visible
     for s in range(BLOCK):
         key = pairs.first + s // 2 * pairs.step + s % 2 * pairs.partner
-        exists = s < 2 * pairs.count and key < pairs.end
+        exists = s < 2 * pairs.length and key < pairs.end
         seen = exists and is_visible(query, last_visible, positions[key], window)
         for i in range(s * HEADS, s * HEADS + HEADS):
             mask[i] = 0 if seen else -np.inf
@@ -201,14 +201,14 @@ def add_values(v, pairs, scores, p, totals, offsets, H):
     The pairs count numbers of v, not rows, and `end` is where the last row begins: a pair without a second row reads
     that one, with a score of 0. Prefetches two calls ahead.
     """
-    (i, j, m, n), (first, partner, step, count, end) = offsets, pairs
-    ahead = 2 * count * step
+    (i, j, m, n), (first, partner, step, length, end) = offsets, pairs
+    ahead = 2 * length * step
     for h in range(0, H, 2 * LANES):
         a, b = load(totals, i + h), load(totals, i + h + LANES)
         c, d = load(totals, j + h), load(totals, j + h + LANES)
         e, f = load(totals, m + h), load(totals, m + h + LANES)
         g, o = load(totals, n + h), load(totals, n + h + LANES)
-        for s in range(2 * count):
+        for s in range(2 * length):
             row, score = min(first + s // 2 * step + s % 2 * partner, end) + h, p + s * HEADS
             prefetch(v, row + ahead)
             x, y = load_even_odd(v, row)
@@ -241,7 +241,7 @@ def attend_block(walk, keys, scoring, pairs, heads):
     row, fours, size = K * H, (G + HEADS - 1) // HEADS, BLOCK * HEADS
     mask_block(walk, positions, scoring.window, pairs)
     scores, totals, last = walk.scores, walk.totals, pairs.end - 1
-    for s in range(pairs.count):
+    for s in range(pairs.length):
         key = pairs.first + s * pairs.step
         partner = min(key + pairs.partner, last)
         for head in range(K):
@@ -253,8 +253,8 @@ def attend_block(walk, keys, scoring, pairs, heads):
         for i in range(fours):
             block, first = (head * fours + i) * size, (walk.row + head * walk.stride) * G + i * HEADS
             online_softmax_update(scores[block : block + size], walk, scoring, first, min(HEADS, G - i * HEADS), H)
-    for s in range(0, pairs.count, PAIRS_AT_ONCE):
-        several = min(PAIRS_AT_ONCE, pairs.count - s)
+    for s in range(0, pairs.length, PAIRS_AT_ONCE):
+        several = min(PAIRS_AT_ONCE, pairs.length - s)
         for head in range(K):
             first, group = (pairs.first + s * pairs.step) * row + head * H, (walk.row + head * walk.stride) * G
             values = Pairs(first, pairs.partner * row, pairs.step * row, several, last * row + head * H)
