@@ -31,8 +31,8 @@ Bool = NDArray[np.bool_]
 
 
 def widen_bf16(x: U16 | F32) -> F32:
-    """bf16 → float32, exact: the 16 bits become the upper half of 32. float32 comes back as it is."""
-    if x.dtype == np.float32:
+    """bf16 → float32, exact: the 16 bits become the upper half of 32. float32 and float64 come back as they are."""
+    if x.dtype in (np.float32, np.float64):
         return x  # type: ignore[return-value]
     return (x.astype(np.uint32) << 16).view(np.float32)
 

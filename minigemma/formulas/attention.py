@@ -73,7 +73,7 @@ def attention_scores(q: F32, k: F32 | U16, scale: float, cap: float | None) -> F
 def attention_probs(scores: F32, query: I32, last_visible: I32, key: I32, window: int | None) -> F32:
     """Softmax of the scores of the keys that each query sees: scores [N, T, S] → [N, T, S] float32."""
     seen = visible(query, last_visible, key, window)
-    return softmax(np.where(seen, scores, -np.inf).astype(np.float32))
+    return softmax(np.where(seen, scores, np.float32(-np.inf)))
 
 
 @definition
@@ -89,6 +89,31 @@ def attention(q: F32, k: F32 | U16, v: F32 | U16, mask: Mask, scale: float, cap:
         scores = attention_scores(q[:, group], k[:, i : i + 1], scale, cap)
         out[:, group] = np.einsum("GTS,SH->TGH", attention_probs(scores, *mask), widen_bf16(v[:, i]), optimize=True)
     return out
+
+
+@attention.gradient
+def attention_gradient(
+    dy: F32, q: F32, k: F32 | U16, v: F32 | U16, mask: Mask, scale: float, cap: float | None
+) -> tuple[F32, F32, F32]:
+    """dv = Pᵀ dy and, with dP = dy vᵀ, dscore = P · (dP - Σ_s P · dP) · (1 - (score / cap)²) · scale: dq = dscore k,
+    dk = dscoreᵀ q, summed over the query heads of a group
+
+    dy, q [T, N, H] float32, k, v [S, K, H] float32 or bf16 → dq [T, N, H], dk [S, K, H], dv [S, K, H] float32
+    """
+    dq, G = np.empty_like(q), q.shape[1] // k.shape[1]
+    dk, dv = np.empty(k.shape, q.dtype), np.empty(v.shape, q.dtype)
+    for i in range(k.shape[1]):
+        group = slice(i * G, (i + 1) * G)
+        scores = attention_scores(q[:, group], k[:, i : i + 1], scale, cap)
+        probs = attention_probs(scores, *mask)
+        dprobs = np.einsum("TGH,SH->GTS", dy[:, group], widen_bf16(v[:, i]), optimize=True)
+        dscores = probs * (dprobs - (probs * dprobs).sum(axis=-1, keepdims=True)) * np.float32(scale)
+        if cap is not None:
+            dscores = dscores * (1 - (scores / np.float32(cap)) ** 2)
+        dv[:, i] = np.einsum("GTS,TGH->SH", probs, dy[:, group], optimize=True)
+        dq[:, group] = np.einsum("GTS,SH->TGH", dscores, widen_bf16(k[:, i]), optimize=True)
+        dk[:, i] = np.einsum("GTS,TGH->SH", dscores, q[:, group], optimize=True)
+    return dq, dk, dv
 
 
 @attention.kernel

@@ -27,6 +27,20 @@ def causal_conv1d(x: F32, weight: F32, bias: F32, before: F32) -> F32:
     return bias + sum(weight[c] * seen[c : c + len(x)] for c in range(len(weight)))
 
 
+@causal_conv1d.gradient
+def causal_conv1d_gradient(dy: F32, x: F32, weight: F32, bias: F32, before: F32) -> tuple[F32, F32, F32, F32]:
+    """dx_t = Σ_s w[C - 1 - s] · dy_{t + s}, dw[c] = Σ_t seen_{t + c} · dy_t and db = Σ_t dy_t, seen = before, then x
+
+    dy, x [T, E], weight [C, E], bias [E], before [B, E] float32 → dx [T, E], dweight [C, E], dbias [E], dbefore [B, E]
+    """
+    seen, T = np.concatenate([before, x]), len(x)
+    dseen = np.zeros_like(seen)
+    for c in range(len(weight)):
+        dseen[c : c + T] += weight[c] * dy
+    dweight = np.stack([(seen[c : c + T] * dy).sum(axis=0) for c in range(len(weight))])
+    return dseen[len(before) :], dweight, dy.sum(axis=0), dseen[: len(before)]
+
+
 @jit_inner
 def _conv_rows(worker, workers, seen, weight, bias, y):
     for t in chunk(worker, workers, len(y)):

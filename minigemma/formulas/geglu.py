@@ -28,6 +28,16 @@ def gelu(z: F32) -> F32:
     return z * np.float32(0.5) * (1 + np.tanh(SLOPE * (z + CUBIC * z * z * z)))
 
 
+@gelu.gradient
+def gelu_gradient(dy: F32, z: F32) -> F32:
+    """dz = dy · ((1 + τ) / 2 + z / 2 · (1 - τ²) · √(2/π) · (1 + 3 · 0.044715 z²)), τ the tangent in gelu
+
+    dy, z [P, F] float32 → [P, F] float32
+    """
+    t = np.tanh(SLOPE * (z + CUBIC * z * z * z))
+    return dy * np.float32(0.5) * (1 + t + z * (1 - t * t) * SLOPE * (1 + 3 * CUBIC * z * z))
+
+
 @jit_inner
 def _gelu_vectors(worker, workers, z, y):
     for f in vectors_of(worker, workers, z.size):
@@ -55,6 +65,12 @@ def gated_gelu(gate: F32, up: F32) -> F32:
     gate [T, F] float32, up [T, F] float32 → [T, F] float32
     """
     return gelu(gate) * up
+
+
+@gated_gelu.gradient
+def gated_gelu_gradient(dy: F32, gate: F32, up: F32) -> tuple[F32, F32]:
+    """dgate = dy · up · gelu'(gate) and dup = dy · gelu(gate): dy, gate, up [T, F] float32 → two of [T, F] float32"""
+    return gelu_gradient(dy * up, gate), dy * gelu(gate)
 
 
 @jit_inner

@@ -29,6 +29,19 @@ def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
     return centered / deviation * weight + bias
 
 
+@layer_norm.gradient
+def layer_norm_gradient(dy: F32, x: F32, weight: F32, bias: F32, eps: float) -> tuple[F32, F32, F32]:
+    """dx = (ĝ - mean(ĝ) - n · mean(ĝ n)) / σ, dw = Σ dy · n and db = Σ dy, with n = (x - mean(x)) / σ, ĝ = dy · w
+
+    dy, x [P, C] float32, weight, bias [C] float32 → dx [P, C], dweight [C], dbias [C] float32
+    """
+    centered = x - np.mean(x, axis=-1, keepdims=True)
+    deviation = np.sqrt(np.mean(centered * centered, axis=-1, keepdims=True) + np.float32(eps))
+    normed, scaled = centered / deviation, dy * weight
+    dx = scaled - np.mean(scaled, axis=-1, keepdims=True) - normed * np.mean(scaled * normed, axis=-1, keepdims=True)
+    return dx / deviation, (dy * normed).sum(axis=0), dy.sum(axis=0)
+
+
 @jit_inner
 def _row(x, weight, bias, eps, y):
     mean, squares = np.float32(0), np.float32(0)

@@ -24,10 +24,12 @@ from ..definition import definition, require
 from ..kernels.rows import whole_vectors
 from ..kernels.scan import DECAY, all_blocks, rg_lru_scan, scan
 
+STEEPEST = 1000  # the derivative of the root in the gradient of RG-LRU is at most this
+
 
 def sigmoid(x: F32) -> F32:
     """1 / (1 + e⁻ˣ), as exp(-log(1 + e⁻ˣ)), which never overflows."""
-    return np.exp(-np.logaddexp(np.float32(0), -x)).astype(np.float32)
+    return np.exp(-np.logaddexp(np.float32(0), -x))
 
 
 def softplus(x: F32) -> F32:
@@ -43,7 +45,19 @@ def block_diagonal(x: F32, weight: F32 | U16, bias: F32) -> F32:
     """
     blocks = x.reshape(len(x), *weight.shape[:2])
     y = np.einsum("TMI,MIJ->TMJ", blocks, widen_bf16(weight), optimize=True) + bias
-    return y.reshape(x.shape).astype(np.float32)
+    return y.reshape(x.shape)
+
+
+@block_diagonal.gradient
+def block_diagonal_gradient(dy: F32, x: F32, weight: F32 | U16, bias: F32) -> tuple[F32, F32, F32]:
+    """dx[n] = dy[n] W[n]ᵀ, dW[n] = x[n]ᵀ dy[n] and db[n] = Σ_t dy[n], block by block
+
+    dy, x [T, E] float32, weight [M, I, J] float32 or bf16, bias [M, J] float32 → dx [T, E], dweight [M, I, J], dbias
+    [M, J] float32
+    """
+    blocks, dblocks = x.reshape(len(x), *weight.shape[:2]), dy.reshape(len(x), *bias.shape)
+    dx = np.einsum("TMJ,MIJ->TMI", dblocks, widen_bf16(weight), optimize=True).reshape(x.shape)
+    return dx, np.einsum("TMI,TMJ->MIJ", blocks, dblocks, optimize=True), dblocks.sum(axis=0)
 
 
 @block_diagonal.kernel
@@ -65,6 +79,19 @@ def linear_scan(x: F32, decay: F32, state: F32) -> F32:
     for t in range(len(x)):
         state = h[t] = decay[t] * state + x[t]
     return h
+
+
+@linear_scan.gradient
+def linear_scan_gradient(dh: F32, x: F32, decay: F32, state: F32) -> tuple[F32, F32, F32]:
+    """A scan from the end: dx_t = dh_t + decay_{t+1} · dx_{t+1}, ddecay_t = h_{t-1} · dx_t, dstate = decay_0 · dx_0
+
+    dh, x, decay [T, E] float32, state [E] float32 → dx [T, E], ddecay [T, E], dstate [E] float32
+    """
+    before = np.concatenate([state[None], linear_scan(x, decay, state)[:-1]])
+    following = np.concatenate([decay[1:], np.zeros_like(decay[:1])])
+    backwards = np.ascontiguousarray(dh[::-1]), np.ascontiguousarray(following[::-1])
+    dx = linear_scan(*backwards, np.zeros_like(state))[::-1]
+    return dx, before * dx, decay[0] * dx[0]
 
 
 @linear_scan.kernel
@@ -113,6 +140,29 @@ def rg_lru(x: F32, recurrence: F32, input: F32, decay_rate: F32, state: F32, sta
     """
     a, gated = decay_and_input(x, recurrence, input, decay_rate, start)
     return linear_scan(gated, a, state)
+
+
+@rg_lru.gradient
+def rg_lru_gradient(
+    dh: F32, x: F32, recurrence: F32, input: F32, decay_rate: F32, state: F32, start: bool
+) -> tuple[F32, F32, F32, F32, F32]:
+    """d log a = a · da - 2 a² · min(1 / 2m, 1000) · dm with m = √(1 - a²), and the chain rule through eqs. 1-4
+
+    dh, x, recurrence, input [T, E], decay_rate, state [E] float32 → dx, drecurrence, dinput [T, E], ddecay_rate, dstate
+    [E] float32. 1000 bounds the derivative of the root, as RecurrentGemma was trained (Botev et al. 2024, §2).
+    """
+    r, i = sigmoid(recurrence), sigmoid(input)
+    log_a = np.float32(-DECAY) * r * decay_rate
+    a, gated = decay_and_input(x, recurrence, input, decay_rate, start)
+    du, da, dstate = linear_scan_gradient(dh, gated, a, state)
+    normalizer = np.sqrt(-np.expm1(2 * log_a))
+    slope = np.float32(0.5) / np.maximum(normalizer, np.float32(0.5 / STEEPEST))
+    dlog_a = a * da - 2 * a * a * slope * (du * i * x)
+    if start:  # a and the normalizer are constants
+        normalizer[0], dlog_a[0] = 1, 0
+    drecurrence = np.float32(-DECAY) * decay_rate * dlog_a * r * (1 - r)
+    dinput = du * normalizer * x * i * (1 - i)
+    return du * normalizer * i, drecurrence, dinput, (np.float32(-DECAY) * r * dlog_a).sum(axis=0), dstate
 
 
 @rg_lru.kernel

@@ -29,6 +29,18 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * (1 + weight)
 
 
+@rms_norm.gradient
+def rms_norm_gradient(dy: F32, x: F32, weight: F32, eps: float) -> tuple[F32, F32]:
+    """dx = (ĝ - n · mean(ĝ n)) / r and dw = Σ dy · n, with r = √(mean(x²) + ε), n = x / r, ĝ = dy · (1 + w)
+
+    dy, x [..., D] float32, weight [D] float32 → dx [..., D], dweight [D] float32
+    """
+    root = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps))
+    normed, scaled = x / root, dy * (1 + weight)
+    dx = (scaled - normed * np.mean(scaled * normed, axis=-1, keepdims=True)) / root
+    return dx, (dy * normed).reshape(-1, x.shape[-1]).sum(axis=0)
+
+
 @jit_inner
 def _norm_rows(worker, workers, x, weight, eps, y):
     for t in chunk(worker, workers, len(x)):

@@ -56,6 +56,12 @@ def rope(x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32
     return np.concatenate([u * cos - v * sin, v * cos + u * sin, rest], axis=-1)
 
 
+@rope.gradient
+def rope_gradient(dy: F32, x: F32, positions: I32, base: float, scale: float, rotated: int) -> F32:
+    """The rotation back, by negative positions: dy, x [T, N, H] float32, positions [T] int32 → dx [T, N, H] float32"""
+    return rope(dy, -positions, base, scale, rotated)
+
+
 @jit_inner
 def _rotate_rows(worker, workers, x, cos, sin, y):
     for t in chunk(worker, workers, len(x)):

@@ -37,7 +37,13 @@ def log_sum_exp(logits: F32) -> F32:
     """
     top = logits.max(axis=-1, keepdims=True)
     total = np.exp(logits - top).sum(axis=-1, dtype=np.float64)
-    return (top[:, 0] + np.log(total)).astype(np.float32)
+    return (top[:, 0] + np.log(total)).astype(logits.dtype)
+
+
+@log_sum_exp.gradient
+def log_sum_exp_gradient(dy: F32, logits: F32) -> F32:
+    """dlogits = dy · softmax(logits): dy [T], logits [T, V] float32 → [T, V] float32"""
+    return dy[:, None] * softmax(logits)
 
 
 @jit_inner

@@ -31,6 +31,12 @@ def soft_cap(x: F32, cap: float) -> F32:
     return np.float32(cap) * np.tanh(x / np.float32(cap))
 
 
+@soft_cap.gradient
+def soft_cap_gradient(dy: F32, x: F32, cap: float) -> F32:
+    """dx = dy · (1 - (y / cap)²): dy, x [..., V] float32 → [..., V] float32"""
+    return dy * (1 - (soft_cap(x, cap) / np.float32(cap)) ** 2)
+
+
 @jit_inner
 def _some_vectors(worker, workers, x, cap, y):
     for v in vectors_of(worker, workers, x.size):
