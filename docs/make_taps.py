@@ -13,7 +13,11 @@ import numpy as np
 
 import minigemma as mg
 from minigemma.cli.random_weights import random_model
-from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig, VisionConfig
+from minigemma.config import VisionConfig
+from minigemma.models.gemma import GemmaConfig
+from minigemma.models.gemma2 import Gemma2Config
+from minigemma.models.gemma3 import Gemma3Config
+from minigemma.models.recurrentgemma import RecurrentGemmaConfig
 
 EYES = VisionConfig(width=44, layers=1, heads=2, ffn_width=46, side=84, patch=14, tokens=9, image_token=301)
 SIZES = {"width": 40, "heads": 6, "kv_heads": 3, "head_dim": 32, "ffn_width": 34, "vocab": 302, "context": 64}

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from minigemma.config import RELEASED
+from minigemma.models.registry import RELEASED
 
 # Gemma Team 2024a (Gemma 1), Table 2, and Gemma Team 2024b (Gemma 2), Table 2: (embedding, non-embedding), exact.
 # These two count an embedding of 256,128 rows: the 256,000 of the released files and 128 that pad them.

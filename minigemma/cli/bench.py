@@ -23,7 +23,6 @@ from numba import get_num_threads
 from ..arrays import F32, aligned
 from ..blocks.siglip import soft_tokens, vision_tower
 from ..cache import Cache
-from ..config import RecurrentGemmaConfig
 from ..errors import no_vision
 from ..formulas.rglru import linear_scan
 from ..kernels import amx, int4
@@ -49,6 +48,7 @@ from ..kernels.simd import (
 )
 from ..layouts.weight import BLOCK, Weight, block_bytes, format_of, is_side_by_side, rows_columns
 from ..models.decoder import Decoder
+from ..models.recurrentgemma import RecurrentGemmaConfig
 from ..taps import NO_TAPS
 from .peers import PEERS, Peer, parameters, weight_bytes
 

@@ -656,7 +656,7 @@ def summary(about: Description, config: TextConfig) -> dict[str, Any]:
         "layers": config.layers,
         "pattern": "".join(kind[0] for kind in kinds),
         "window": config.attention(kinds.index("local")).window if "local" in kinds else None,
-        "vision": vision_summary(getattr(config, "vision", None)),
+        "vision": vision_summary(config.vision),
         "tensors": tensor_kinds(about.tensors),
         "memory": {"weights": about.weight_bytes, "cache": cache, "total": about.weight_bytes + cache},
     }

@@ -22,10 +22,14 @@ from typing import Any
 import numpy as np
 
 from ..arrays import F32, round_bf16
-from ..config import Gemma2Config, Gemma3Config, RecurrentGemmaConfig, TextConfig
+from ..config import TextConfig
 from ..layouts.weight import widen
 from ..models.decoder import Decoder
-from ..models.tensor_names import VISION, VISION_LAYER, layer_tensors, model_tensors
+from ..models.gemma2 import Gemma2Config
+from ..models.gemma3 import Gemma3Config
+from ..models.recurrentgemma import RecurrentGemmaConfig
+from ..models.registry import FAMILIES, layer_tensors
+from ..models.vision import VISION, VISION_LAYER
 
 
 class Peer(ABC):
@@ -54,7 +58,7 @@ class Peer(ABC):
 def named_weights(model: Decoder) -> Iterator[tuple[str, Any]]:
     """(name in a Hugging Face file, weight as it is held here) of every weight but softplus(Λ), which is undone."""
     config = model.config
-    tables = [("", "model.", model.weights, model_tensors(config))]
+    tables = [("", "model.", model.weights, FAMILIES[config.family].tensors)]
     for i, block in enumerate(model.weights.blocks):
         tables.append((f"blocks.{i}", f"model.layers.{i}.", block, layer_tensors(config, i)))
     for _, prefix, owner, table in tables:

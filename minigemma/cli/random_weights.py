@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..arrays import read_only
-from ..config import RELEASED, TextConfig, VisionConfig
+from ..config import TextConfig
 from ..files.convert import FORMATS
-from ..files.load import MODELS, assembled
+from ..files.load import assembled
 from ..layouts.int4 import SIDE, can_lie_side_by_side
 from ..layouts.sfp8 import SCALE_BYTES
 from ..layouts.weight import BLOCK, BLOCK_BYTES, Weight, packed_shape
 from ..models.decoder import Decoder
-from ..models.tensor_names import all_names
+from ..models.registry import FAMILIES, RELEASED, all_names
 
 SPREAD = {"int8": 74.0, "int4": 4.6}  # the standard deviation of evenly spread bytes, and of nibbles
 
@@ -47,14 +47,13 @@ def random_model(
     if dtype not in FORMATS:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(FORMATS)}")
     config = replace(shape, layers=min(layers or shape.layers, shape.layers))
-    eyes: VisionConfig | None = getattr(config, "vision", None)
-    if eyes:
-        seeing = replace(eyes, layers=min(layers or eyes.layers, eyes.layers)) if vision else None
-        config = replace(config, vision=seeing)  # type: ignore[call-arg]  # only a Gemma 3 has the field
+    if eyes := config.vision:
+        config = replace(
+            config, vision=replace(eyes, layers=min(layers or eyes.layers, eyes.layers)) if vision else None
+        )
     random = np.random.Generator(np.random.SFC64(seed))
     weights = {name: _tensor(random, name, shape, dtype) for name, _, shape in all_names(config, 0)}
-    model, _ = MODELS[config.family]
-    return model(config, assembled(config, weights), exact=dtype == "f32", threads=threads)
+    return FAMILIES[config.family].model(config, assembled(config, weights), exact=dtype == "f32", threads=threads)
 
 
 def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> Any:

@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 from ..errors import ModelFormatError
-from .resolve import RELEASED_IDS, hub_cache
+from ..models.registry import released_ids
+from .resolve import hub_cache
 
 # What is read to run a model, and nothing else of what lies in the repository.
 FILES = (
@@ -52,7 +53,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
 
 def _full_id(repo_id: str) -> str:
     """organisation/name, for a released model also from its name alone."""
-    if f"google/{repo_id}" in RELEASED_IDS:
+    if f"google/{repo_id}" in released_ids():
         return f"google/{repo_id}"
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id, re.ASCII):
         raise ValueError(f"{repo_id!r} is no Hugging Face id; one looks like google/gemma-3-1b-it")

@@ -23,7 +23,7 @@ from ..blocks.feedforward import FeedForwardWeights
 from ..blocks.gqa import AttentionWeights
 from ..blocks.griffin import RecurrentWeights
 from ..blocks.siglip import SiglipBlock, VisionWeights
-from ..config import TextConfig
+from ..config import TextConfig, VisionConfig
 from ..errors import ModelFormatError
 from ..formulas.two_pass_head import preview_bytes
 from ..kernels import gguf_blocks as _gguf_kernels  # noqa: F401  they run in place of the definitions
@@ -32,12 +32,10 @@ from ..layouts.gguf_blocks import (
     dequantize,
 )
 from ..models.decoder import Decoder, DecoderWeights
-from ..models.gemma import Gemma, GemmaBlock
-from ..models.gemma2 import Gemma2, Gemma2Block
-from ..models.gemma3 import Gemma3, Gemma3Block
-from ..models.recurrentgemma import RecurrentGemma, RecurrentGemmaBlock
-from ..models.tensor_names import VISION, VISION_LAYER, all_names, layer_tensors
-from .config_file import config_from_gguf, config_from_json, vision_from_gguf
+from ..models.registry import FAMILIES, all_names, layer_tensors
+from ..models.vision import VISION, VISION_LAYER
+from .config_gguf import config_from_gguf, vision_from_gguf
+from .config_json import config_from_json
 from .convert import (
     AS_STORED,
     CONVERTED_TOGETHER,
@@ -51,17 +49,12 @@ from .convert import (
 from .gguf_file import GGUF, open_gguf
 from .memory import check_memory, fits_memory
 from .resolve import resolve
-from .safetensors_file import DAMAGED, FOREIGN, open_checkpoint_files, read_json, short, unreadable, what_is
+from .safetensors_file import DAMAGED, FOREIGN, Tensor, open_checkpoint_files, read_json, short, unreadable, what_is
 from .tokenizer import Tokenizer, stop_ids
 
 ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's
+ROWS_COMPARED = 4096
 
-MODELS: dict[str, tuple[type[Decoder], Callable[..., Any]]] = {
-    "gemma": (Gemma, GemmaBlock),
-    "gemma2": (Gemma2, Gemma2Block),
-    "gemma3": (Gemma3, Gemma3Block),
-    "recurrentgemma": (RecurrentGemma, RecurrentGemmaBlock),
-}
 PARTS: dict[str, Callable[..., Any]] = {
     "attention": AttentionWeights,
     "ffn": FeedForwardWeights,
@@ -71,9 +64,9 @@ PARTS: dict[str, Callable[..., Any]] = {
 
 # Text tensors have had three prefixes. The vision tower's may have "model." in front and "vision_model." inside.
 PREFIXES = ("model.", "language_model.model.", "model.language_model.", "language_model.", "")
-HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
+HEAD = re.compile(r"(model\.|language_model\.)*lm_head\.weight")
 SEES = re.compile(r"^(model\.)?(?P<name>(?P<part>vision_tower|multi_modal_projector)\.)(vision_model\.)?")
-BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|embeddings\.position_ids)$")  # what some files hold beside weights
+BUFFERS = re.compile(r"(^|[._])(inv_freq|embed_scale|position_ids|normalizer)$")  # computed from the config, no weights
 
 
 @dataclass(frozen=True)
@@ -153,7 +146,7 @@ def load(
             f"its tokenizer has {tokenizer.size} pieces, its embedding {files.config.vocab} rows",
             "take the tokenizer.model that was released with these weights",
         )
-    return MODELS[files.config.family][0](
+    return FAMILIES[files.config.family].model(
         files.config,
         assembled(files.config, weights),
         tokenizer=tokenizer,
@@ -245,16 +238,20 @@ def _open_folder(folder: Path, vision: bool) -> Files:
     if prefix is None:
         raise ModelFormatError(folder, "its files hold no embed_tokens.weight", "these are not the weights of a Gemma")
     tower = {SEES.sub(r"\g<name>", name): name for name in stored if SEES.match(name) and not BUFFERS.search(name)}
-    if getattr(config, "vision", None) and not (vision and tower):
-        config = replace(config, vision=None)  # type: ignore[call-arg]  # only a Gemma 3 has the field
-    sees = getattr(config, "vision", None) is not None
+    if not (vision and tower):
+        config = replace(config, vision=None)
     named = {
         ours: tower.get(theirs, theirs) if ours.startswith("vision.") else f"{prefix}{theirs}"
         for ours, theirs, _ in all_names(config, 0)
     }
-    if not fields["tie_word_embeddings"]:
-        named["head"] = next((name for name in HEADS if name in stored), HEADS[0])
-    ignored = {name for name in stored if BUFFERS.search(name)} | set(HEADS) | (set() if sees else set(tower.values()))
+    heads = [name for name in stored if HEAD.fullmatch(name)]
+    if not fields["tie_word_embeddings"] and not heads:
+        heads = ["lm_head.weight"]  # which is reported as missing
+    ignored = {name for name in stored if BUFFERS.search(name)} | (set() if config.vision else set(tower.values()))
+    if heads and _same(stored.get(heads[0]), stored[named["embedding"]]):
+        ignored.add(heads[0])  # the embedding, written a second time
+    elif heads:
+        named["head"] = heads[0]
     _report(folder, set(named.values()) - set(stored), set(stored) - set(named.values()) - ignored)
     tensors = {ours: stored_tensor(name, stored[name].dtype, stored[name].array) for ours, name in named.items()}
     _check_kinds(folder, tensors)
@@ -262,17 +259,28 @@ def _open_folder(folder: Path, vision: bool) -> Files:
     return Files(folder, config, tensors, 0.0, partial(_folder_tokenizer, folder), eos, chatty)
 
 
+def _same(one: Tensor | None, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes."""
+    if one is None or (one.dtype, one.array.shape) != (other.dtype, other.array.shape):
+        return False
+    parts = [slice(r, r + ROWS_COMPARED) for r in range(0, len(one.array), ROWS_COMPARED)]
+    return all(np.array_equal(one.array[part], other.array[part]) for part in parts)
+
+
 def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
     gguf = open_gguf(path)
-    embedding = gguf.tensors.get("token_embd.weight")
-    config = config_from_gguf(path, gguf.metadata, embedding.shape[0] if embedding else 1)
+    config = config_from_gguf(gguf)
+    frequencies = gguf.tensors.get("rope_freqs.weight")
+    if frequencies is not None and not (frequencies.type == "F32" and (frequencies.blocks == 1).all()):
+        problem = "has rope_freqs.weight, factors of the rope frequencies that minigemma does not apply"
+        raise ModelFormatError(path, problem, "take a file of the released model")
     named = {ours: theirs for ours, theirs, _ in all_names(config, 1)}
     if "output.weight" in gguf.tensors:
         named["head"] = "output.weight"
     tensors = _gguf_tensors(path, gguf, named)
     if mmproj is not None:
         projector = open_gguf(mmproj)
-        config = vision_from_gguf(Path(mmproj), projector.metadata, config)
+        config = vision_from_gguf(projector, config)
         named = {ours: theirs for ours, theirs, _ in all_names(config, 1) if ours.startswith("vision.")}
         tensors |= _gguf_tensors(Path(mmproj), projector, _unswapped(named, projector, config))
     eos = gguf.metadata.get("tokenizer.ggml.eos_token_id", 1)
@@ -291,7 +299,11 @@ def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
 
 def _gguf_tensors(path: Path, gguf: GGUF, named: dict[str, str]) -> dict[str, Stored]:
     """The tensors of a file by our names; none may be missing, none left over."""
-    extra = {n for n in gguf.tensors if n not in named.values() and n != "rope_freqs.weight"}
+    text = "token_embd.weight" in gguf.tensors  # a tower in the same file is not loaded
+    extra = {n for n in gguf.tensors if not (text and n.startswith(("v.", "mm.")))} - {
+        *named.values(),
+        "rope_freqs.weight",
+    }
     _report(path, set(named.values()) - set(gguf.tensors), extra)
     found = {ours: gguf.tensors[name] for ours, name in named.items()}
     tensors = {ours: Stored(named[ours], t.type, t.shape, t.blocks) for ours, t in found.items()}
@@ -305,7 +317,7 @@ def _gguf_tensors(path: Path, gguf: GGUF, named: dict[str, str]) -> dict[str, St
 def _unswapped(named: dict[str, str], projector: GGUF, config: TextConfig) -> dict[str, str]:
     """The names of an mmproj file; the first converters called fc2 ffn_up and fc1 ffn_down, which the shapes show."""
     first = projector.tensors.get("v.blk.0.ffn_up.weight")
-    if first is None or first.shape[0] != config.vision.width:  # type: ignore[attr-defined]
+    if first is None or config.vision is None or first.shape[0] != config.vision.width:
         return named
     other = {"up": "down", "down": "up", "up_bias": "down_bias", "down_bias": "up_bias"}
     return {
@@ -341,13 +353,13 @@ def assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:
             part, _, field = name.rpartition(".")
             parts.setdefault(part, {})[field] = weights[f"blocks.{i}.{name}"]
         own = parts.pop("")
-        blocks.append(MODELS[config.family][1](**own, **{part: PARTS[part](**w) for part, w in parts.items()}))
-    vision = _tower(config, weights) if "vision.patch" in weights else None
+        blocks.append(FAMILIES[config.family].block(**own, **{part: PARTS[part](**w) for part, w in parts.items()}))
+    vision = _tower(config.vision, weights) if config.vision and "vision.patch" in weights else None
     return DecoderWeights(weights["embedding"], tuple(blocks), weights["final_norm"], weights.get("head"), vision)
 
 
-def _tower(config: TextConfig, weights: dict[str, Any]) -> VisionWeights:
-    layers = range(config.vision.layers)  # type: ignore[attr-defined]
+def _tower(vision: VisionConfig, weights: dict[str, Any]) -> VisionWeights:
+    layers = range(vision.layers)
     blocks = tuple(SiglipBlock(**{name: weights[f"vision.blocks.{i}.{name}"] for name in VISION_LAYER}) for i in layers)
     return VisionWeights(**{name: weights[f"vision.{name}"] for name in VISION}, blocks=blocks)
 

@@ -19,20 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ModelFormatError
+from ..models.registry import released_ids
 from . import demo
-
-# The models that Google released and this package is about, as the hub names them.
-RELEASED_IDS = tuple(
-    f"google/{model}{kind}"
-    for models, kinds in (
-        ("gemma-2b gemma-7b gemma-2-2b gemma-2-9b gemma-2-27b gemma-3-270m", ("", "-it")),
-        ("gemma-1.1-2b gemma-1.1-7b", ("-it",)),
-        ("gemma-3-1b gemma-3-4b gemma-3-12b gemma-3-27b", ("-pt", "-it")),
-        ("recurrentgemma-2b recurrentgemma-9b", ("", "-it")),
-    )
-    for model in models.split()
-    for kind in kinds
-)
 
 
 def resolve(name: str | Path | None = None) -> Path:
@@ -164,10 +152,10 @@ def _not_found(name: str) -> ModelFormatError:
     places = ", ".join(str(folder) for folder in (*dict.fromkeys(weights_folders()), hub_cache()))
     close = difflib.get_close_matches(name, _names_here(name), n=3, cutoff=0.75)
     mean = f"did you mean {' or '.join(close)}?" if close else ""
-    if name in RELEASED_IDS or _is_id(name):
+    if name in released_ids() or _is_id(name):
         fetch = f"minigemma download {name}"
     else:
-        released = {id.split("/")[1]: id for id in RELEASED_IDS}
+        released = {id.split("/")[1]: id for id in released_ids()}
         nearest = difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), released, n=1, cutoff=0.75)
         fetch = (
             f"minigemma download {released[nearest[0]]}" if nearest else "check the path, or: minigemma download <id>"

@@ -1,1 +1,7 @@
-"""One paper a page: sizes, layer pattern, tensor names, block."""
+"""Models: a paper a page. A new variant is a new page and its name here."""
+
+from . import gemma, gemma2, gemma3, recurrentgemma
+from .registry import register
+
+for page in (gemma, gemma2, gemma3, recurrentgemma):
+    register(page.FAMILY)

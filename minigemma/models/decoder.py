@@ -110,7 +110,7 @@ class Decoder(ABC):
     @property
     def vision(self) -> VisionConfig | None:
         """The config of the vision tower; None if the model has none."""
-        return getattr(self.config, "vision", None)
+        return self.config.vision
 
     def new_cache(self, max_tokens: int, dtype: str | None = None) -> Cache:
         """An empty cache for a sequence of at most `max_tokens`, its keys and values in "bf16" or "f32".

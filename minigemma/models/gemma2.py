@@ -4,8 +4,7 @@
     y = h + norm(feed_forward(norm(h)))
 
 New since Gemma 1: a norm after each branch as well as before it, local layers, soft-caps on scores and logits, and
-two query heads to a key/value head in every size. The numbers of a layer's attention come from
-`Gemma2Config.attention`.
+two query heads to a key/value head in every size.
 """
 
 from __future__ import annotations
@@ -16,9 +15,47 @@ from ..arrays import F32
 from ..blocks.feedforward import FeedForwardWeights, feed_forward
 from ..blocks.gqa import AttentionWeights, grouped_query_attention
 from ..cache import KeyValueRing, TokenPositions
+from ..config import AttentionConfig, TextConfig, released
 from ..formulas.rmsnorm import rms_norm
 from ..taps import Scope
+from . import gemma
 from .decoder import Decoder
+from .fields import TANH_GELU, Fields, period_from_gguf, period_from_json, plain_rope
+from .registry import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Config(TextConfig):
+    """Gemma 2: local and global in turn, soft-caps on scores and logits."""
+
+    context: int = 8192
+    window: int = 4096  # W
+    attention_cap: float | None = 50.0
+    logit_cap: float | None = 30.0
+
+    family = "gemma2"
+    norms_per_block = 4
+
+    def attention(self, layer: int) -> AttentionConfig:
+        """Even layers are local, odd ones global (Gemma 2 §2, "Local sliding window and global attention")."""
+        return AttentionConfig(
+            window=self.window if layer % 2 == 0 else None,
+            rope_base=self.rope_base,
+            query_scale=self.query_scale,
+            soft_cap=self.attention_cap,
+        )
+
+
+RELEASED = released(  # Tables 1 to 3; the scalar is H, but D / N in 27B
+    Gemma2Config,
+    "width layers heads kv_heads head_dim ffn_width query_pre_attn_scalar",
+    {
+        "gemma-2-2b": (2304, 26, 8, 4, 256, 9216, 256),
+        "gemma-2-9b": (3584, 42, 16, 8, 256, 14336, 256),
+        "gemma-2-27b": (4608, 46, 32, 16, 128, 36864, 144),
+    },
+    vocab=256_000,
+)
 
 
 @dataclass(frozen=True)
@@ -45,3 +82,83 @@ class Gemma2(Decoder):
         x = taps("residual.middle", places.asked(x) + rms_norm(h, w.post_attention_norm, c.eps))
         h = feed_forward(rms_norm(x, w.pre_ffn_norm, c.eps), w.ffn, taps)
         return taps("residual.out", x + rms_norm(h, w.post_ffn_norm, c.eps))
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+LAYER = gemma.LAYER | {
+    "post_attention_norm": ("post_attention_layernorm.weight", "post_attention_norm.weight", "D"),
+    "pre_ffn_norm": ("pre_feedforward_layernorm.weight", "ffn_norm.weight", "D"),
+    "post_ffn_norm": ("post_feedforward_layernorm.weight", "post_ffw_norm.weight", "D"),
+}
+JSON_DEFAULTS = gemma.JSON_DEFAULTS | {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+
+
+PATTERN = "layer_types or sliding_window_pattern differ from Gemma 2's: local and global in turn"
+
+
+def check_activation(f: Fields) -> None:
+    """ValueError for a hidden_activation other than the tanh form; hidden_act is its name in older files."""
+    stated = f.get("hidden_activation", default=None)
+    f.expect("hidden_activation", *TANH_GELU, because="Gemma's is gelu_pytorch_tanh")
+    f.expect("hidden_act", *TANH_GELU, *(["gelu"] if stated else []), because="Gemma's is gelu_pytorch_tanh")
+
+
+def from_json(f: Fields) -> Gemma2Config:
+    """The config of a Gemma 2's config.json."""
+    check_activation(f)
+    sizes = gemma.sizes_from_json(f)
+    if period_from_json(f, sizes["layers"], 2) != 2:
+        raise ValueError(PATTERN)
+    scalar = f.number("query_pre_attn_scalar")
+    if (sizes["width"], sizes["layers"], scalar) == (3584, 42, 224):  # 9B was released so; it was trained with 256
+        scalar = 256.0
+    window = f.integer("sliding_window")
+    f.expect("sliding_window_size", window)
+    return Gemma2Config(
+        **sizes,
+        query_pre_attn_scalar=scalar,
+        window=window,
+        attention_cap=f.cap("attn_logit_softcapping"),
+        logit_cap=f.cap("final_logit_softcapping"),
+        rope_base=plain_rope(f),
+    )
+
+
+def from_gguf(f: Fields, rows: int) -> Gemma2Config:
+    """The config of a Gemma 2's GGUF header, which does not state the attention scale of 27B."""
+    gemma.unscaled_rope(f)
+    sizes = gemma.sizes_from_gguf(f, rows)
+    if period_from_gguf(f, sizes["layers"], 2) != 2:
+        raise ValueError(PATTERN)
+    return Gemma2Config(
+        **sizes,
+        query_pre_attn_scalar=sizes["width"] / sizes["heads"] if sizes["layers"] == 46 else sizes["head_dim"],
+        window=f.integer("attention.sliding_window", default=4096),
+        attention_cap=f.number("attn_logit_softcapping", default=50.0),
+        logit_cap=f.number("final_logit_softcapping", default=30.0),
+    )
+
+
+FAMILY = Family(
+    name="gemma2",
+    title="Gemma 2",
+    model=Gemma2,
+    block=Gemma2Block,
+    released=RELEASED,
+    hub_ids="gemma-2-2b gemma-2-2b-it gemma-2-9b gemma-2-9b-it gemma-2-27b gemma-2-27b-it",
+    tensors=gemma.TENSORS,
+    layer_tensors=lambda config, layer: LAYER,
+    model_types=("gemma2",),
+    json_defaults=JSON_DEFAULTS,
+    from_json=from_json,
+    architecture="gemma2",
+    from_gguf=from_gguf,
+)

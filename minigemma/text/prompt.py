@@ -27,11 +27,11 @@ import numpy as np
 from ..config import VisionConfig
 from ..errors import no_vision
 from ..files.tokenizer import Tokenizer, stop_ids
+from ..models.registry import FAMILIES
 
 __all__ = ["conversation_ids", "stop_ids", "text_ids"]
 
 Message = Mapping[str, Any]
-FAMILIES = {"gemma": "Gemma 1", "gemma2": "Gemma 2", "gemma3": "Gemma 3", "recurrentgemma": "RecurrentGemma"}
 ROLES = {"user": "user", "model": "model", "assistant": "model"}
 MARK = "<start_of_image>"  # where an image stands in a text
 IMAGE = f"\n\n{MARK}\n\n"
@@ -95,8 +95,8 @@ def _turns(family: str, messages: Sequence[Message], vision: VisionConfig | None
     system = ""
     first = int(messages[0].get("role") == "system")
     if first:
-        if family != "gemma3":
-            name = FAMILIES[family]
+        if not FAMILIES[family].system_turn:
+            name = FAMILIES[family].title
             raise ValueError(f"{name} was trained without a system role; put the text into the first user message")
         if len(messages) == 1:
             raise ValueError("after the system message a user message must follow")

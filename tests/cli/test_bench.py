@@ -10,9 +10,13 @@ from minigemma.cli.bench import arithmetic_peak, bench, points, prompt_flops, re
 from minigemma.cli.main import main
 from minigemma.cli.peers import DeepMind, LlamaCpp, OpenVINO, Transformers, weight_bytes
 from minigemma.cli.random_weights import random_model
-from minigemma.config import RELEASED, Gemma2Config, Gemma3Config, RecurrentGemmaConfig, VisionConfig
+from minigemma.config import VisionConfig
 from minigemma.kernels import amx
 from minigemma.layouts.weight import format_of
+from minigemma.models.gemma2 import Gemma2Config
+from minigemma.models.gemma3 import Gemma3Config
+from minigemma.models.recurrentgemma import RecurrentGemmaConfig
+from minigemma.models.registry import RELEASED
 
 SMALL = {"width": 64, "layers": 3, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 300}
 RECURRENT = RecurrentGemmaConfig(**SMALL, window=8, lru_width=64, gate_blocks=2)

@@ -13,7 +13,7 @@ import pytest
 
 import minigemma.text.chat
 from minigemma.cli.main import Progress, main
-from minigemma.config import RELEASED
+from minigemma.models.registry import RELEASED
 from minigemma.text.generation import Piece
 
 

@@ -36,13 +36,14 @@ from test_tokenizer import trained, vocabulary
 
 import minigemma as mg
 from minigemma.cli.main import chat_command, main
-from minigemma.config import Gemma2Config, Gemma3Config
-from minigemma.files.config_file import config_from_json
+from minigemma.files.config_json import config_from_json
 from minigemma.files.gguf_file import open_gguf
 from minigemma.files.images import open_image
 from minigemma.files.resolve import resolve
 from minigemma.files.tokenizer import Tokenizer
-from minigemma.models.tensor_names import all_names
+from minigemma.models.gemma2 import Gemma2Config
+from minigemma.models.gemma3 import Gemma3Config
+from minigemma.models.registry import all_names
 from minigemma.text.prompt import conversation_ids
 
 NOBODY = 65534

@@ -7,11 +7,13 @@ import pytest
 from support.synthetic import config_json, shapes
 
 import minigemma as mg
-from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig
 from minigemma.files.convert import FORMATS
 from minigemma.files.load import describe
 from minigemma.layouts.weight import format_of, widen
-from minigemma.models.tensor_names import LAYER_TENSORS, layer_tensors, model_tensors
+from minigemma.models.gemma import GemmaConfig
+from minigemma.models.gemma2 import Gemma2Config
+from minigemma.models.gemma3 import Gemma3Config
+from minigemma.models.registry import FAMILIES, layer_tensors
 
 SIZES = {"width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 64, "ffn_width": 512, "vocab": 96}
 CONFIGS = {
@@ -52,7 +54,7 @@ def write_gguf(path, config, weights, kind="F32"):
     writer.add_layer_norm_rms_eps(config.eps)
     if config.family != "gemma":
         writer.add_sliding_window(config.window)
-    names = {f"model.{hf}": theirs for hf, theirs, _ in model_tensors(config).values()}
+    names = {f"model.{hf}": theirs for hf, theirs, _ in FAMILIES[config.family].tensors.values()}
     for i in range(config.layers):
         for hf, theirs, _ in layer_tensors(config, i).values():
             names[f"model.layers.{i}.{hf}"] = f"blk.{i}.{theirs}"
@@ -266,5 +268,7 @@ def test_ids_and_caches_are_checked_before_any_kernel_runs(tmp_path):
         model.forward([1], images=np.zeros((1, 3, 896, 896), np.float32))
 
 
-def test_every_layer_role_has_a_shape():
-    assert all(letters for _, _, letters in LAYER_TENSORS.values())
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_layer_role_has_a_shape(family):
+    config = CONFIGS[family]
+    assert all(letters for i in range(config.layers) for _, _, letters in layer_tensors(config, i).values())

@@ -9,7 +9,7 @@ import sys
 
 from support.synthetic import write_gemma3
 
-from minigemma.config import RELEASED
+from minigemma.models.registry import RELEASED
 
 PROGRAM = """
 import re, sys
@@ -49,7 +49,7 @@ LOOK = """
 import re
 from dataclasses import replace
 import numpy as np
-from minigemma.config import RELEASED
+from minigemma.models.registry import RELEASED
 from minigemma.cli.peers import weight_bytes
 from minigemma.cli.random_weights import random_model
 config = RELEASED["gemma-3-4b"]

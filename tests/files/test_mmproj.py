@@ -12,9 +12,10 @@ from support.synthetic import config_json
 
 import minigemma as mg
 from minigemma.cli.main import main
-from minigemma.config import Gemma3Config, VisionConfig
+from minigemma.config import VisionConfig
 from minigemma.files.load import describe
-from minigemma.models.tensor_names import all_names
+from minigemma.models.gemma3 import Gemma3Config
+from minigemma.models.registry import all_names
 
 gguf = pytest.importorskip("gguf")
 

@@ -14,6 +14,7 @@ import pytest
 from minigemma.errors import ModelFormatError
 from minigemma.files import demo
 from minigemma.files import resolve as locate
+from minigemma.models.registry import released_ids
 
 
 @pytest.fixture(autouse=True)
@@ -238,9 +239,9 @@ def test_every_unknown_name_has_a_remedy(name, remedy):
 
 
 def test_released_ids():
-    assert len(locate.RELEASED_IDS) == len(set(locate.RELEASED_IDS)) == 26
-    assert {"google/gemma-1.1-7b-it", "google/gemma-2-27b", "google/gemma-3-270m-it"} < set(locate.RELEASED_IDS)
-    assert not {"google/gemma-1.1-7b", "google/gemma-3-1b", "google/gemma-2-2b-pt"} & set(locate.RELEASED_IDS)
+    assert len(released_ids()) == len(set(released_ids())) == 26
+    assert {"google/gemma-1.1-7b-it", "google/gemma-2-27b", "google/gemma-3-270m-it"} < set(released_ids())
+    assert not {"google/gemma-1.1-7b", "google/gemma-3-1b", "google/gemma-2-2b-pt"} & set(released_ids())
 
 
 # -------------------------------------------------------------------------------------------------- the demo weights
@@ -341,7 +342,7 @@ def test_the_real_parts_have_the_published_sum():
 
 
 def test_the_sizes_in_the_readme_are_those_of_the_configs():
-    from minigemma.config import RELEASED
+    from minigemma.models.registry import RELEASED
 
     readme = Path(__file__).parents[2] / "weights" / "README.md"
     rows = [line.split("|") for line in readme.read_text().splitlines() if line.startswith("| `google/")]
@@ -353,4 +354,4 @@ def test_the_sizes_in_the_readme_are_those_of_the_configs():
         cache_bytes = config.cache_bytes(8192)
         printed = f"{weight_bytes / 1e9:.2f}", f"{cache_bytes / 1e9:.2f}", f"{(weight_bytes + cache_bytes) / 1e9:.1f}"
         assert (weights.strip(), cache.strip(), together.strip()) == printed
-        assert id in locate.RELEASED_IDS
+        assert id in released_ids()

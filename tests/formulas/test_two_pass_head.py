@@ -6,7 +6,6 @@ import pytest
 import minigemma as mg
 from minigemma.arrays import round_bf16
 from minigemma.cli.random_weights import random_model
-from minigemma.config import Gemma2Config, Gemma3Config, RecurrentGemmaConfig
 from minigemma.formulas import two_pass_head as preview
 from minigemma.formulas.linear import linear
 from minigemma.formulas.sampling import log_sum_exp
@@ -22,6 +21,9 @@ from minigemma.formulas.two_pass_head import (
 from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
 from minigemma.layouts.sfp8 import quantize_sfp8
 from minigemma.layouts.weight import widen
+from minigemma.models.gemma2 import Gemma2Config
+from minigemma.models.gemma3 import Gemma3Config
+from minigemma.models.recurrentgemma import RecurrentGemmaConfig
 
 SIZES = {"layers": 3, "width": 128, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 4096}
 CONFIGS = {

@@ -68,7 +68,7 @@ def test_products_of_every_format(where, unit):
 
 PEAK = """
 from minigemma.cli.bench import bench, table
-from minigemma.config import RELEASED
+from minigemma.models.registry import RELEASED
 from minigemma.cli.random_weights import random_model
 
 for dtype, multiplies in (("int8", "bf16 on the matrix unit"), ("f32", "float32")):

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 import minigemma as mg
 from minigemma.cli.random_weights import random_model
-from minigemma.config import Gemma2Config, Gemma3Config, RecurrentGemmaConfig
 from minigemma.formulas.rglru import associative_scan, linear_scan, rg_lru
+from minigemma.models.gemma2 import Gemma2Config
+from minigemma.models.gemma3 import Gemma3Config
+from minigemma.models.recurrentgemma import RecurrentGemmaConfig
 
 MANY = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SIZES = {"width": 64, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 300, "context": 256}

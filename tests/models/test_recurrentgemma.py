@@ -34,11 +34,10 @@ import minigemma as mg  # noqa: E402
 from minigemma.cache import KeyValueRing  # noqa: E402
 from minigemma.cli.main import main  # noqa: E402
 from minigemma.cli.peers import deepmind_modules, deepmind_names  # noqa: E402
-from minigemma.config import RELEASED  # noqa: E402
 from minigemma.errors import ModelFormatError  # noqa: E402
 from minigemma.layouts.weight import widen  # noqa: E402
 from minigemma.models.recurrentgemma import RecurrentGemma  # noqa: E402
-from minigemma.models.tensor_names import layer_tensors  # noqa: E402
+from minigemma.models.registry import RELEASED, layer_tensors  # noqa: E402
 
 W = 7  # earlier tokens that one sees: 101 tokens are 14 windows
 SIZES: dict[str, Any] = {

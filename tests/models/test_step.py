@@ -11,10 +11,13 @@ import pytest
 import minigemma as mg
 from minigemma.cache import RecurrentState
 from minigemma.cli.random_weights import random_model
-from minigemma.config import Gemma2Config, Gemma3Config, GemmaConfig, RecurrentGemmaConfig
 from minigemma.formulas.linear import few
 from minigemma.kernels.matvec import FEW
 from minigemma.kernels.parallel import most_threads
+from minigemma.models.gemma import GemmaConfig
+from minigemma.models.gemma2 import Gemma2Config
+from minigemma.models.gemma3 import Gemma3Config
+from minigemma.models.recurrentgemma import RecurrentGemmaConfig
 from minigemma.models.step import CompiledLayers
 
 SIZES = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn_width": 96, "vocab": 300}

@@ -23,9 +23,10 @@ from support import checkpoints  # noqa: E402  needs both
 from support import vision_checkpoints as sees  # noqa: E402
 
 import minigemma as mg  # noqa: E402
-from minigemma.config import Gemma3Config, VisionConfig  # noqa: E402
-from minigemma.files.config_file import config_from_json  # noqa: E402
+from minigemma.config import VisionConfig  # noqa: E402
+from minigemma.files.config_json import config_from_json  # noqa: E402
 from minigemma.files.load import describe  # noqa: E402
+from minigemma.models.gemma3 import Gemma3Config  # noqa: E402
 
 TOLERANCE = 2e-5
 BACKENDS = ("numba", "numpy")

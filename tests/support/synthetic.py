@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from minigemma.config import TextConfig
-from minigemma.models.tensor_names import all_names
+from minigemma.models.registry import all_names
 
 
 def shapes(config: TextConfig):

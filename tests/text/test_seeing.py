@@ -13,8 +13,9 @@ from test_tokenizer import gemma3 as tokenizer_of
 import minigemma as mg
 from minigemma.cli.main import main
 from minigemma.cli.random_weights import random_model
-from minigemma.config import Gemma3Config, VisionConfig
+from minigemma.config import VisionConfig
 from minigemma.files.images import PanAndScan
+from minigemma.models.gemma3 import Gemma3Config
 from minigemma.text.generation import look_at, prefill, stream_generate
 from minigemma.text.prompt import conversation_ids, text_ids
 
@@ -188,7 +189,7 @@ def test_one_line_for_what_is_wrong(command, pictures, capsys, text, images, say
 def test_models_without_eyes_say_so(name, pictures):
     from dataclasses import replace
 
-    from minigemma.config import RELEASED
+    from minigemma.models.registry import RELEASED
 
     small = replace(RELEASED[name], layers=1, vocab=300)
     with pytest.raises(

@@ -1,0 +1,96 @@
+"""From the header of a GGUF file to a config: which family it is, that family's own reading, and a refusal of fields
+nobody reads.
+
+llama.cpp reads a model's numbers under the name of its architecture only, so that what stands under other names
+("general.", "tokenizer.", "quantize.", or a publisher's own) changes nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import TextConfig
+from ..errors import ModelFormatError
+from ..models.fields import Fields
+from ..models.registry import FAMILIES, named
+from ..models.vision import vision_from_gguf as read_vision
+from .config_json import MAX_PROBLEM, UNKNOWN, runs
+from .gguf_file import GGUF, SCALARS, LazyArray
+from .known_keys import CLIP, CLIP_VALUES, GGUF_PREFIXES, GGUF_VALUES, changes_results
+from .known_keys import GGUF as HARMLESS
+from .safetensors_file import short
+
+MAX_LAYERS = 1000
+AGAIN = "convert the model again with a current llama.cpp"
+ITS_OWN = "take the mmproj file of this model"
+RELEASED_ONE = "take a file of the released model"
+OTHER_KINDS = {
+    "adapter": ("is a LoRA adapter", "merge it into its base model and convert that"),
+    "imatrix": ("is an imatrix, the statistics of a quantization", "take the GGUF file of the model"),
+    "vocab": ("is a vocab file without weights", "take the GGUF file of the model"),
+    "mmproj": ("is the vision tower of a model (mmproj)", "give it as --mmproj (mmproj=…) with the text model's file"),
+}
+
+
+def config_from_gguf(gguf: GGUF) -> TextConfig:
+    """The config of a GGUF file's text model.
+
+    Raises ModelFormatError for a file of another kind, for missing and impossible fields, and for a field of the
+    architecture that is neither used nor known to be harmless (known_keys.py).
+    """
+    path, architecture = gguf.path, gguf.metadata.get("general.architecture")
+    kind = "mmproj" if architecture == "clip" else gguf.metadata.get("general.type")
+    if isinstance(kind, str) and kind in OTHER_KINDS:
+        raise ModelFormatError(path, *OTHER_KINDS[kind])
+    family = next((f for f in FAMILIES.values() if f.architecture and f.architecture == architecture), None)
+    if family is None or family.from_gguf is None:
+        problem = f"is a GGUF of architecture {short(architecture)}"
+        raise ModelFormatError(path, problem, f"{runs()}: take one of their checkpoints")
+    embedding = gguf.tensors.get("token_embd.weight")
+    rows, read, fields = embedding.shape[0] if embedding else 1, family.from_gguf, _fields(gguf, f"{architecture}.")
+    config = _reading(path, AGAIN, lambda: named(read(fields, rows)))
+    _refuse_left_over(path, fields, HARMLESS, GGUF_VALUES)
+    return config
+
+
+def vision_from_gguf(gguf: GGUF, text: TextConfig) -> TextConfig:
+    """The config of a text model with that of the vision tower in an mmproj file; ModelFormatError for another's."""
+    metadata, path = gguf.metadata, gguf.path
+    kind = metadata.get("clip.vision.projector_type", metadata.get("clip.projector_type"))
+    if metadata.get("general.architecture") != "clip" or kind != "gemma3" or text.family != "gemma3":
+        architecture = short(metadata.get("general.architecture"))
+        what = f"is a GGUF file of architecture {architecture} and projector type {short(kind)}"
+        raise ModelFormatError(path, f"{what}, for a model of {text.family}", "take the mmproj file of a Gemma 3")
+    fields = _fields(gguf, "clip.")
+    vision = _reading(path, ITS_OWN, lambda: read_vision(fields, text.width))
+    _refuse_left_over(path, fields, CLIP, CLIP_VALUES)
+    return replace(text, vision=vision)
+
+
+def _fields(gguf: GGUF, prefix: str) -> Fields:
+    """The fields under a prefix, arrays of numbers as lists."""
+    found = {name.removeprefix(prefix): value for name, value in gguf.metadata.items() if name.startswith(prefix)}
+    for name, value in found.items():
+        if isinstance(value, LazyArray) and value.type in SCALARS and value.count <= MAX_LAYERS:
+            found[name] = gguf.numbers(prefix + name, value.type).tolist()
+    return Fields(found, prefix=prefix)
+
+
+def _reading(path: Path, remedy: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns, its errors as ModelFormatError."""
+    try:
+        return read()
+    except KeyError as error:
+        raise ModelFormatError(path, f"has no {error.args[0]}", remedy) from None
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise ModelFormatError(path, str(error)[:MAX_PROBLEM], remedy) from None
+
+
+def _refuse_left_over(path: Path, fields: Fields, harmless: set[str], values: dict[str, tuple[Any, ...]]) -> None:
+    for name, value in fields.left_over().items():
+        if changes_results(name, value, harmless, values) and not name.startswith(GGUF_PREFIXES):
+            stated = f"an array of {value.count}" if isinstance(value, LazyArray) else short(value)
+            raise ModelFormatError(path, f"{short(fields.prefix + name)} is {stated}{UNKNOWN}", RELEASED_ONE)

@@ -1,0 +1,71 @@
+"""From config.json to a config: which family it is, that family's own reading, and a refusal of fields nobody reads.
+
+Released files leave out what their class had as default, nest the text model in `text_config` where there is a vision
+tower, and spell rope and the layer pattern in an older and a newer way; the pages in models/ know the spellings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..config import TextConfig
+from ..errors import ModelFormatError
+from ..models.fields import Fields, Json
+from ..models.registry import FAMILIES, Family, named
+from .known_keys import JSON, JSON_VALUES, changes_results
+from .safetensors_file import read_json, short
+
+MAX_PROBLEM = 300  # characters of an error, which may quote what a file says
+UNKNOWN = ", which minigemma does not know and which may change the results"
+RELEASED_ONE = "take the config.json that was released with these weights"
+
+
+def config_from_json(path: Path) -> tuple[TextConfig, Json]:
+    """The config of a config.json, and its fields, those of the text model in place of outer ones of the same name.
+
+    Raises ModelFormatError for a model of another kind, for missing and impossible fields, and for a field that is
+    neither used nor known to be harmless (known_keys.py).
+    """
+    whole = read_json(path)
+    _no_quantization(path, whole)
+    family = _family(path, whole.get("model_type"))
+    fields = Fields(whole, family.json_defaults)
+    try:
+        config = named(family.from_json(fields))
+    except KeyError as error:
+        raise ModelFormatError(path, f"has no {error.args[0]}", "fetch the file again") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ModelFormatError(path, str(error)[:MAX_PROBLEM], RELEASED_ONE) from None
+    text = whole.get("text_config") or {}
+    for name, value in fields.left_over().items():
+        field = name.rpartition(".")[2]
+        repeated = field in text and text[field] == value  # at the top what the text model's part says, too
+        if changes_results(field, value, JSON, JSON_VALUES) and not repeated:
+            remedy = "remove the field if the model was trained without it"
+            raise ModelFormatError(path, f"{short(name)} is {short(value)}{UNKNOWN}", remedy)
+    return config, {"tie_word_embeddings": True} | whole | text
+
+
+def _family(path: Path, kind: Any) -> Family:
+    """The family of a model_type."""
+    for family in FAMILIES.values():
+        if kind in family.model_types:
+            return family
+    raise ModelFormatError(path, f"model_type is {short(kind)}", f"{runs()}: take one of their checkpoints")
+
+
+def runs() -> str:
+    """The sentence that names what can be loaded."""
+    *others, last = (family.model_types[-1] for family in FAMILIES.values())
+    return f"minigemma runs {', '.join(others)} and {last}"
+
+
+def _no_quantization(path: Path, whole: Json) -> None:
+    """ModelFormatError for weights in a format of another program, which config.json names."""
+    for name in ("quantization_config", "quantization"):
+        stated = whole.get(name) or {}
+        if stated:
+            method = stated.get("quant_method", "MLX") if isinstance(stated, dict) else stated
+            problem = f"its weights are quantized by {short(method)} ({name}), a format without a reader here"
+            raise ModelFormatError(path, problem, "take the bf16 release, or a GGUF file of it")
