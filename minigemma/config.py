@@ -7,6 +7,7 @@ the feed-forward width of both GeGLU branches together; `ffn_width` is that of o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from math import isqrt
@@ -146,7 +147,9 @@ class TextConfig(ABC):
         return kept * 2 * self.kv_heads * self.head_dim * bytes_per_value
 
 
-def released(kind: type[TextConfig], columns: str, rows: dict[str, tuple[int, ...]], **shared: Any) -> tuple[Any, ...]:
+def released(
+    kind: Callable[..., Any], columns: str, rows: Mapping[str, tuple[int, ...]], **shared: Any
+) -> tuple[Any, ...]:
     """The configs of a report's table: a row per model name, a column per field, and what all rows share."""
     names = columns.split()
     return tuple(kind(name=name, **dict(zip(names, row, strict=True)), **shared) for name, row in rows.items())

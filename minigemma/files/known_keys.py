@@ -9,28 +9,32 @@ from typing import Any
 
 # --------------------------------------------------------------------------------------------------- config.json
 
-JSON = set(
-    # about the file
+THE_FILE = (
     "architectures dtype torch_dtype transformers_version model_type _name_or_path name_or_path _commit_hash "
     "tokenizer_class finetuning_task task_specific_params problem_type id2label label2id num_labels prefix license "
-    "transformers.js_config unsloth_fixed unsloth_version "
-    # ids of tokens, and whether there is a head of its own, which files/load.py reads
-    "bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id tie_word_embeddings "
-    # how transformers runs it
+    "transformers.js_config unsloth_fixed unsloth_version"
+)
+READ_ELSEWHERE = (  # in files/load.py
+    "bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id tie_word_embeddings"
+)
+HOW_IT_RUNS = (
     "use_cache cache_implementation output_attentions output_hidden_states output_scores return_dict "
     "return_dict_in_generate torchscript use_bfloat16 tf_legacy_loss attn_implementation _attn_implementation "
     "_attn_implementation_internal _attn_implementation_autoset _flash_attn_2_enabled experts_implementation "
     "_experts_implementation chunk_size_feed_forward pretraining_tp gradient_checkpointing tie_encoder_decoder "
-    "cross_attention_hidden_size is_decoder "
-    # training
+    "cross_attention_hidden_size is_decoder"
+)
+TRAINING = (
     "initializer_range initializer_factor attention_dropout hidden_dropout dropout w_init_variance_scale "
-    "final_w_init_variance_scale "
-    # sampling
+    "final_w_init_variance_scale"
+)
+SAMPLING = (
     "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty "
     "temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size "
     "encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id "
-    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens".split()
+    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"
 )
+JSON = set(f"{THE_FILE} {READ_ELSEWHERE} {HOW_IT_RUNS} {TRAINING} {SAMPLING}".split())
 
 # Fields that are harmless with one of these values only: name → values.
 JSON_VALUES: dict[str, tuple[Any, ...]] = {

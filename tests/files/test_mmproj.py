@@ -140,7 +140,7 @@ def test_the_tower_is_counted_only_where_it_is_wanted(files, tmp_path):
         ({"clip.vision.projection_dim": 128}, "projects to a width of 128, and the text model has 64"),
         ({"clip.vision.patch_size": 5}, "56 pixels do not divide into patches of 5"),
         ({"clip.vision.projector.scale_factor": 0}, "division|modulo"),
-        ({"clip.vision.image_size": 7.5}, "clip.vision.image_size is 7.5; it must be a whole number"),
+        ({"clip.vision.image_size": 7.5}, "clip.vision.image_size is 7.5; it must be an integer"),
         ({"v.post_ln.weight": 1}, "lacks 1 tensors: v.post_ln.weight"),
     ],
 )
