@@ -43,7 +43,7 @@ from llvmlite.binding import parse_assembly
 from numba import types
 from numba.extending import overload
 
-OLDEST, NEWEST = (0, 63), (0, 68)  # the versions of Numba whose private parts were tested
+OLDEST, NEWEST = (0, 61), (0, 68)  # the versions of Numba whose private parts were tested
 PLAIN = os.environ.get("MINIGEMMA_COMPILER") == "plain" or not OLDEST <= numba.version_info.short <= NEWEST
 
 if not PLAIN:
@@ -176,6 +176,9 @@ def sources_digest() -> bytes:
 @cache
 def _say_once(sentence: str) -> None:
     logging.getLogger("minigemma").warning(sentence)
+
+
+BEFORE_USE: list[Callable[[], None]] = []  # what must have run in a process before it uses a kernel
 
 
 class KernelCache:
@@ -319,6 +322,8 @@ class Kernel(_Dispatcher):
 
     def compile(self, sig: Any) -> Any:
         """Load from the cache or compile, with garbage collection off."""
+        for start in BEFORE_USE:
+            start()
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -366,17 +371,15 @@ def is_compiled(kernel: Any, *arguments: Any) -> bool:
 _BYTES, _INT = ir.IntType(8).as_pointer(), ir.IntType(64)
 
 
-def on_threads(typingctx: Any, function: Any, arguments: Any, start: Callable, guard: Callable) -> Any:
+def on_threads(typingctx: Any, function: Any, arguments: Any, guard: Callable) -> Any:
     """What an intrinsic (function, workers, arguments) returns that calls function(worker, workers, *arguments) on
-    Numba's thread pool. `start` is run when the kernel is compiled or loaded, `guard` emits code around the call.
+    Numba's thread pool. `guard` emits code around the call.
     """
     types_in = (types.int64, types.int64, *(types.unliteral(kind) for kind in arguments))
     called = function.get_call_type(typingctx, types_in, {})
     compiled = function.dispatcher.overloads[called.args]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start()
-        context.active_code_library._reload_init.add(start)
         failed = cgutils.alloca_once_value(builder, _INT(0))
         packed = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [*args[1:], failed]))
         chunk = _chunk_function(context, builder, compiled, packed.type)

@@ -50,7 +50,7 @@ from numba.extending import intrinsic, overload
 from threadpoolctl import threadpool_limits
 
 from ..definition import runs_formulas
-from .compiler import INLINED, KERNEL, NO_MEMORY, PLAIN, jit_inner, on_threads
+from .compiler import BEFORE_USE, INLINED, KERNEL, NO_MEMORY, PLAIN, jit_inner, on_threads
 from .simd import prefetch
 from .views import new_zeros
 
@@ -139,6 +139,9 @@ def start_threads() -> None:
         _region.value = _UNLOCKED
 
 
+BEFORE_USE.append(start_threads)
+
+
 def _external(builder: ir.IRBuilder, name: str, make: Callable, kind: ir.Type) -> ir.Value:
     found = builder.module.globals.get(name)
     return make(builder.module, kind, name) if found is None else found
@@ -179,7 +182,7 @@ def _alone(builder: ir.IRBuilder) -> Iterator[None]:
 
 @intrinsic
 def _on_pool(typingctx, function, workers, arguments):
-    return on_threads(typingctx, function, arguments, start_threads, _alone)
+    return on_threads(typingctx, function, arguments, _alone)
 
 
 # The same with public Numba. The arguments pass through `prange` as an address: it takes no tuples of NamedTuples.
