@@ -223,3 +223,23 @@ def test_a_listener_hears_of_what_is_compiled(tmp_path):
     assert calls
     negative(1)
     assert len(calls) == 1
+
+
+@pytest.fixture(scope="module")
+def plain_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("plain")
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3", "recurrentgemma"])
+def test_public_numba_computes_the_same(family, plain_cache):
+    """The recorded logits of every layout that runs, with kernels compiled by `numba.njit` and shared by `prange`."""
+    tests = Path(__file__).parents[1]
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests / "models" / "test_frozen_logits.py")]
+    done = subprocess.run(
+        [sys.executable, *command, "-k", f"kernels_say and {family}-"],
+        env=os.environ | {"MINIGEMMA_COMPILER": "plain", "NUMBA_CACHE_DIR": str(plain_cache)},
+        cwd=tests.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout
