@@ -37,6 +37,7 @@ from minigemma.kernels.compiler import jit, jit_inner
 from minigemma.kernels.parallel import chunk, parallel_for
 from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
 from minigemma.models.decoder import Decoder
+from minigemma.text.generation import sampling_logits
 
 PROSE = Path(__file__).parent.parent / "tests" / "data" / "prose.txt"
 TOPICS = ("objects", "types", "execmodel", "specialnames")  # chapters of Python's language reference, mostly sentences
@@ -92,9 +93,9 @@ def contender(name: str, model: Decoder, step: int = PREFILL_CHUNK, likely: bool
         cache = model.new_cache(CHUNK)
 
         def read(ids: Sequence[int]) -> F32:
-            settings = {"last_only": likely, "likely_only": likely}
-            pieces = range(0, len(ids), step)
-            return np.concatenate([model.forward(ids[i : i + step], cache, **settings) for i in pieces])
+            if likely:
+                return np.stack([sampling_logits(model, token, cache) for token in ids])
+            return np.concatenate([model.forward(ids[i : i + step], cache) for i in range(0, len(ids), step)])
 
         return read
 

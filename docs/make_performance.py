@@ -38,6 +38,7 @@ from minigemma.kernels.simd import LANES
 from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
 from minigemma.layouts.int4 import side_by_side
 from minigemma.layouts.weight import block_bytes, flat, rows_columns
+from minigemma.text.generation import sampling_logits
 
 PAGE = Path(__file__).with_name("performance.md")
 THREADS = 2
@@ -197,7 +198,7 @@ def one_dtype(dtype: str) -> list[str]:
     model.forward(list(range(5, 105)), cache, last_only=True)
     with threads(THREADS):
         likely, whole, products, prompt, reading = in_turns(
-            partial(model.forward, [7], cache, last_only=True, likely_only=True),
+            partial(sampling_logits, model, 7, cache),
             partial(model.forward, [7], cache, last_only=True),
             lambda: [run() for run in maps],
             partial(model.forward, list(range(5, 21)), last_only=True),

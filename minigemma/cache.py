@@ -1,19 +1,17 @@
-"""What a model remembers of the tokens before, each layer by itself: keys and values, or a recurrent state.
+"""The state of a sequence, one per layer: keys and values, or a recurrent state.
 
-The caller holds the cache; a model has no state. `position` tokens are in it. A forward pass writes where no later
-token needs what is overwritten, and moves `position` on once, when all layers are done: a pass that is interrupted
-leaves the cache as it was.
+The caller holds the cache; a model has no state. `position` counts the tokens in it. A forward pass overwrites only
+what no later token needs, and `position` moves once, when all layers are done: an interrupted pass leaves the cache as
+it was.
 
-A local layer's ring has exactly as many slots as its window shows keys, position p in slot p mod window. A global
-layer's ring is as long as the context and so never wraps. Both begin small and double until they are full size.
+The ring of a local layer has one slot per key of its window; position p goes to slot p mod window. The ring of a global
+layer is as long as the context and never wraps. Both begin small and double up to their full size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +23,7 @@ FIRST_SLOTS = 256
 
 @lru_cache(maxsize=16)
 def _slot_positions(count: int, slots: int) -> I32:
-    """Which of the positions 0 … count - 1 each slot holds: the last one that is its number modulo `slots`."""
+    """The position that each slot holds after `count` tokens: the last one that is its number modulo `slots`."""
     if count <= slots:
         return _up_to(1 << count.bit_length())[:count]
     first = count - count % slots  # in slot 0
@@ -41,19 +39,19 @@ def _up_to(count: int) -> I32:
 
 @dataclass(frozen=True)
 class TokenPositions:
-    """Where the tokens of one pass stand in their sequence."""
+    """Positions of the tokens of one pass in their sequence."""
 
     positions: I32  # [T], rising by 1
-    until: I32  # [T]: the last position that each may see, its own or that of its image's last token
-    outputs: int  # so many of the last tokens' outputs are asked for: all, if another layer follows
+    last_visible: I32  # [T]: the last position that each may see; `positions` itself without images
+    outputs: int  # the number of last tokens whose output is used: all, if another layer follows
 
-    @property
+    @cached_property
     def first(self) -> int:
-        """Position of the first of them."""
+        """Position of the first token."""
         return int(self.positions[0])
 
-    def asked(self, x: NDArray) -> NDArray:
-        """The rows of x [T, …] that belong to tokens whose outputs are asked for."""
+    def last(self, x: NDArray) -> NDArray:
+        """The rows of x [T, …] that belong to the last `outputs` tokens."""
         return x[len(x) - self.outputs :]
 
 
@@ -63,20 +61,9 @@ class KeyValueRing:
     def __init__(self, limit: int, kv_heads: int, head_dim: int, dtype: type) -> None:
         self.limit = limit
         shape = min(limit, FIRST_SLOTS), kv_heads, head_dim
-        self.keys: NDArray
-        self.values: NDArray
-        self._hold(np.zeros(shape, dtype), np.zeros(shape, dtype))
+        self.keys: NDArray = np.zeros(shape, dtype)
+        self.values: NDArray = np.zeros(shape, dtype)
         self._pending: tuple[NDArray, NDArray] | None = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy, or what was pickled, lies elsewhere."""
-        self.__dict__.update(state)
-        self._hold(self.keys, self.values)
-
-    def _hold(self, keys: NDArray, values: NDArray) -> None:
-        self.keys, self.values = keys, values
-        # where both begin and how many numbers they are: asking an array takes longer than many a kernel does
-        self.where = (keys.ctypes.data, keys.size), (values.ctypes.data, values.size)
 
     @property
     def nbytes(self) -> int:
@@ -86,8 +73,8 @@ class KeyValueRing:
     def extend(self, keys: F32, values: F32, position: int) -> tuple[F32 | U16, F32 | U16, I32]:
         """Take in the keys and values [T, K, H] of the tokens from `position` on.
 
-        Returns what those tokens attend to: keys, values [S, K, H] as stored, and their positions [S] int32. Nothing
-        that a repeated call would need is overwritten before `commit`.
+        Returns the keys and values [S, K, H] as stored that those tokens attend to, and their positions [S] int32.
+        Before `commit` nothing is overwritten that a repeated call would need.
         """
         if self.keys.dtype == np.uint16:
             return self._extend(round_bf16(keys), round_bf16(values), position)
@@ -103,33 +90,28 @@ class KeyValueRing:
             filled = min(count, self.limit)
             return self.keys[:filled], self.values[:filled], _slot_positions(count, self.limit)
         self._pending = keys, values
-        before = np.arange(max(0, position - self.limit + 1), position)  # what the first new token may still see
+        before = np.arange(max(0, position - self.limit + 1), position)  # visible to the first new token
         slots = before % self.limit
         together = [np.concatenate([a[slots], b]) for a, b in ((self.keys, keys), (self.values, values))]
         return together[0], together[1], np.arange(count - len(together[0]), count, dtype=np.int32)
 
     def place(self, position: int, tokens: int) -> tuple[int, I32]:
-        """For one token, or several after which the ring is not yet full: which slot is to be the first one's, and the
-        positions [S] that the first S slots then hold.
+        """For kernels that write into the ring: the slot of the first of these tokens, and the positions [S] that the
+        first S slots hold once the tokens are there. For one token, or for several that `limit` leaves room for.
         """
         self._pending = None
         self._grow(min(position + tokens, self.limit))
         return position % self.limit, _slot_positions(position + tokens, self.limit)
 
-    @property
-    def settled(self) -> bool:
-        """Is nothing held back?"""
-        return self._pending is None
-
     def skip_to(self, position: int) -> None:
-        """Be as full as after `position` tokens, of keys and values that mean nothing."""
+        """Be as full as after `position` tokens, with meaningless keys and values."""
         self._grow(min(position, self.limit))
         for array in (self.keys, self.values):
-            # 1/128, in bf16 or float32; not zeros, whose pages the system makes only when they are written to
+            # 1/128 in bf16 or float32. Zeros would not do: Linux allocates such pages only when they are written.
             array.fill(0x3C00 if array.dtype == np.uint16 else 2**-7)
 
     def commit(self, count: int) -> None:
-        """Put away what `extend` held back: the tokens up to `count`, of which the last `limit` stay."""
+        """Store the tokens that `extend` held back: those up to `count`, of which the last `limit` stay."""
         if self._pending is None:
             return
         keys, values = (a[-self.limit :] for a in self._pending)
@@ -143,18 +125,18 @@ class KeyValueRing:
             larger = [np.zeros((size, *old.shape[1:]), old.dtype) for old in (self.keys, self.values)]
             for new, old in zip(larger, (self.keys, self.values), strict=True):
                 new[: len(old)] = old
-            self._hold(*larger)
+            self.keys, self.values = larger
 
     def copy(self) -> KeyValueRing:
-        """A ring of its own with the same contents."""
+        """An independent ring with the same contents."""
         other = object.__new__(KeyValueRing)
         other.limit, other._pending = self.limit, None
-        other._hold(self.keys.copy(), self.values.copy())
+        other.keys, other.values = self.keys.copy(), self.values.copy()
         return other
 
 
 class RecurrentState:
-    """What one recurrent layer remembers, float32: h [E], and the last inputs of its convolution, [C - 1, E]."""
+    """The state of one recurrent layer, float32: h [E], and the last inputs of its convolution, [C - 1, E]."""
 
     def __init__(self, conv_width: int, lru_width: int) -> None:
         self.tail: F32 = np.zeros((conv_width - 1, lru_width), np.float32)
@@ -167,24 +149,24 @@ class RecurrentState:
         return self.tail.nbytes + self.h.nbytes
 
     def read(self) -> tuple[F32, F32]:
-        """(tail, h) as they were left by the token before."""
+        """(tail, h) after the token before."""
         return self.tail, self.h
 
     def propose(self, tail: F32, h: F32) -> None:
-        """What both will be once all layers are done."""
+        """Set what both become once all layers are done."""
         self._pending = tail.copy(), h.copy()
 
     def skip_to(self, position: int) -> None:
-        """A state is of one size at every position."""
+        """Nothing: a state has the same size at every position."""
 
     def commit(self, count: int) -> None:
-        """All layers are done: what was proposed holds."""
+        """Take over what was proposed; all layers are done."""
         if self._pending is not None:
             self.tail, self.h = self._pending
             self._pending = None
 
     def copy(self) -> RecurrentState:
-        """A state of its own with the same contents."""
+        """An independent state with the same contents."""
         other = RecurrentState(len(self.tail) + 1, len(self.h))
         other.tail, other.h = self.tail.copy(), self.h.copy()
         return other
@@ -193,57 +175,14 @@ class RecurrentState:
 LayerState = KeyValueRing | RecurrentState
 
 
-class Rings:
-    """Rings as compiled code takes them, for a few tokens after the other: what does not change from one call to the
-    next is not found out anew. Whoever holds one asks `follow`, and makes another where that is not so.
-    """
-
-    def __init__(self, rings: Sequence[KeyValueRing], position: int, tokens: int) -> None:
-        placed = [ring.place(position, tokens) for ring in rings]  # here they grow
-        self.table = np.empty((len(rings), 3, 2), np.int64)  # of keys, values and positions: address, numbers
-        self.slots = np.empty(len(rings), np.int64)  # that of the first token in each
-        self.like = rings[0].keys[:0].reshape(-1)  # an array of the keys' type
-        self._held = [(ring, ring.where) for ring in rings]
-        self._next, self._until = position, min(len(r.keys) if len(r.keys) < r.limit else 1 << 62 for r in rings)
-        self._alike: list[tuple[int, list[int], I32]] = []  # rings of one length: limit, which, positions of all slots
-        for limit, size in dict.fromkeys((ring.limit, len(ring.keys)) for ring in rings):
-            which = [i for i, ring in enumerate(rings) if (ring.limit, len(ring.keys)) == (limit, size)]
-            positions = np.arange(size, dtype=np.int32)
-            positions[: len(placed[which[0]][1])] = placed[which[0]][1]
-            self._alike.append((limit, which, positions))
-            self.table[which, 2, 0] = positions.ctypes.data
-        self.table[:, :2] = [ring.where for ring in rings]
-
-    def follow(self, position: int, tokens: int) -> bool:
-        """Is `position` the next, and is everything where it was? Then the table and the slots are made to be those of
-        the tokens from there on.
-        """
-        if position != self._next or position + tokens > self._until:
-            return False
-        for ring, where in self._held:
-            if ring.where is not where or not ring.settled:
-                return False
-        for limit, which, positions in self._alike:
-            slot = position % limit
-            positions[slot : slot + tokens] = range(position, position + tokens)
-            self.slots[which], self.table[which, 2, 1] = slot, min(position + tokens, limit)
-        self._next += tokens
-        return True
-
-
 class Cache:
-    """The state of one sequence: that of each layer, and how many tokens they have seen."""
+    """The state of one sequence: that of each layer, and the number of tokens in them."""
 
     def __init__(self, layers: tuple[LayerState, ...], max_tokens: int) -> None:
         self.layers = layers
         self.max_tokens = max_tokens
         self.position = 0
-        self.rings: Rings | None = None  # what the last few tokens left for the next
         self._moving_to: int | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: all but addresses."""
-        return self.__dict__ | {"rings": None}
 
     @property
     def nbytes(self) -> int:
@@ -251,12 +190,12 @@ class Cache:
         return sum(layer.nbytes for layer in self.layers)
 
     def advance(self, tokens: int) -> None:
-        """All layers are done with `tokens` more: put them away. Interrupted, it is finished by `settle`."""
+        """Store `tokens` more tokens, which all layers are done with. If interrupted, `settle` finishes it."""
         self._moving_to = self.position + tokens
         self.settle()
 
     def skip_to(self, position: int) -> None:
-        """Stand at `position` without having read anything: for measuring what a token costs there."""
+        """Stand at `position` without having read anything, to measure what a token costs there."""
         if not self.position <= position <= self.max_tokens:
             raise ValueError(f"position {position} is not within {self.position} … {self.max_tokens}")
         for layer in self.layers:

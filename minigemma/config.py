@@ -18,12 +18,20 @@ from typing import Any
 class AttentionConfig:
     """The attention of one layer. Local and global layers differ in these numbers and in nothing else."""
 
+    heads: int  # N
+    head_dim: int  # H
+    eps: float  # of the norms
     window: int | None  # W: keys a query sees, itself included; None: all earlier ones
     rope_base: float  # θ
     rope_scale: float = 1.0  # positions are divided by it
     rope_fraction: float = 1.0  # of each head, from its beginning, is rotated
     query_scale: float  # scores are multiplied by it
     soft_cap: float | None = None
+
+    @property
+    def rotated(self) -> int:
+        """R: the width of a head that rope rotates."""
+        return int(self.head_dim * self.rope_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +122,11 @@ class TextConfig(ABC):
     def query_scale(self) -> float:
         """The factor of the scores: query_pre_attn_scalar^-1/2, which is H^-1/2 in most sizes."""
         return float(self.query_pre_attn_scalar or self.head_dim) ** -0.5
+
+    def attention_config(self, **own: Any) -> AttentionConfig:
+        """The attention of a layer: what all layers share, and its own window, rope and cap."""
+        shared: dict[str, Any] = {"heads": self.heads, "head_dim": self.head_dim, "eps": self.eps}
+        return AttentionConfig(query_scale=self.query_scale, **shared, **own)
 
     @abstractmethod
     def attention(self, layer: int) -> AttentionConfig:

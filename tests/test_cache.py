@@ -1,13 +1,12 @@
 """Rings: exactly the window's keys, whatever the pieces; an interrupted pass leaves the cache whole."""
 
 import copy
-import ctypes
 import pickle
 
 import numpy as np
 import pytest
 
-from minigemma.cache import Cache, KeyValueRing, Rings
+from minigemma.cache import Cache, KeyValueRing
 
 
 def token(position):
@@ -93,44 +92,36 @@ def test_an_interrupted_advance_is_finished_later():
     assert cache.position == 6
 
 
-def at(address, size, kind):
-    """The numbers that lie there."""
-    return np.ctypeslib.as_array(ctypes.cast(int(address), ctypes.POINTER(kind)), (int(size),))
+def test_a_place_in_a_ring_is_what_extend_fills():
+    """Token by token and several at once, across growing and wrapping."""
+    for limit in (5, 2000, 700):
+        ours, others = (KeyValueRing(limit, 2, 3, np.uint16) for _ in range(2))
+        position = 0
+        while position < 1500:
+            count = 3 if position % 400 == 399 and position + 3 <= limit else 1
+            slot, positions = ours.place(position, count)
+            keys, _, expected = others.extend(tokens(position, count), tokens(position, count), position)
+            assert slot == position % limit and len(ours.keys) == len(others.keys)
+            np.testing.assert_array_equal(positions, expected)
+            np.testing.assert_array_equal(positions[slot : slot + count], range(position, position + count))
+            position += count
+            others.commit(position)
+        assert len(keys) == min(limit, position)
 
 
-def test_rings_say_what_each_ring_says_itself():
-    """Ahead token by token, across growing and wrapping; and whatever else moves them is noticed."""
-    limits = (5, 2000, 5, 700)
-    ours, others = ([KeyValueRing(limit, 2, 3, np.uint16) for limit in limits] for _ in range(2))
-    made, rings, position = 0, None, 0
-    while position < 1500:
-        if position % 400 == 399:  # several at once, between two that come alone
-            for ring in (*ours, *others):
-                ring.extend(tokens(position, 3), tokens(position, 3), position)
-                ring.commit(position + 3)
-            position += 3
-        if not (rings and rings.follow(position, 1)):
-            rings, made = Rings(ours, position, 1), made + 1
-            assert rings.follow(position, 1)
-        for i, (ring, other) in enumerate(zip(ours, others, strict=True)):
-            slot, positions = other.place(position, 1)
-            assert rings.slots[i] == slot
-            np.testing.assert_array_equal(at(*rings.table[i, 2], ctypes.c_int32), positions)
-            for j, array in enumerate((ring.keys, ring.values)):
-                assert rings.table[i, j].tolist() == [array.ctypes.data, array.size]
-        position += 1
-    assert made <= 12  # the first, three after several at once, and where a ring grew
-    assert not rings.follow(position + 1, 1) and not rings.follow(position - 1, 1)
-    ours[0].extend(tokens(position, 9), tokens(position, 9), position)  # and is interrupted
-    assert not rings.follow(position, 1)
+def test_a_place_in_a_ring_drops_what_an_interrupted_pass_held_back():
+    ring = KeyValueRing(5, 2, 3, np.float32)
+    ring.extend(tokens(0, 9), tokens(0, 9), 0)  # never committed
+    ring.place(0, 1)
+    ring.commit(1)
+    assert not ring.keys.any()
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache)), Cache.copy])
-def test_copies_of_a_cache_know_where_they_lie(again):
+def test_copies_of_a_cache_lie_elsewhere(again):
     cache = Cache((KeyValueRing(5, 2, 3, np.float32),), 9)
-    cache.rings = Rings(cache.layers, 0, 1)
     other = again(cache)
-    assert other.rings is None and other.max_tokens == 9
+    assert other.max_tokens == 9
     (ring,) = other.layers
-    assert ring.where == ((ring.keys.ctypes.data, ring.keys.size), (ring.values.ctypes.data, ring.values.size))
-    assert ring.where != cache.layers[0].where
+    ring.extend(tokens(3, 1), tokens(3, 1), 3)
+    assert ring.keys.any() and not cache.layers[0].keys.any()

@@ -11,7 +11,12 @@ import pytest
 
 import minigemma
 from minigemma.arrays import read_only, round_bf16
+from minigemma.blocks.feedforward import FeedForwardWeights
+from minigemma.blocks.gqa import AttentionWeights
+from minigemma.blocks.griffin import RecurrentWeights
+from minigemma.cache import KeyValueRing, RecurrentState, TokenPositions
 from minigemma.cli.random_weights import random_matrix
+from minigemma.config import AttentionConfig
 from minigemma.definition import DEFINITIONS, definition, formulas_only
 from minigemma.formulas.attention import Mask, attention
 from minigemma.formulas.linear import linear, linears
@@ -24,6 +29,7 @@ from minigemma.layouts.gguf_blocks import quantize_int4_rows, quantize_int8, qua
 from minigemma.layouts.int4 import side_by_side
 from minigemma.layouts.sfp8 import quantize_sfp8
 from minigemma.layouts.weight import block_bytes, flat, format_of, is_side_by_side, rows_columns, widen
+from minigemma.taps import NO_TAPS
 
 for module in pkgutil.walk_packages(minigemma.__path__, "minigemma."):
     if not module.name.endswith("__main__"):
@@ -162,6 +168,64 @@ CASES = {
         attention_case(300, 300, 2, 2, 72, None, None, image=300),
     ],
 }
+
+
+def block_weights(kind, D, F, N, K, H, **more):
+    """Attention and feed-forward weights, matrices as `kind` makes them of float32."""
+
+    def matrix(*shape):
+        return read_only(kind(normal(*shape) * np.float32(shape[1] ** -0.5)))
+
+    qkvo = {"q": matrix(N * H, D), "k": matrix(K * H, D), "v": matrix(K * H, D), "o": matrix(D, N * H)}
+    gud = {"gate": matrix(F, D), "up": matrix(F, D), "down": matrix(D, F)}
+    return AttentionWeights(pre_norm=normal(D), **qkvo, **more), FeedForwardWeights(pre_norm=normal(D), **gud)
+
+
+def attention_block_case(T, first, kind, *, window=None, N=4, K=2, H=32, kept=np.float32, **more):
+    """T tokens from position `first` on, over a ring with random keys before them."""
+    w, _ = block_weights(kind, 64, 96, N, K, H, **more)
+    scale = {"rope_base": 1e4, "query_scale": H**-0.5, "eps": 1e-6, "soft_cap": 3.0 if "o_bias" in more else None}
+    config, ring = AttentionConfig(heads=N, head_dim=H, window=window, **scale), KeyValueRing(window or 99, K, H, kept)
+    if first:
+        ring.extend(normal(first, K, H), normal(first, K, H), 0)
+        ring.commit(first)
+    here = positions(first, T)
+    return normal(T, 64) * 3, w, config, ring, TokenPositions(here, here, T), NO_TAPS.within("blocks.0")
+
+
+def recurrent_block_case(T, first, kind):
+    D, E, M = 48, 64, 2
+    matrices = {"y": kind(normal(E, D)), "x": kind(normal(E, D)), "out": kind(normal(D, E))}
+    biases = {"y_bias": normal(E), "x_bias": normal(E), "out_bias": normal(D), "conv_bias": normal(E)}
+    gates = {f"{name}_gate": normal(M, E // M, E // M) for name in ("recurrence", "input")}
+    gates |= {f"{name}_bias": normal(M, E // M) for name in ("recurrence", "input")}
+    w = RecurrentWeights(
+        pre_norm=normal(D), **matrices, **biases, **gates, conv=normal(4, E), decay=rng.random(E, np.float32)
+    )
+    state, here = RecurrentState(4, E), positions(first, T)
+    if first:
+        state.propose(normal(3, E), normal(E))
+        state.commit(first)
+    return normal(T, D), w, 1e-6, state, TokenPositions(here, here, T), NO_TAPS.within("blocks.0")
+
+
+QK_NORM = {"q_norm": normal(32), "k_norm": normal(32), "post_norm": normal(64)}
+CASES["attention_block"] = [
+    attention_block_case(1, 0, np.asarray),
+    attention_block_case(1, 50, round_bf16, window=17, **QK_NORM),
+    attention_block_case(16, 60, np.asarray, **QK_NORM),
+    attention_block_case(5, 7, round_bf16, window=17, o_bias=normal(64)),
+    attention_block_case(5, 14, np.asarray, window=17),  # it would wrap: the definition
+    attention_block_case(3, 2, np.asarray, N=3, K=1, H=20),  # no whole vectors: the definition
+]
+CASES["feed_forward_block"] = [
+    (normal(T, 64) * 3, block_weights(kind, 64, F, 1, 1, 2)[1], 1e-6, NO_TAPS.within("blocks.0"))
+    for T, F, kind in ((1, 96, round_bf16), (16, 100, np.asarray), (17, 96, np.asarray), (7, 96, np.asarray))
+]
+CASES["recurrent_block"] = [
+    recurrent_block_case(T, first, kind)
+    for T, first, kind in ((1, 0, round_bf16), (16, 0, np.asarray), (1, 9, np.asarray), (5, 9, np.asarray))
+]
 
 
 def test_every_kernel_has_cases():

@@ -50,6 +50,7 @@ from ..layouts.weight import BLOCK, Weight, block_bytes, format_of, is_side_by_s
 from ..models.decoder import Decoder
 from ..models.recurrentgemma import RecurrentGemmaConfig
 from ..taps import NO_TAPS
+from ..text.generation import sampling_logits
 from .peers import PEERS, Peer, parameters, weight_bytes
 
 READ_BYTES = 1 << 29  # far more than any cache holds
@@ -190,7 +191,7 @@ def table(report: dict[str, Any]) -> str:
 def prompt_flops(model: Decoder) -> int:
     """Operations for a token of a prompt that is not the last: the last layer only takes in what it will remember."""
     last = model.weights.blocks[-1]
-    a, r, f = last.attention, getattr(last, "recurrent", None), last.ffn
+    a, r, f = last.attention, last.recurrent, last.ffn
     idle = [f.gate, f.up, f.down, *((a.q, a.o) if a else ()), *((r.y, r.out) if r else ())]
     sizes = [rows * columns for rows, columns in map(rows_columns, idle)]
     return 2 * (model.config.non_embedding_parameters - sum(sizes))
@@ -297,7 +298,7 @@ class Ours(Peer):
         began = time.perf_counter()
         for _ in range(count):
             token = int(self.logits[0].argmax())
-            self.logits = self.model.forward([token], self.cache, last_only=True, likely_only=True)
+            self.logits = sampling_logits(self.model, token, self.cache)[None]
         return (time.perf_counter() - began) / count
 
     def look(self, pixels: F32) -> float | None:

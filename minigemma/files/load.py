@@ -31,7 +31,7 @@ from ..kernels.parallel import most_threads
 from ..layouts.gguf_blocks import (
     dequantize,
 )
-from ..models.decoder import Decoder, DecoderWeights
+from ..models.decoder import Decoder, DecoderWeights, LayerWeights
 from ..models.registry import FAMILIES, all_names, layer_tensors
 from ..models.vision import VISION, VISION_LAYER
 from .config_gguf import config_from_gguf, vision_from_gguf
@@ -348,12 +348,11 @@ def assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:
     """The flat names as the dataclasses that the models read."""
     blocks = []
     for i in range(config.layers):
-        parts: dict[str, dict[str, Any]] = {"": {}}
+        parts: dict[str, dict[str, Any]] = {}
         for name in layer_tensors(config, i):
-            part, _, field = name.rpartition(".")
+            part, _, field = name.partition(".")
             parts.setdefault(part, {})[field] = weights[f"blocks.{i}.{name}"]
-        own = parts.pop("")
-        blocks.append(FAMILIES[config.family].block(**own, **{part: PARTS[part](**w) for part, w in parts.items()}))
+        blocks.append(LayerWeights(**{part: PARTS[part](**w) for part, w in parts.items()}))
     vision = _tower(config.vision, weights) if config.vision and "vision.patch" in weights else None
     return DecoderWeights(weights["embedding"], tuple(blocks), weights["final_norm"], weights.get("head"), vision)
 

@@ -17,8 +17,7 @@ error is 0.3 of the logits' standard deviation, where likely logits lie four to 
 all columns it would be 0.5.
 
 Logits of tokens found likely are exact, also their order; what the others' errors do to the distribution as a whole
-is in docs/accuracy.md. Only generation asks for it (`forward(…, likely_only=True)`); the exact mode, and whoever looks
-at logits, gets all of them in full.
+is in docs/accuracy.md. Only sampling uses it (text/generation.py): `forward` returns exact logits.
 
 Ê is an array of uint8 [R/16, blocks, 288], sixteen rows side by side as in int4.py: first the blocks of int4, which
 cover 32 columns, then those in two bits, which cover 64. A block of these is
@@ -29,8 +28,6 @@ cover 32 columns, then those in two bits, which cover 64. A block of these is
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from numba import float32, get_num_threads, types
@@ -73,7 +70,6 @@ from ..kernels.views import new_array, reshaped
 from ..layouts.int4 import BYTES, SIDE, side_by_side
 from ..layouts.weight import BLOCK, Weight, block_bytes, flat, format_of, rows_columns, widen
 from .linear import linear
-from .rmsnorm import rms_norm
 
 DEVIATIONS = 2.0  # above the mean: what a preview must be for its row to be read whole
 COARSE = 64  # columns of a block in two bits
@@ -397,24 +393,17 @@ def _arguments(packed: U8, order: Order, weight: Weight) -> tuple[NDArray | int,
 class Preview:
     """A head, and the same in few bits beside it. final_norm: the w of the norm before it."""
 
-    def __init__(self, head: Weight, final_norm: F32, eps: float) -> None:
-        self.head, self.final_norm, self.eps = head, final_norm, eps
+    def __init__(self, head: Weight, final_norm: F32) -> None:
+        self.head = head
         order = by_gain(final_norm)
         packed = read_only(in_few_bits(head, order))
         self.nbytes = packed.nbytes  # which each token reads instead of the head
         self._rows, self._arguments = rows_columns(head)[0], _arguments(packed, order, head)
 
-    def later(self, x: F32) -> Callable[[], F32]:
-        """A function that makes logits [1, V] of the residual after the last layer, x [1, D], when that is there. What
-        Python has to do for it is done now.
-        """
+    def logits(self, x: F32) -> F32:
+        """Logits [1, V] of a hidden state, x [1, D] after the final norm; exact for likely tokens only."""
         y = np.empty((1, self._rows), np.float32)
-        arguments = get_num_threads(), x[0], self.final_norm, self.eps, *self._arguments, y
-
-        def logits() -> F32:
-            return y if _likely_all(*arguments) else linear(rms_norm(x, self.final_norm, self.eps), self.head)
-
-        return logits
+        return y if _likely_all(get_num_threads(), x[0], NO_GAIN, 0.0, *self._arguments, y) else linear(x, self.head)
 
 
 def preview_bytes(rows: int, columns: int) -> int:
@@ -423,8 +412,8 @@ def preview_bytes(rows: int, columns: int) -> int:
     return rows * (fine // BLOCK + (columns - fine) // COARSE) * (BYTES // SIDE)
 
 
-def preview_of(head: Weight, final_norm: F32, eps: float) -> Preview | None:
+def preview_of(head: Weight, final_norm: F32) -> Preview | None:
     """A preview of a head that is large and takes more than four bits; else None."""
     (R, D), name = rows_columns(head), format_of(head)
     fits = name in FROM and name != "f32" and R % SIDE == 0 and D % COARSE == 0
-    return Preview(head, final_norm, eps) if fits and R * D >= LARGE else None
+    return Preview(head, final_norm) if fits and R * D >= LARGE else None

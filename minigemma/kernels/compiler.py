@@ -203,12 +203,6 @@ class KernelCache:
         own = self._function.__code__
         return sources_digest() + zlib.crc32(content, zlib.crc32(own.co_code)).to_bytes(4, "little")
 
-    def has(self, signature: Any, context: Any) -> bool:
-        """Returns True if an earlier run compiled the kernel for these types, from the present sources."""
-        with suppress(OSError), open(self.path(signature, context), "rb") as file:
-            return file.read(len(sources_digest())) == sources_digest()
-        return False
-
     def load_overload(self, signature: Any, context: Any) -> Any:
         """Returns the compiled kernel, or None."""
         runtime.rtsys.initialize(context)
@@ -358,14 +352,6 @@ class Inner:
 
         made.get_call_template = of_any_number
         return numba.typeof(made)
-
-
-def is_compiled(kernel: Any, *arguments: Any) -> bool:
-    """Returns True if this run or an earlier one has compiled the kernel for arguments of these types."""
-    if PLAIN:
-        return bool(kernel.overloads)
-    signature = tuple(map(kernel.typeof_pyval, arguments))
-    return signature in kernel.overloads or kernel._cache.has(signature, kernel.targetctx)
 
 
 _BYTES, _INT = ir.IntType(8).as_pointer(), ir.IntType(64)

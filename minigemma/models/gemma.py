@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arrays import F32
-from ..blocks.feedforward import FeedForwardWeights, feed_forward
-from ..blocks.gqa import AttentionWeights, grouped_query_attention
+from ..blocks.feedforward import feed_forward_block
+from ..blocks.gqa import attention_block
 from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig, TextConfig, released
-from ..formulas.rmsnorm import rms_norm
 from ..taps import Scope
 from .decoder import Decoder
 from .fields import TANH_GELU, Fields, plain_rope
@@ -33,7 +32,7 @@ class GemmaConfig(TextConfig):
 
     def attention(self, layer: int) -> AttentionConfig:
         """Every layer sees every earlier token."""
-        return AttentionConfig(window=None, rope_base=self.rope_base, query_scale=self.query_scale)
+        return self.attention_config(window=None, rope_base=self.rope_base)
 
 
 RELEASED = released(  # Tables 1 and 2
@@ -47,28 +46,14 @@ RELEASED = released(  # Tables 1 and 2
 )
 
 
-@dataclass(frozen=True)
-class GemmaBlock:
-    """The weights of one layer."""
-
-    pre_attention_norm: F32  # [D]
-    attention: AttentionWeights
-    pre_ffn_norm: F32  # [D]
-    ffn: FeedForwardWeights
-
-
 class Gemma(Decoder):
     """Gemma 1."""
 
-    def block(self, x: F32, layer: int, state: KeyValueRing, places: TokenPositions, taps: Scope) -> F32:
-        """x [T, D] → [T, D]      Each branch is normed on its way in (Gemma 1 §2)."""
-        w: GemmaBlock = self.weights.blocks[layer]
-        c = self.config
-        h = rms_norm(x, w.pre_attention_norm, c.eps)
-        h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, places, taps)
-        x = taps("residual.middle", places.asked(x) + h)
-        h = feed_forward(rms_norm(x, w.pre_ffn_norm, c.eps), w.ffn, taps)
-        return taps("residual.out", x + h)
+    def block(self, x: F32, layer: int, state: KeyValueRing, tokens: TokenPositions, taps: Scope) -> F32:
+        """x [T, D] → [T, D]      Pre-norm: each branch is normed on its way in (Gemma 1 §2)."""
+        w = self.weights.blocks[layer]
+        x = attention_block(x, w.attention, self.attention[layer], state, tokens, taps)
+        return feed_forward_block(x, w.ffn, self.config.eps, taps)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -79,12 +64,12 @@ TENSORS = {
     "final_norm": ("norm.weight", "output_norm.weight", "D"),
 }
 LAYER = {  # after "layers.{i}." or "blk.{i}."
-    "pre_attention_norm": ("input_layernorm.weight", "attn_norm.weight", "D"),
+    "attention.pre_norm": ("input_layernorm.weight", "attn_norm.weight", "D"),
     "attention.q": ("self_attn.q_proj.weight", "attn_q.weight", "NH D"),
     "attention.k": ("self_attn.k_proj.weight", "attn_k.weight", "KH D"),
     "attention.v": ("self_attn.v_proj.weight", "attn_v.weight", "KH D"),
     "attention.o": ("self_attn.o_proj.weight", "attn_output.weight", "D NH"),
-    "pre_ffn_norm": ("post_attention_layernorm.weight", "ffn_norm.weight", "D"),  # its place in the block, not its role
+    "ffn.pre_norm": ("post_attention_layernorm.weight", "ffn_norm.weight", "D"),  # its place in the block, not its role
     "ffn.gate": ("mlp.gate_proj.weight", "ffn_gate.weight", "F D"),
     "ffn.up": ("mlp.up_proj.weight", "ffn_up.weight", "F D"),
     "ffn.down": ("mlp.down_proj.weight", "ffn_down.weight", "D F"),
@@ -166,7 +151,6 @@ FAMILY = Family(
     name="gemma",
     title="Gemma 1",
     model=Gemma,
-    block=GemmaBlock,
     released=RELEASED,
     hub_ids="gemma-2b gemma-2b-it gemma-7b gemma-7b-it gemma-1.1-2b-it gemma-1.1-7b-it",
     tensors=TENSORS,

@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arrays import F32
-from ..blocks.feedforward import FeedForwardWeights, feed_forward
-from ..blocks.gqa import AttentionWeights, grouped_query_attention
+from ..blocks.feedforward import feed_forward_block
+from ..blocks.gqa import attention_block
 from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig, TextConfig, released
-from ..formulas.rmsnorm import rms_norm
 from ..taps import Scope
 from . import gemma
 from .decoder import Decoder
@@ -38,11 +37,8 @@ class Gemma2Config(TextConfig):
 
     def attention(self, layer: int) -> AttentionConfig:
         """Even layers are local, odd ones global (Gemma 2 §2, "Local sliding window and global attention")."""
-        return AttentionConfig(
-            window=self.window if layer % 2 == 0 else None,
-            rope_base=self.rope_base,
-            query_scale=self.query_scale,
-            soft_cap=self.attention_cap,
+        return self.attention_config(
+            window=self.window if layer % 2 == 0 else None, rope_base=self.rope_base, soft_cap=self.attention_cap
         )
 
 
@@ -58,38 +54,22 @@ RELEASED = released(  # Tables 1 to 3; the scalar is H, but D / N in 27B
 )
 
 
-@dataclass(frozen=True)
-class Gemma2Block:
-    """The weights of one layer."""
-
-    pre_attention_norm: F32  # [D]
-    attention: AttentionWeights
-    post_attention_norm: F32  # [D]
-    pre_ffn_norm: F32  # [D]
-    ffn: FeedForwardWeights
-    post_ffn_norm: F32  # [D]
-
-
 class Gemma2(Decoder):
     """Gemma 2."""
 
-    def block(self, x: F32, layer: int, state: KeyValueRing, places: TokenPositions, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: KeyValueRing, tokens: TokenPositions, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in and out (Gemma 2 §2, "post-norm and pre-norm")."""
-        w: Gemma2Block = self.weights.blocks[layer]
-        c = self.config
-        h = rms_norm(x, w.pre_attention_norm, c.eps)
-        h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, places, taps)
-        x = taps("residual.middle", places.asked(x) + rms_norm(h, w.post_attention_norm, c.eps))
-        h = feed_forward(rms_norm(x, w.pre_ffn_norm, c.eps), w.ffn, taps)
-        return taps("residual.out", x + rms_norm(h, w.post_ffn_norm, c.eps))
+        w = self.weights.blocks[layer]
+        x = attention_block(x, w.attention, self.attention[layer], state, tokens, taps)
+        return feed_forward_block(x, w.ffn, self.config.eps, taps)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
 
 LAYER = gemma.LAYER | {
-    "post_attention_norm": ("post_attention_layernorm.weight", "post_attention_norm.weight", "D"),
-    "pre_ffn_norm": ("pre_feedforward_layernorm.weight", "ffn_norm.weight", "D"),
-    "post_ffn_norm": ("post_feedforward_layernorm.weight", "post_ffw_norm.weight", "D"),
+    "attention.post_norm": ("post_attention_layernorm.weight", "post_attention_norm.weight", "D"),
+    "ffn.pre_norm": ("pre_feedforward_layernorm.weight", "ffn_norm.weight", "D"),
+    "ffn.post_norm": ("post_feedforward_layernorm.weight", "post_ffw_norm.weight", "D"),
 }
 JSON_DEFAULTS = gemma.JSON_DEFAULTS | {
     "num_attention_heads": 8,
@@ -151,7 +131,6 @@ FAMILY = Family(
     name="gemma2",
     title="Gemma 2",
     model=Gemma2,
-    block=Gemma2Block,
     released=RELEASED,
     hub_ids="gemma-2-2b gemma-2-2b-it gemma-2-9b gemma-2-9b-it gemma-2-27b gemma-2-27b-it",
     tensors=gemma.TENSORS,

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arrays import F32
-from ..blocks.feedforward import FeedForwardWeights, feed_forward
-from ..blocks.gqa import AttentionWeights, grouped_query_attention
+from ..blocks.feedforward import feed_forward_block
+from ..blocks.gqa import attention_block
 from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig, TextConfig, VisionConfig, released
-from ..formulas.rmsnorm import rms_norm
 from ..taps import Scope
 from . import gemma, gemma2
 from .decoder import Decoder
@@ -46,10 +45,8 @@ class Gemma3Config(TextConfig):
     def attention(self, layer: int) -> AttentionConfig:
         """Five local layers, then a global one, beginning with a local one (Gemma 3 §2)."""
         if layer % self.pattern == self.pattern - 1:
-            return AttentionConfig(
-                window=None, rope_base=self.rope_base, rope_scale=self.rope_scale, query_scale=self.query_scale
-            )
-        return AttentionConfig(window=self.window, rope_base=self.rope_base_local, query_scale=self.query_scale)
+            return self.attention_config(window=None, rope_base=self.rope_base, rope_scale=self.rope_scale)
+        return self.attention_config(window=self.window, rope_base=self.rope_base_local)
 
 
 COLUMNS = "width layers heads kv_heads head_dim ffn_width query_pre_attn_scalar"  # the scalar: H, but D / N in 27B
@@ -68,30 +65,14 @@ RELEASED = (  # Tables 1 and 2
 )
 
 
-@dataclass(frozen=True)
-class Gemma3Block:
-    """The weights of one layer; its attention has q_norm and k_norm."""
-
-    pre_attention_norm: F32  # [D]
-    attention: AttentionWeights
-    post_attention_norm: F32  # [D]
-    pre_ffn_norm: F32  # [D]
-    ffn: FeedForwardWeights
-    post_ffn_norm: F32  # [D]
-
-
 class Gemma3(Decoder):
     """Gemma 3, text."""
 
-    def block(self, x: F32, layer: int, state: KeyValueRing, places: TokenPositions, taps: Scope) -> F32:
-        """x [T, D] → [T, D]      Each branch is normed on its way in and on its way out (Gemma 3 §2)."""
-        w: Gemma3Block = self.weights.blocks[layer]
-        c = self.config
-        h = rms_norm(x, w.pre_attention_norm, c.eps)
-        h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, places, taps)
-        x = taps("residual.middle", places.asked(x) + rms_norm(h, w.post_attention_norm, c.eps))
-        h = feed_forward(rms_norm(x, w.pre_ffn_norm, c.eps), w.ffn, taps)
-        return taps("residual.out", x + rms_norm(h, w.post_ffn_norm, c.eps))
+    def block(self, x: F32, layer: int, state: KeyValueRing, tokens: TokenPositions, taps: Scope) -> F32:
+        """x [T, D] → [T, D]      Each branch is normed on its way in and out (Gemma 3 §2)."""
+        w = self.weights.blocks[layer]
+        x = attention_block(x, w.attention, self.attention[layer], state, tokens, taps)
+        return feed_forward_block(x, w.ffn, self.config.eps, taps)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -187,7 +168,6 @@ FAMILY = Family(
     name="gemma3",
     title="Gemma 3",
     model=Gemma3,
-    block=Gemma3Block,
     released=RELEASED,
     hub_ids="gemma-3-270m gemma-3-270m-it gemma-3-1b-pt gemma-3-1b-it gemma-3-4b-pt gemma-3-4b-it "
     "gemma-3-12b-pt gemma-3-12b-it gemma-3-27b-pt gemma-3-27b-it",

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arrays import F32
-from ..blocks.feedforward import FeedForwardWeights, feed_forward
-from ..blocks.gqa import AttentionWeights, grouped_query_attention
-from ..blocks.griffin import RecurrentWeights, recurrent_block
+from ..blocks.feedforward import feed_forward_block
+from ..blocks.gqa import attention_block
+from ..blocks.griffin import recurrent_block
 from ..cache import LayerState, RecurrentState, TokenPositions
 from ..config import AttentionConfig, TextConfig, released
-from ..formulas.rmsnorm import rms_norm
 from ..taps import Scope
 from . import gemma
 from .decoder import Decoder
@@ -69,12 +68,7 @@ class RecurrentGemmaConfig(TextConfig):
 
     def attention(self, layer: int) -> AttentionConfig:
         """Local: W earlier tokens and the token itself, as in DeepMind's code."""
-        return AttentionConfig(
-            window=self.window + 1,
-            rope_base=self.rope_base,
-            rope_fraction=self.rope_fraction,
-            query_scale=self.query_scale,
-        )
+        return self.attention_config(window=self.window + 1, rope_base=self.rope_base, rope_fraction=self.rope_fraction)
 
     def kind(self, layer: int) -> str:
         """ "local" attention, or "recurrent"."""
@@ -117,17 +111,6 @@ RELEASED = released(  # Table 1
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecurrentGemmaBlock:
-    """The weights of one layer, which has either attention or a recurrent block."""
-
-    temporal_pre_norm: F32  # [D]
-    attention: AttentionWeights | None = None
-    recurrent: RecurrentWeights | None = None
-    channel_pre_norm: F32  # [D]
-    ffn: FeedForwardWeights
-
-
 class RecurrentGemma(Decoder):
     """RecurrentGemma, and Griffin of any size."""
 
@@ -139,18 +122,14 @@ class RecurrentGemma(Decoder):
             return super().layer_state(layer, max_tokens, dtype)
         return RecurrentState(self.config.conv_width, self.config.lru_width)
 
-    def block(self, x: F32, layer: int, state: Any, places: TokenPositions, taps: Scope) -> F32:
+    def block(self, x: F32, layer: int, state: Any, tokens: TokenPositions, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in (Botev et al. 2024 §2)."""
-        w: RecurrentGemmaBlock = self.weights.blocks[layer]
-        c = self.config
-        h = rms_norm(x, w.temporal_pre_norm, c.eps)
+        w, eps = self.weights.blocks[layer], self.config.eps
         if w.attention:
-            h = grouped_query_attention(h, w.attention, c.attention(layer), c.head_dim, c.eps, state, places, taps)
-        elif w.recurrent:
-            h = recurrent_block(h, w.recurrent, state, places, taps)
-        x = taps("residual.middle", places.asked(x) + h)
-        h = feed_forward(rms_norm(x, w.channel_pre_norm, c.eps), w.ffn, taps)
-        return taps("residual.out", x + h)
+            x = attention_block(x, w.attention, self.attention[layer], state, tokens, taps)
+        else:
+            x = recurrent_block(x, w.recurrent, eps, state, tokens, taps)
+        return feed_forward_block(x, w.ffn, eps, taps)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -158,14 +137,14 @@ class RecurrentGemma(Decoder):
 # our name: (name in a Hugging Face folder after "layers.{i}.", none in GGUF, shape in the letters of `axes`)
 TENSORS = gemma.TENSORS | {"final_norm": ("final_norm.weight", "", "D")}
 LAYER = {
-    "temporal_pre_norm": ("temporal_pre_norm.weight", "", "D"),
-    "channel_pre_norm": ("channel_pre_norm.weight", "", "D"),
+    "ffn.pre_norm": ("channel_pre_norm.weight", "", "D"),
     **{f"ffn.{part}": (f"mlp_block.{part}_proj.weight", "", "F D") for part in ("gate", "up")},
     **{f"ffn.{part}_bias": (f"mlp_block.{part}_proj.bias", "", "F") for part in ("gate", "up")},
     "ffn.down": ("mlp_block.down_proj.weight", "", "D F"),
     "ffn.down_bias": ("mlp_block.down_proj.bias", "", "D"),
 }
 RECURRENT = {
+    "recurrent.pre_norm": ("temporal_pre_norm.weight", "", "D"),
     **{f"recurrent.{part}": (f"temporal_block.linear_{part}.weight", "", "E D") for part in ("x", "y")},
     **{f"recurrent.{part}_bias": (f"temporal_block.linear_{part}.bias", "", "E") for part in ("x", "y")},
     "recurrent.out": ("temporal_block.linear_out.weight", "", "D E"),
@@ -179,6 +158,7 @@ RECURRENT = {
     "recurrent.input_bias": ("temporal_block.rg_lru.input_gate_bias", "", "M I"),
 }
 ATTENTION = {
+    "attention.pre_norm": ("temporal_pre_norm.weight", "", "D"),
     "attention.q": ("temporal_block.q_proj.weight", "", "NH D"),
     "attention.k": ("temporal_block.k_proj.weight", "", "KH D"),
     "attention.v": ("temporal_block.v_proj.weight", "", "KH D"),
@@ -229,7 +209,6 @@ FAMILY = Family(
     name="recurrentgemma",
     title="RecurrentGemma",
     model=RecurrentGemma,
-    block=RecurrentGemmaBlock,
     released=RELEASED,
     hub_ids="recurrentgemma-2b recurrentgemma-2b-it recurrentgemma-9b recurrentgemma-9b-it",
     tensors=TENSORS,

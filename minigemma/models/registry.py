@@ -25,7 +25,6 @@ class Family:
     name: str  # `config.family`
     title: str  # the paper's name of it
     model: type[Decoder]
-    block: Callable[..., Any]  # the dataclass of one layer's weights
     released: tuple[TextConfig, ...] = ()
     hub_ids: str = ""  # the released checkpoints, as Hugging Face names them, after "google/"
     tensors: Table  # of no layer

@@ -15,13 +15,15 @@ from ..arrays import F32
 from ..cache import Cache
 from ..errors import no_vision
 from ..formulas.sampling import Sampler, logprob_of
-from ..models.decoder import PREFILL_CHUNK, Decoder, pieces
+from ..formulas.softcap import soft_cap
+from ..kernels.parallel import threads
+from ..models.decoder import PREFILL_CHUNK, Decoder, chunks
 from .prompt import text_ids
 
 if TYPE_CHECKING:
     from ..files.images import PanAndScan
 
-PAYS = 64  # new tokens from which on it saves time to preview the likely ones (preview.py)
+PAYS = 64  # new tokens from which on the coarse copy of the head saves more time than it takes to make
 
 Prompt = str | Sequence[int]
 Progress = Callable[[int, int], None]  # called with tokens done, tokens in all
@@ -64,10 +66,12 @@ def generate(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     pan_and_scan: PanAndScan | None = None,
+    exact_logits: bool = False,
 ) -> str:
     """The text that follows `prompt`; the settings are those of `stream_generate`."""
     settings = max_new_tokens, temperature, top_k, top_p, min_p, seed, stop
-    return "".join(p.text for p in stream_generate(model, prompt, images, *settings, pan_and_scan=pan_and_scan))
+    more: dict[str, Any] = {"pan_and_scan": pan_and_scan, "exact_logits": exact_logits}
+    return "".join(p.text for p in stream_generate(model, prompt, images, *settings, **more))
 
 
 def look_at(
@@ -112,6 +116,7 @@ def stream_generate(
     cache: Cache | None = None,
     progress: Progress | None = None,
     pan_and_scan: PanAndScan | None = None,
+    exact_logits: bool = False,
 ) -> Iterator[Piece]:
     """Yield a `Piece` for each token that follows `prompt`; the last one has a finish_reason.
 
@@ -122,6 +127,9 @@ def stream_generate(
     cache     what came before, if anything did; the prompt and all but the last of the new tokens are in it afterwards,
               and after an interrupt (Ctrl-C) as many of them as its position says
     progress  called while the prompt is read
+    exact_logits  True: compute the logits of every token in full. Otherwise those of unlikely tokens may come from a
+              coarse copy of the head (formulas/two_pass_head.py), for 64 tokens or more and a temperature up to 1;
+              never with a seed, whose text must not depend on `max_new_tokens`. Greedy text is the same either way
 
     Prompt and answer together are never longer than the context, nor than the cache that was given: there the answer
     ends, for "length". Without a tokenizer, for which the prompt must be ids, all text is "".
@@ -150,7 +158,9 @@ def stream_generate(
         )
     new = min(max_new_tokens, room)
     cache = cache or model.new_cache(len(ids) + new)
-    return _pieces(model, ids, features, cache, new, sampler, random, stops, progress)
+    # A temperature above 1 draws unlikely tokens, and the coarse copy of the head must first be made.
+    exact = exact_logits or sampler.temperature > 1 or new < PAYS or (seed is not None and sampler.temperature > 0)
+    return _pieces(model, ids, features, cache, new, sampler, random, stops, progress, exact)
 
 
 def _generator(seed: int | None) -> np.random.Generator:
@@ -188,6 +198,7 @@ def _pieces(
     random: np.random.Generator,
     stops: tuple[str, ...],
     progress: Progress | None,
+    exact: bool,
 ) -> Iterator[Piece]:
     began = time.perf_counter()
     logits = prefill(model, prompt, cache, features, progress)
@@ -195,8 +206,6 @@ def _pieces(
     prompt_tps = len(prompt) / max(first - began, 1e-9)
     decoder = model.tokenizer.stream() if model.tokenizer else None
     banned = [token for token in model.banned if token < len(logits)]  # a small embedding has no rows for the marks
-    # what is hotter than the model's own distribution asks for unlikely tokens; and a preview must first be made
-    likely = sampler.temperature <= 1 and max_new_tokens >= PAYS
     pending = ""  # decided text is yielded; this may be the beginning of a stop string
     for count in range(1, max_new_tokens + 1):
         allowed = logits.copy()
@@ -212,7 +221,22 @@ def _pieces(
         yield Piece(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
         if reason:
             return
-        logits = model.forward([token], cache, last_only=True, likely_only=likely)[0]
+        logits = model.forward([token], cache, last_only=True)[0] if exact else sampling_logits(model, token, cache)
+
+
+def sampling_logits(model: Decoder, token: int, cache: Cache) -> F32:
+    """`forward` of one token for sampling: logits [V], exact for likely tokens, approximate for others.
+
+    Exact for all where the model has no coarse copy of its head: in the exact mode, under the NumPy backend, and for a
+    head that is small or has few bits already.
+    """
+    coarse = model.preview
+    if coarse is None or model.backend == "numpy":
+        return model.forward([token], cache, last_only=True)[0]
+    x = model.hidden_states([token], cache, last_only=True)
+    with threads(model.threads):
+        logits, cap = coarse.logits(x), model.config.logit_cap
+        return logits[0] if cap is None else soft_cap(logits, cap)[0]
 
 
 def prefill(
@@ -224,7 +248,7 @@ def prefill(
     call also scores the vocabulary for its last token.
     """
     runs = model.image_runs(ids)
-    for first, last in pieces(len(ids), runs, PREFILL_CHUNK if progress else len(ids)):
+    for first, last in chunks(len(ids), runs, PREFILL_CHUNK if progress else len(ids)):
         inside = [i for i, (begin, _) in enumerate(runs) if first <= begin < last]
         images = features[inside] if inside and features is not None else None
         logits = model.forward(ids[first:last], cache, images, last_only=True)

@@ -656,7 +656,7 @@ def test_weights_that_are_no_numbers(tmp_path, value, capsys):
     weights[norm] = weights[norm].copy()
     weights[norm][0] = value
     at = write_folder(tmp_path / "norm", SMALL, weights)
-    with pytest.warns(UserWarning, match=r"blocks.1.pre_attention_norm has values that are NaN .*--check"):
+    with pytest.warns(UserWarning, match=r"blocks.1.attention.pre_norm has values that are NaN .*--check"):
         mg.load(at)
 
 

@@ -226,21 +226,24 @@ def make_block(D=40, E=24, M=3):
     biases = {"y_bias": normal(E), "x_bias": normal(E), "out_bias": normal(D)}
     gates = {"recurrence_gate": normal(M, size, size), "recurrence_bias": normal(M, size)}
     gates |= {"input_gate": normal(M, size, size), "input_bias": normal(M, size)}
+    conv = {"conv": normal(4, E), "conv_bias": normal(E)}
     decay = softplus(rng.uniform(-7, 0, E).astype(np.float32))
-    return RecurrentWeights(**matrices, **biases, **gates, conv=normal(4, E), conv_bias=normal(E), decay=decay)
+    return RecurrentWeights(pre_norm=normal(D), **matrices, **biases, **gates, **conv, decay=decay)
 
 
 def run(x, w, state, position, commit=True):
     positions = np.arange(position, position + len(x), dtype=np.int32)
-    y = recurrent_block(x, w, state, TokenPositions(positions, positions, len(x)), NO_TAPS.within("blocks.0"))
+    tokens = TokenPositions(positions, positions, len(x))
+    y = recurrent_block(x, w, 1e-6, state, tokens, NO_TAPS.within("blocks.0"))
     if commit:
         state.commit(position + len(x))
     return y
 
 
 def by_figure_2(x, w):
-    """Figure 2 of the paper in float64, from position 0, with dense gates and the equations above."""
-    x, E = x.astype(np.float64), len(w.decay)
+    """Figure 2 of the paper in float64, from position 0, with dense gates, the equations above, norm and residual."""
+    residual, E = x.astype(np.float64), len(w.decay)
+    x = residual / np.sqrt((residual**2).mean(axis=-1, keepdims=True) + 1e-6) * (1 + w.pre_norm)
     z, through = x @ w.x.T + w.x_bias, x @ w.y.T + w.y_bias
     padded = np.concatenate([np.zeros((3, E)), z])
     conv = sum(w.conv[c] * padded[c : c + len(x)] for c in range(4)) + w.conv_bias
@@ -250,7 +253,7 @@ def by_figure_2(x, w):
         gates.append(np.concatenate(parts, axis=1))
     h = equations(conv, *gates, w.decay, np.zeros(E), True)
     gelu = through / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (through + 0.044715 * through**3)))
-    return (h * gelu) @ w.out.T + w.out_bias, z, h
+    return residual + (h * gelu) @ w.out.T + w.out_bias, z, h
 
 
 def test_recurrent_block_is_figure_2():

@@ -24,6 +24,7 @@ from minigemma.layouts.weight import widen
 from minigemma.models.gemma2 import Gemma2Config
 from minigemma.models.gemma3 import Gemma3Config
 from minigemma.models.recurrentgemma import RecurrentGemmaConfig
+from minigemma.text.generation import sampling_logits
 
 SIZES = {"layers": 3, "width": 128, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 4096}
 CONFIGS = {
@@ -127,19 +128,19 @@ def test_one_row_above_all_others_and_all_rows_alike():
 def test_what_is_no_number_is_not_hidden(wrong, monkeypatch):
     monkeypatch.setattr(preview, "LARGE", 0)
     x = np.full((1, 256), wrong, np.float32)
-    assert not np.isfinite(preview_of(head("bf16"), gain(), 1e-6).later(x)()).any()
+    assert not np.isfinite(preview_of(head("bf16"), gain()).later(x)()).any()
 
 
 def test_which_heads_have_a_preview(monkeypatch):
     rng = np.random.default_rng(0)
-    assert preview_of(head("int8"), gain(), 1e-6) is None  # too small to be worth it
+    assert preview_of(head("int8"), gain()) is None  # too small to be worth it
     monkeypatch.setattr(preview, "LARGE", 0)
-    made = preview_of(head("int8"), gain(), 1e-6)
+    made = preview_of(head("int8"), gain())
     assert made.nbytes == preview_bytes(8192, 256) == 8192 * (64 // 32 + 192 // 64) * 18
     for other in (quantize_sfp8, quantize_int4, lambda w: w):
-        assert preview_of(other(rng.standard_normal((64, 64), np.float32)), gain(64), 1e-6) is None
-    assert preview_of(head("bf16", rows=24), gain(), 1e-6) is None  # no whole sixteens
-    assert preview_of(head("bf16", columns=32), gain(32), 1e-6) is None  # no whole block in two bits
+        assert preview_of(other(rng.standard_normal((64, 64), np.float32)), gain(64)) is None
+    assert preview_of(head("bf16", rows=24), gain()) is None  # no whole sixteens
+    assert preview_of(head("bf16", columns=32), gain(32)) is None  # no whole block in two bits
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -150,15 +151,13 @@ def test_a_model_gives_exact_logits_where_it_is_not_asked_for_likely_ones(name, 
     one, other = model.new_cache(9), model.new_cache(9)
     for cache in (one, other):
         model.forward([3, 4, 5], cache)
-    whole, likely = model.forward([6], one), model.forward([6], other, last_only=True, likely_only=True)
+    whole, likely = model.forward([6], one), sampling_logits(model, 6, other)
     assert model.preview is not None and (whole != likely).any()
     assert whole.argmax() == likely.argmax() and abs(whole - likely).max() < 1.5 * whole.std()
     np.testing.assert_array_equal(model.forward([7], one), model.forward([7], other))  # what is remembered is the same
     model.backend = "numpy"
     formulas = model.new_cache(3)
-    np.testing.assert_array_equal(
-        model.forward([3], formulas, last_only=True, likely_only=True), model.forward([3], model.new_cache(3))
-    )
+    np.testing.assert_array_equal(sampling_logits(model, 3, formulas), model.forward([3], model.new_cache(3))[0])
 
 
 def test_the_exact_mode_and_small_memory_do_without(monkeypatch):
@@ -185,7 +184,7 @@ def test_real_weights_write_the_same_text(model):
         assert a.argmax() == b.argmax()
         token = int(a.argmax())
         a = model.forward([token], whole, last_only=True)[0]
-        b = model.forward([token], likely, last_only=True, likely_only=True)[0]
+        b = sampling_logits(model, token, likely)
         p, q = (np.exp(z - log_sum_exp(z[None])[0]) for z in (a, b))
         off.append(float((p * np.log(p / q)).sum()))
         top = np.argsort(a)[-100:]
@@ -194,22 +193,32 @@ def test_real_weights_write_the_same_text(model):
 
 
 def test_generation_asks_for_likely_tokens_where_it_pays(model, monkeypatch):
+    """And never with a seed, whose text must not depend on `max_new_tokens`, unless it is greedy."""
     asked = []
-    forward = model.forward
 
-    def watched(*args, likely_only=False, **more):
-        asked.append(likely_only)
-        return forward(*args, likely_only=likely_only, **more)
+    def watched(*arguments):
+        asked.append(True)
+        return sampling_logits(*arguments)
 
-    monkeypatch.setattr(model, "forward", watched)
+    monkeypatch.setattr("minigemma.text.generation.sampling_logits", watched)
     for settings, expected in (
         ({"max_new_tokens": 64}, True),
-        ({"max_new_tokens": 64, "temperature": 1.0, "seed": 1}, True),
-        ({"max_new_tokens": 64, "temperature": 1.5, "seed": 1}, False),
+        ({"max_new_tokens": 64, "seed": 1}, True),
+        ({"max_new_tokens": 64, "temperature": 1.0}, True),
+        ({"max_new_tokens": 64, "temperature": 1.0, "exact_logits": True}, False),
+        ({"max_new_tokens": 64, "temperature": 1.0, "seed": 1}, False),
+        ({"max_new_tokens": 64, "temperature": 1.5}, False),
         ({"max_new_tokens": 8}, False),
     ):
         asked.clear()
         pieces = mg.stream_generate(model, "Once upon a time", **settings)
         for _ in range(4):
             next(pieces)
-        assert asked == [False, *[expected] * 3]
+        assert asked == [True] * 3 * expected
+
+
+def test_one_seed_is_one_text_whatever_its_length(model):
+    short, long = (
+        mg.generate(model, "Once upon a time", max_new_tokens=count, temperature=1.0, seed=3) for count in (20, 80)
+    )
+    assert long.startswith(short)

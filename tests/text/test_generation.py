@@ -47,7 +47,7 @@ class ToyModel:
     def __init__(self, rule, tokenizer=None, context=200, family="gemma3", eos=(1, TURN + 1), banned=(), limit=None):
         self.rule, self.tokenizer, self.eos, self.banned = rule, tokenizer, eos, banned
         self.name, self.config = "toy", SimpleNamespace(context=context, family=family)
-        self.vision = None
+        self.vision = self.preview = None
         self.vocab_limit = limit or (tokenizer.size if tokenizer else 300)
         self.fed = []  # tokens in each call
         self.interrupt_at = None  # number of the call that Ctrl-C ends
@@ -60,7 +60,7 @@ class ToyModel:
     def image_runs(self, ids):
         return []
 
-    def forward(self, ids, cache=None, images=None, last_only=False, taps=None, likely_only=False):
+    def forward(self, ids, cache=None, images=None, last_only=False, taps=None):
         self.fed.append(len(ids))
         if len(self.fed) - 1 == self.interrupt_at:
             raise KeyboardInterrupt

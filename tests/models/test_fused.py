@@ -1,24 +1,21 @@
-"""A few tokens at a time in compiled code, against the same layers as their blocks write them."""
+"""The fused kernels, against the definitions of the blocks."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import minigemma as mg
-from minigemma.cache import RecurrentState
+from minigemma.blocks.gqa import attention_block
+from minigemma.cache import RecurrentState, TokenPositions
 from minigemma.cli.random_weights import random_model
 from minigemma.formulas.linear import few
-from minigemma.kernels.matvec import FEW
 from minigemma.kernels.parallel import most_threads
+from minigemma.models import fused
 from minigemma.models.gemma import GemmaConfig
 from minigemma.models.gemma2 import Gemma2Config
 from minigemma.models.gemma3 import Gemma3Config
 from minigemma.models.recurrentgemma import RecurrentGemmaConfig
-from minigemma.models.step import CompiledLayers
 
 SIZES = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn_width": 96, "vocab": 300}
 CONFIGS = {
@@ -29,17 +26,39 @@ CONFIGS = {
 }
 GRIFFIN = {**SIZES, "layers": 5, "kv_heads": 1, "lru_width": 128, "gate_blocks": 2, "window": 7}
 CONFIGS["recurrentgemma"] = RecurrentGemmaConfig(**GRIFFIN)
-OFF = mg.Taps("no such value")  # whoever taps gets the blocks
+OFF = mg.Taps("no such value")  # with taps the definitions run
 OFF_BY = {"int8": 5e-4, "int8-row": 5e-4, "int4-row": 5e-4, "int4": 2e-2}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls of each fused kernel: [(tokens, …), …] by its name."""
+    made = {"fused_attention": [], "fused_feed_forward": [], "fused_recurrent": []}
+
+    def counted(found, kernel):
+        def call(workers, x, *rest):
+            found.append(len(x))
+            kernel(workers, x, *rest)
+
+        return call
+
+    for name, found in made.items():
+        monkeypatch.setattr(fused, name, counted(found, getattr(fused, name)))
+    return made
+
+
+def layers(model):
+    """How many layers have attention, and how many are recurrent."""
+    attention = sum(block.attention is not None for block in model.weights.blocks)
+    return attention, len(model.weights.blocks) - attention
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_it_is_the_block(name, dtype, threads):
+def test_it_is_the_block(name, dtype, threads, calls):
     model = random_model(CONFIGS[name], dtype)
     model.threads = threads
-    assert model._compiled is not None
     fast, slow = model.new_cache(40), model.new_cache(40)
     ids = np.random.default_rng(0).integers(0, 300, 30).tolist()
     for cache in (fast, slow):
@@ -48,24 +67,20 @@ def test_it_is_the_block(name, dtype, threads):
         got, expected = model.forward([i], fast), model.forward([i], slow, taps=OFF)
         np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
     assert_same_state(fast, slow)
+    attention, recurrent = layers(model)
+    assert calls["fused_attention"] == [1] * 25 * attention and calls["fused_recurrent"] == [1] * 25 * recurrent
+    assert calls["fused_feed_forward"] == [1] * 25 * (attention + recurrent)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
 @pytest.mark.parametrize("kept", ["f32", "bf16"])
-def test_several_tokens_are_the_block(name, dtype, kept, monkeypatch):
-    """Together as long as no ring comes to its end, where the block takes over; and alone again after that."""
+def test_several_tokens_are_the_block(name, dtype, kept, calls):
+    """Up to `few` tokens, in each layer as long as they do not wrap its ring, where the definition runs."""
     model = random_model(replace(CONFIGS[name], **({} if name == "gemma" else {"window": 40})), dtype)
     model.threads = 1 if kept == "bf16" else most_threads()
-    fast, slow, compiled = model.new_cache(80, kept), model.new_cache(80, kept), []
-    residual = CompiledLayers.residual
-
-    def counted(self, ids, cache, outputs):
-        compiled.append(len(ids))
-        return residual(self, ids, cache, outputs)
-
-    monkeypatch.setattr(CompiledLayers, "residual", counted)
-    model.forward([1], model.new_cache(80, kept))  # from now on this is compiled
+    fast, slow = model.new_cache(80, kept), model.new_cache(80, kept)
+    limits, at, expected_calls = [ring.limit for ring in fast.layers if hasattr(ring, "limit")], 0, []
     ids, counts = np.random.default_rng(0).integers(0, 300, 80).tolist(), (3, 2, 1, few(), 4, 5, 8, 2, 7, 1, few() + 1)
     for count in counts:
         some, ids = ids[:count], ids[count:]
@@ -75,42 +90,13 @@ def test_several_tokens_are_the_block(name, dtype, kept, monkeypatch):
         # where x is rounded, to 16 bits or 8, and keys, what differs in its last digit may be rounded otherwise
         off_by = OFF_BY.get(dtype, 2e-5) + (0 if kept == "f32" else 5e-3)
         np.testing.assert_allclose(got, expected, atol=off_by * abs(expected).max())
-    until, at, expected = min(ring.limit for ring in fast.layers if hasattr(ring, "limit")), 0, []
-    for count in counts:
-        if count <= few() and at + count <= until:
-            expected += [count] if count > 1 else []  # one by itself is `next`
-        elif count == few() + 1 and few() == FEW and at + count <= until:
-            expected += [few(), 1]
+        if count <= few():
+            expected_calls += [count for limit in limits if count == 1 or at + count <= limit]
         at += count
-    assert compiled == expected
-
-
-def test_several_tokens_wait_until_their_kernel_is_there(monkeypatch):
-    """Which a single token has compiled, for keys of the same type; till then they go through the blocks."""
-    model = random_model(CONFIGS["gemma"], "bf16")
-    monkeypatch.setattr("minigemma.models.step.is_compiled", lambda *_: False)
-    compiled, ids = model._compiled, np.array([3, 4, 5])
-    narrow, wide = model.new_cache(9), model.new_cache(9, "f32")
-    assert compiled.ready(ids[:1], narrow) and not compiled.ready(ids, narrow) and not compiled.ready(ids, wide)
-    model.forward([3], narrow)
-    assert compiled.ready(ids, narrow) and not compiled.ready(ids, wide)
-
-
-def test_what_is_compiled_is_known(tmp_path):
-    """Also in the next process, and for other types not."""
-    script = """
-import numpy as np
-from minigemma.kernels.compiler import is_compiled
-from minigemma.formulas.rmsnorm import _rows
-x, w = np.ones((2, 8), np.float32), np.ones(8, np.float32)
-print(is_compiled(_rows, 1, x, w, 0.0, x), is_compiled(_rows, 1, x[0], w, 0.0, x))
-_rows(1, x, w, 0.0, x)
-print(is_compiled(_rows, 1, x, w, 0.0, x))
-"""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", script]
-    for expected in ("False False\nTrue\n", "True False\nTrue\n"):
-        assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == expected
+    assert calls["fused_attention"] == expected_calls
+    together = [count for count in counts if count <= few()]
+    assert len(calls["fused_recurrent"]) == len(together) * layers(model)[1]
+    assert len(calls["fused_feed_forward"]) >= len(together) * sum(layers(model))
 
 
 def assert_same_state(fast, slow):
@@ -180,7 +166,6 @@ def test_recurrent_layers_from_the_first_token_on(pattern, dtype, threads):
 def test_an_interrupted_call_leaves_the_state_as_it_was(monkeypatch, position, tokens):
     """Not even half of the layers' states move on: tokens can be repeated, and others come in their place."""
     model = random_model(CONFIGS["recurrentgemma"], "bf16")
-    model.forward([1], model.new_cache(20))  # from now on this is compiled
     fast, slow = model.new_cache(20), model.new_cache(20)
     for i in range(position):
         model.forward([i], fast)
@@ -190,7 +175,7 @@ def test_an_interrupted_call_leaves_the_state_as_it_was(monkeypatch, position, t
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    for where in ("minigemma.models.step._attention_layers", "minigemma.cache.Cache.advance"):
+    for where in ("minigemma.models.fused.fused_attention", "minigemma.cache.Cache.advance"):
         with monkeypatch.context() as patch:
             patch.setattr(where, interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -205,16 +190,16 @@ def test_an_interrupted_call_leaves_the_state_as_it_was(monkeypatch, position, t
     assert_same_state(fast, slow)
 
 
-def test_models_of_another_kind_keep_their_blocks():
-    assert random_model(CONFIGS["gemma3"], "sfp8")._compiled is None
-    assert random_model(CONFIGS["recurrentgemma"], "sfp8")._compiled is None
+def test_models_of_another_kind_keep_their_blocks(calls):
+    for name in ("gemma3", "recurrentgemma"):
+        assert np.isfinite(random_model(CONFIGS[name], "sfp8").forward([1])).all()
+    assert not any(calls.values())
     narrow = RecurrentGemmaConfig(**{**GRIFFIN, "gate_blocks": 32})  # blocks of four channels
-    model = random_model(narrow, "bf16")
-    assert model._compiled is None
-    assert np.isfinite(model.forward([1])).all()
+    assert np.isfinite(random_model(narrow, "bf16").forward([1])).all()
+    assert not calls["fused_recurrent"] and calls["fused_attention"]
 
 
-def test_weights_of_several_formats():
+def test_weights_of_several_formats(calls):
     """A file may hold its layers' matrices in different blocks, as llama.cpp's mixed formats do."""
     few, many = (random_model(CONFIGS["gemma3"], dtype) for dtype in ("int4", "int8"))
     blocks = tuple(
@@ -222,34 +207,49 @@ def test_weights_of_several_formats():
         for a, b in zip(few.weights.blocks, many.weights.blocks, strict=True)
     )
     few.weights = replace(few.weights, blocks=blocks)
-    assert few._compiled is None  # q and v differ
     expected = formulas(few, [3, 4, 5])
     np.testing.assert_allclose(few.forward([3, 4, 5]), expected, atol=2e-2 * abs(expected).max())  # x is of 8 bits
+    assert not calls["fused_attention"] and calls["fused_feed_forward"]  # q and v differ
     blocks = tuple(
         replace(a, ffn=replace(a.ffn, down=b.ffn.down))
         for a, b in zip(random_model(CONFIGS["gemma3"], "int4").weights.blocks, many.weights.blocks, strict=True)
     )
     mixed = random_model(CONFIGS["gemma3"], "int4")
     mixed.weights = replace(mixed.weights, blocks=blocks)
-    assert mixed._compiled is not None
     cache, slow = mixed.new_cache(9), mixed.new_cache(9)
     for i in (3, 4, 5):
         got, expected = mixed.forward([i], cache), mixed.forward([i], slow, taps=OFF)
     np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+    assert len(calls["fused_attention"]) == 9
 
 
-def test_layers_that_take_turns_in_their_formats():
-    """Layers of the same formats go through one kernel together; where these change, another run begins."""
+def test_layers_that_take_turns_in_their_formats(calls):
+    """Each layer runs on the kernel of its own layouts."""
     order = ("bf16", "bf16", "f32", "int8", "int4", "int4", "bf16")
     config = Gemma3Config(**{**SIZES, "layers": len(order)}, window=8, pattern=3, rope_scale=8.0)
     model = random_model(config, "bf16")
     blocks = tuple(random_model(config, dtype).weights.blocks[i] for i, dtype in enumerate(order))
     model.weights = replace(model.weights, blocks=blocks)
-    assert [rows.stop - rows.start for _, rows, _ in model._compiled.runs] == [2, 1, 1, 2, 1]
     cache, slow = model.new_cache(20), model.new_cache(20)
     for i in range(12):
         got, expected = model.forward([i], cache), model.forward([i], slow, taps=OFF)
     np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+    assert len(calls["fused_attention"]) == 12 * len(order)
+
+
+def test_tokens_of_an_image_and_a_far_cache_keep_the_block(calls):
+    """Tokens that see past themselves; and more queries than decoding's kernel is made for, before many keys."""
+    model = random_model(CONFIGS["gemma"], "bf16")
+    w, config, taps = model.weights.blocks[0].attention, model.attention[0], mg.Taps().within("blocks.0")
+    x, here = np.random.default_rng(0).standard_normal((3, 64), np.float32), np.arange(3, dtype=np.int32)
+    for last_visible, expected in ((here, [3]), (here.copy(), [3]), (np.full_like(here, 2), [3])):
+        ring = model.layer_state(0, 9, np.float32)
+        attention_block(x, w, config, ring, TokenPositions(here, last_visible, 3), taps)
+        assert calls["fused_attention"] == expected
+    far, cache = list(range(9)), model.new_cache(2000)
+    cache.skip_to(1500)
+    model.forward(far, cache)
+    assert calls["fused_attention"] == [3]
 
 
 def formulas(model, ids):

@@ -1,0 +1,48 @@
+"""The feed-forward block of one to sixteen tokens in one parallel region: blocks/feedforward.py, fused.
+
+Two steps that threads share: W_gate and W_up together, then W_down (fused_attention.py says why).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..arrays import F32
+from .compiler import jit, jit_inner
+from .fused_steps import Matrix, Team, add_branch, gated, last_product, normed, plus_bias, product
+from .parallel import new_counters, parallel_for
+
+STEPS = 2
+
+
+class FeedForwardArrays(NamedTuple):
+    """The weights of a feed-forward block; an empty array where a model has no such norm or bias."""
+
+    pre_norm: F32  # [D]
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+    gate_bias: F32  # [F]
+    up_bias: F32  # [F]
+    down_bias: F32  # [D]
+    post_norm: F32  # [D]
+
+
+@jit_inner
+def _thread(worker, workers, counters, x, w, eps, gates, ups, y):
+    team = Team(counters, worker, workers)
+    h = normed(x, w.pre_norm, eps)
+    product(team, 0, h, (w.gate, w.up, w.up), (gates, ups, ups[:0]), w.down)
+    hidden = gated(plus_bias(gates, w.gate_bias), plus_bias(ups, w.up_bias))
+    last_product(team, 1, hidden, w.down, y)
+
+
+@jit
+def fused_feed_forward(workers, x, w, width, eps, out):
+    """out = the residual after the block, x [T, D] before it; `width` is F."""
+    gates, ups = np.empty((len(x), width), np.float32), np.empty((len(x), width), np.float32)
+    y = np.empty(x.shape, np.float32)
+    parallel_for(_thread, workers, (new_counters(STEPS, workers), x, w, eps, gates, ups, y))
+    add_branch(x, y, w.down_bias, w.post_norm, eps, out)

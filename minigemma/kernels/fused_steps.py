@@ -1,0 +1,127 @@
+"""What the fused kernels share: the steps of one parallel region, and what each thread computes for itself.
+
+A block of one to sixteen tokens is one parallel region. Its products are steps: tasks that threads claim, and a barrier
+behind them (parallel.py). What has no weights (norms, RoPE, GELU) every thread computes for itself: for one token that
+takes less time than sharing it, and for sixteen it is little compared with the products.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compiler import by_type, jit_inner
+from .matvec import matvec_task, ready
+from .parallel import PIECES, barrier, next_task
+from .rows import gated_gelu_row, norm_row
+from .simd import bf16_bits
+
+
+class Matrix(NamedTuple):
+    """A weight as products read it."""
+
+    data: NDArray[Any]  # one axis
+    size: int  # bytes of 32 weights
+
+
+class Team(NamedTuple):
+    """One thread of a parallel region."""
+
+    counters: NDArray[np.int64]  # of all steps: tasks claimed and done
+    worker: int
+    workers: int
+
+
+@jit_inner
+def wait(team, step, done, tasks, following):
+    """Returns when all `tasks` of the step are done, of which this thread did `done`; prefetches `following`."""
+    at = team.worker * following.size // team.workers
+    barrier(team.counters, step, done, team.workers, tasks, following, at)
+
+
+@jit_inner
+def product_tasks(team, step, x, weights, outs):
+    """outs[i] [T, R] = x weights[i]ᵀ, x [T, D], a task per share of the rows. Returns how many tasks this thread did.
+
+    weights and outs are tuples of three, so that one version is compiled; an out without tokens leaves its weight out.
+    """
+    prepared, tasks, done = ready(x, weights[0].data), PIECES * team.workers, 0
+    data = (weights[0].data, weights[1].data, weights[2].data)
+    task = next_task(team.counters, step, team.worker, team.workers, tasks)
+    while task >= 0:
+        matvec_task(task, tasks, PIECES, prepared, x.shape[1], data, weights[0].size, outs)
+        done += 1
+        task = next_task(team.counters, step, team.worker, team.workers, tasks)
+    return done
+
+
+@jit_inner
+def product(team, step, x, weights, outs, following):
+    """The same, and a barrier: returns when all of the products are there. `following` is the weight read next."""
+    done = product_tasks(team, step, x, weights, outs)
+    wait(team, step, done, PIECES * team.workers, following.data)
+
+
+@jit_inner
+def last_product(team, step, x, weight, out):
+    """out = x weightᵀ as the last step of a region, whose end is its barrier."""
+    nothing = out[:0]
+    product_tasks(team, step, x, (weight, weight, weight), (out, nothing, nothing))
+
+
+@jit_inner
+def plus_bias(y, bias):
+    """y + bias, or y where there is no bias: y [T, R]."""
+    if not bias.size:
+        return y
+    out = np.empty(y.shape, np.float32)
+    for t in range(len(y)):
+        for i in range(bias.size):
+            out[t, i] = y[t, i] + bias[i]
+    return out
+
+
+@jit_inner
+def normed(x, weight, eps):
+    """RMSNorm of each row of x [T, D]."""
+    h = np.empty(x.shape, np.float32)
+    for t in range(len(x)):
+        norm_row(x[t], weight, eps, h[t])
+    return h
+
+
+@jit_inner
+def gated(gate, up):
+    """gelu(gate) · up, both [T, F]."""
+    h = np.empty(gate.shape, np.float32)
+    for t in range(len(h)):
+        gated_gelu_row(gate[t], up[t], h[t])
+    return h
+
+
+@jit_inner
+def add_branch(x, y, bias, post_norm, eps, out):
+    """out = x + norm(y + bias), where there are a norm and a bias; the last rows of x [T, D] if out has fewer."""
+    h, first = plus_bias(y, bias), len(x) - len(out)
+    if post_norm.size:
+        h = normed(h, post_norm, eps)
+    for t in range(len(out)):
+        for d in range(out.shape[1]):
+            out[t, d] = x[first + t, d] + h[t, d]
+
+
+@jit_inner
+def _copy_row(x, out):
+    for i in range(x.size):
+        out[i] = x[i]
+
+
+@jit_inner
+def _round_row(x, out):
+    for i in range(x.size):
+        out[i] = bf16_bits(x[i])
+
+
+keep_row = by_type("keep_row", {np.float32: _copy_row, np.uint16: _round_row}, on="out")
