@@ -21,10 +21,8 @@ from minigemma.definition import DEFINITIONS, definition, formulas_only
 from minigemma.formulas.attention import Mask, attention
 from minigemma.formulas.linear import linear, linears
 from minigemma.formulas.two_pass_head import in_few_bits, widened
-from minigemma.kernels import attention_decode
 from minigemma.kernels.compiler import KERNEL, jit_inner
 from minigemma.kernels.matvec import FEW
-from minigemma.kernels.scores import EVERYTHING, Keys, Queries, Scoring
 from minigemma.layouts.gguf_blocks import quantize_int4_rows, quantize_int8, quantize_int8_rows
 from minigemma.layouts.int4 import side_by_side
 from minigemma.layouts.sfp8 import quantize_sfp8
@@ -393,24 +391,6 @@ def test_queries_may_lie_head_by_head(queries):
     by_heads = np.ascontiguousarray(q.transpose(1, 0, 2)).transpose(1, 0, 2)
     assert not by_heads.flags.c_contiguous
     np.testing.assert_array_equal(attention(by_heads, k, v, *where), attention(q, k, v, *where))
-
-
-@pytest.mark.parametrize("streams", [1, 2])
-def test_attention_reads_keys_from_one_place_or_two(streams, monkeypatch):
-    monkeypatch.setattr(attention_decode, "STREAMS", streams)
-    attend_partition = jit_inner(attention_decode.attend_partition.py_func)  # compiled now, for this many streams
-
-    @numba.njit(**KERNEL)
-    def one_query(queries, keys, scoring, partials):
-        attend_partition(queries, keys, scoring, 1, 0, partials)
-
-    scoring = Scoring(np.float32(EVERYTHING), np.float32(0.1), np.float32(0))
-    for S in (1, 2, 63, 64, 65, 131):
-        q, k, v, mask, *_ = attention_case(1, S, 4, 1, 32, None, None, shuffled=True)
-        partials = attention_decode.Partials(np.empty((1, 4, 2), np.float32), np.empty((1, 4, 32), np.float32))
-        one_query(Queries(q[:, None], *mask[:2]), Keys(k, v, mask.key_positions), scoring, partials)
-        expected = attention.formula(q, k, v, mask, 0.1, None)
-        np.testing.assert_allclose(partials.totals / partials.states[:, :, 1:], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("streams", [1, 2])
