@@ -102,7 +102,7 @@ class Walk(NamedTuple):
 
 
 def is_decode(queries: int, before: int) -> bool:
-    """Does this kernel serve so many queries, with `before` keys before theirs? Each of them reads all keys."""
+    """Does this kernel serve `queries` queries after `before` keys? Each query reads all keys."""
     return queries <= (DECODE_QUERIES if before > FAR else 2 * DECODE_QUERIES)
 
 
