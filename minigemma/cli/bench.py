@@ -29,6 +29,7 @@ from ..kernels import amx, int4
 from ..kernels.compiler import jit, jit_inner
 from ..kernels.parallel import chunk, parallel_for, threads
 from ..kernels.simd import (
+    AHEAD,
     LANES,
     ROWS,
     STREAMS,
@@ -54,7 +55,6 @@ from ..text.generation import sampling_logits
 from .peers import PEERS, Peer, parameters, weight_bytes
 
 READ_BYTES = 1 << 29  # far more than any cache holds
-AHEAD = 2048  # float32 numbers
 STEPS = 1 << 20  # of the arithmetic loop
 UNIT_DEPTH = 8  # tiles in a row of the matrix unit's loop: 16 KB each of rows and tokens
 UNIT_STEPS = 4096 if amx.UNIT else 4  # of that loop; the imitation of the unit is slow
@@ -425,7 +425,7 @@ def _read(worker, workers, numbers, sums):
     for place in chunk(worker, workers, part // step):
         for i in range(place * step, numbers.size, part):
             if STREAMS == 1:
-                prefetch_four(numbers, i + AHEAD)
+                prefetch_four(numbers, i + AHEAD // 4)
             a, b = a + load(numbers, i), b + load(numbers, i + LANES)
             c, d = c + load(numbers, i + 2 * LANES), d + load(numbers, i + 3 * LANES)
     sums[worker] = sum_lanes((a + b) + (c + d))  # as what nobody asks for would not be read

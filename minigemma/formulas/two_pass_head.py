@@ -40,7 +40,8 @@ from ..kernels import int4
 from ..kernels.compiler import INLINED, jit, jit_inlined, jit_inner
 from ..kernels.int4 import WORDS
 from ..kernels.matmul import widen_row
-from ..kernels.matvec import dot_blocks, dot_numbers, pairs, partner, ready
+from ..kernels.matvec import dot_blocks, dot_numbers, ready
+from ..kernels.pairs import pairs_of_task, stream_of
 from ..kernels.parallel import barrier, chunk, new_counters, next_task, parallel_for
 from ..kernels.rows import norm_row
 from ..kernels.simd import (
@@ -56,7 +57,7 @@ from ..kernels.simd import (
     max_lanes,
     maximum,
     minimum,
-    prefetch,
+    prefetch_ahead,
     round_lanes,
     row_sums_zeros,
     splat,
@@ -238,18 +239,18 @@ def _in_few_bits(weight, order):
 
 
 @jit_inner
-def _preview_rows(x, fine, packed, places, y):
+def _preview_rows(x, fine, packed, groups, y):
     """y[0, 16 · group :] = the previews of groups of sixteen rows, of which two are read at once: see few_tokens.py."""
-    (whole, spread, scales, starts), (groups, half, last) = x, places
+    whole, spread, scales, starts = x
     blocks = scales.size
-    for group in groups:
-        other = partner(group, half, last)
+    for group in range(groups.first, groups.first + groups.length):
+        other = stream_of(groups, group)
         one, two, at, there = row_sums_zeros(), row_sums_zeros(), group * blocks * WORDS, other * blocks * WORDS
         for block in range(blocks):
             for line in range(0, WORDS, 16):
-                prefetch(packed, at + int4.WORDS_AHEAD + line)
+                prefetch_ahead(packed, at + line)
                 if STREAMS == 2:
-                    prefetch(packed, there + int4.WORDS_AHEAD + line)
+                    prefetch_ahead(packed, there + line)
             scale, start, k = scales[block], starts[block], (block - fine // BLOCK) * COARSE * LANES
             if block < fine // BLOCK:
                 one = add_int4_block(one, packed, at, whole, block * BLOCK, scale, start)
@@ -322,7 +323,7 @@ def _likely_some(worker, workers, few, fine, packed, x, D, weight, size, sums, b
     piece = next_task(board, 0, worker, workers, PIECES)
     while piece >= 0:
         groups = chunk(piece, PIECES, V // SIDE)
-        _preview_rows(few, fine, packed, pairs(piece, PIECES, 1, V // SIDE), y)
+        _preview_rows(few, fine, packed, pairs_of_task(piece, PIECES, 1, V // SIDE, True), y)
         sums[piece, 0], sums[piece, 1] = _sums(logits, range(groups.start * SIDE, groups.stop * SIDE))
         done += 1
         piece = next_task(board, 0, worker, workers, PIECES)

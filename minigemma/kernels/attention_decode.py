@@ -23,11 +23,11 @@ import numpy as np
 
 from ..arrays import F32
 from .compiler import jit, jit_inner
+from .pairs import Pairs, pairs_of, partner_of, some_pairs
 from .parallel import chunk, parallel_for
 from .scores import LOWEST, Keys, is_visible, soft_cap_lanes
 from .simd import (
     LANES,
-    STREAMS,
     eight_zeros,
     exp,
     fma,
@@ -66,16 +66,6 @@ class Heads(NamedTuple):
     K: int
     G: int
     H: int
-
-
-class Pairs(NamedTuple):
-    """Pairs of rows: pair i is first + i · step and, `partner` farther, its second. Rows from `end` on do not exist."""
-
-    first: int
-    partner: int
-    step: int
-    length: int
-    end: int
 
 
 class KeyPair(NamedTuple):
@@ -201,14 +191,14 @@ def add_values(v, pairs, scores, p, totals, offsets, H):
     The pairs count numbers of v, not rows, and `end` is where the last row begins: a pair without a second row reads
     that one, with a score of 0. Prefetches two calls ahead.
     """
-    (i, j, m, n), (first, partner, step, length, end) = offsets, pairs
-    ahead = 2 * length * step
+    (i, j, m, n), (first, partner, step, count, end) = offsets, pairs
+    ahead = 2 * count * step
     for h in range(0, H, 2 * LANES):
         a, b = load(totals, i + h), load(totals, i + h + LANES)
         c, d = load(totals, j + h), load(totals, j + h + LANES)
         e, f = load(totals, m + h), load(totals, m + h + LANES)
         g, o = load(totals, n + h), load(totals, n + h + LANES)
-        for s in range(2 * length):
+        for s in range(2 * count):
             row, score = min(first + s // 2 * step + s % 2 * partner, end) + h, p + s * HEADS
             prefetch(v, row + ahead)
             x, y = load_even_odd(v, row)
@@ -243,7 +233,7 @@ def attend_block(walk, keys, scoring, pairs, heads):
     scores, totals, last = walk.scores, walk.totals, pairs.end - 1
     for s in range(pairs.length):
         key = pairs.first + s * pairs.step
-        partner = min(key + pairs.partner, last)
+        partner = partner_of(pairs, key)
         for head in range(K):
             pair = KeyPair(key * row + head * H, partner * row + head * H, AHEAD * row)
             for i in range(fours):
@@ -294,11 +284,9 @@ def attend_partition(queries, keys, scoring, partitions, task, partials):
     size = (len(keys.k) + partitions - 1) // partitions
     first = task % partitions * size
     end = min(len(keys.k), first + size)
-    count = (max(0, end - first) + 1) // 2
-    partner, step = (count, 1) if STREAMS == 2 else (1, 2)  # keys of both halves of the partition, or neighbors
-    for s in range(0, count, BLOCK // 2):
-        pairs = Pairs(first + s * step, partner, step, min(BLOCK // 2, count - s), end)
-        attend_block(walk, flat, scoring, pairs, heads)
+    pairs = pairs_of(first, max(first, end), False)
+    for s in range(0, pairs.length, BLOCK // 2):
+        attend_block(walk, flat, scoring, some_pairs(pairs, s, BLOCK // 2), heads)
     totals, size = walk.totals, heads.G * heads.H
     for i in range(walk.row, walk.row + heads.K * partitions, partitions):
         for h in range(i * size, (i + 1) * size, 2 * LANES):

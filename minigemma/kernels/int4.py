@@ -16,7 +16,6 @@ from . import amx
 from .compiler import jit, jit_inner, workers_for
 from .parallel import chunk, parallel_for
 from .simd import (
-    AHEAD,
     LANES,
     ROWS,
     STREAMS,
@@ -32,6 +31,7 @@ from .simd import (
     max_lanes,
     maximum,
     prefetch,
+    prefetch_ahead,
     round_int4_block,
     round_lanes,
     row_sums_zeros,
@@ -48,7 +48,6 @@ WORDS = BYTES // 4  # as which a kernel sees them, uint32
 QUADS = BLOCK // 4
 DEPTH = 1024  # columns that are unpacked together, for many tokens
 UNIT_DEPTH = 2304  # columns of 32 rows that are, for the matrix unit
-WORDS_AHEAD = AHEAD // 4
 
 
 # ---- x in whole numbers of 8 bits
@@ -115,9 +114,9 @@ def few_rows(x, blocks, weight, group, other, y):
         one, two, at, there = row_sums_zeros(), row_sums_zeros(), group * blocks * WORDS, other * blocks * WORDS
         for block in range(blocks):
             for line in range(0, WORDS, 16):
-                prefetch(weight, at + WORDS_AHEAD + line)
+                prefetch_ahead(weight, at + line)
                 if STREAMS == 2:
-                    prefetch(weight, there + WORDS_AHEAD + line)
+                    prefetch_ahead(weight, there + line)
             one = add_int4_block(one, weight, at, whole, block * BLOCK, scales[block], starts[block])
             if STREAMS == 2:
                 two = add_int4_block(two, weight, there, whole, block * BLOCK, scales[block], starts[block])
@@ -132,7 +131,7 @@ def few_rows(x, blocks, weight, group, other, y):
             four, at = four_row_sums_zeros(), sixteen * blocks * WORDS
             for block in range(t * blocks, t * blocks + blocks):
                 for line in range(0, WORDS if t == 0 else 0, 16):
-                    prefetch(weight, at + WORDS_AHEAD + line)
+                    prefetch_ahead(weight, at + line)
                 four = add_int4_block_to_four(four, weight, at, whole, scales, starts, block, blocks)
                 at += WORDS
             for i in range(min(4, T - t)):

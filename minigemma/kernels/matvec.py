@@ -26,7 +26,8 @@ from ..layouts.sfp8 import SCALE_BYTES, VALUES
 from . import int4
 from .amx import on_cache_line
 from .compiler import INLINED, INNER, jit, jit_inlined, jit_inner
-from .parallel import chunk, parallel_for
+from .pairs import pairs_of_task, partner_of, some_pairs, stream_of
+from .parallel import parallel_for
 from .simd import (
     AHEAD,
     LANES,
@@ -45,6 +46,7 @@ from .simd import (
     max_lanes,
     maximum,
     prefetch,
+    prefetch_ahead,
     prefetch_four,
     splat,
     splat_half,
@@ -127,7 +129,7 @@ def _dot_sfp8(weight, at, x, count):
     a, b = zeros(), zeros()
     whole = count // (2 * LANES) * (2 * LANES)
     for j in range(0, whole, 2 * LANES):
-        prefetch(weight, at + j + AHEAD)
+        prefetch_ahead(weight, at + j)
         a = fma(load_sfp8(weight, at + j), load(x, j), a)
         b = fma(load_sfp8(weight, at + j + LANES), load(x, j + LANES), b)
     total = sum_lanes(a + b)
@@ -136,39 +138,15 @@ def _dot_sfp8(weight, at, x, count):
     return total
 
 
-@jit_inner
-def pairs(piece, pieces, per, count):
-    """Which of `count` rows are a piece, of which each thread has `per`: the rows of the first of two places in memory
-    that a thread reads at once, how far behind each its partner lies, and the last row of all.
-
-    Where two STREAMS are best, a thread reads both halves of its share, a line of the one and a line of the other: a
-    core that waits for two places waits less for each. A piece takes the next rows of both halves, so that what is
-    asked for ahead of it is what the next one begins with. Where one is best, rows are partners of their neighbours.
-    """
-    mine = chunk(piece // per, pieces // per, count)
-    half = len(mine) if STREAMS == 1 else (len(mine) + 1) // 2
-    own = chunk(piece % per, per, half)
-    rows = range(mine.start + own.start, mine.start + own.stop)
-    return (rows, 1, rows.stop - 1) if STREAMS == 1 else (rows, half, mine.stop - 1)
-
-
-@jit_inlined
-def partner(row, half, last):
-    """The row that is read together with this one for one token: itself, if one place is best, or if it has none. The
-    compiler sees that both are the same, and leaves out what it would do twice.
-    """
-    return row if STREAMS == 1 else min(row + half, last)
-
-
-def _one_token(x, D, weight, size, places, y):
-    """y [1, R] in these places."""
+def _one_token(x, D, weight, size, pairs, y):
+    """y [1, R] of these rows."""
 
 
 @jit_inner
-def _one_token_of_numbers(x, D, weight, size, places, y):
-    (numbers, _), (rows, half, last), ahead = x, places, AHEAD // weight.itemsize
-    for r in rows:
-        other = partner(r, half, last)
+def _one_token_of_numbers(x, D, weight, size, pairs, y):
+    (numbers, _), ahead = x, AHEAD // weight.itemsize
+    for r in range(pairs.first, pairs.first + pairs.length):
+        other = stream_of(pairs, r)
         at, there = r * D, other * D
         y[0, r], y[0, other] = dot_numbers(weight, at, there, numbers, D, at + ahead, there + ahead)
 
@@ -192,11 +170,11 @@ def _choose_dot_row(weight, at, other, x, blocks, ahead, beyond):
 
 
 @jit_inner
-def _one_token_in_blocks(x, D, weight, size, places, y):
-    (whole, scales), (rows, half, last), blocks = x, places, D // 32
+def _one_token_in_blocks(x, D, weight, size, pairs, y):
+    (whole, scales), blocks = x, D // 32
     stride = weight.size // y.shape[1]
-    for r in rows:
-        other = partner(r, half, last)
+    for r in range(pairs.first, pairs.first + pairs.length):
+        other = stream_of(pairs, r)
         at, there = r * stride, other * stride
         if size % 16:
             one, two = dot_blocks(weight, at, there, whole, blocks, at + AHEAD, there + AHEAD)
@@ -208,7 +186,7 @@ def _one_token_in_blocks(x, D, weight, size, places, y):
 
 
 @overload(_one_token, jit_options=INNER)
-def _choose_one_token(x, D, weight, size, places, y):
+def _choose_one_token(x, D, weight, size, pairs, y):
     return (_one_token_in_blocks if weight.dtype in IN_BLOCKS else _one_token_of_numbers).py_func
 
 
@@ -257,17 +235,17 @@ def _choose_dots(x, D, weight, size, at, other, four, first, count, sums):
 
 
 @jit_inner
-def _several_tokens(x, D, weight, size, places, y):
+def _several_tokens(x, D, weight, size, pairs, y):
     """PAIRS pairs of rows stay in the second-level cache while four tokens after the other meet them, of which as many
     columns at a time as stay in the first-level cache. Meanwhile what comes next is asked for.
     """
-    (numbers, scales), (rows, half, last), T, fours = x, places, len(y), (len(y) + 3) // 4
-    stride, step, lanes = weight.size // y.shape[1], 2 // STREAMS, 8 * fours
+    (numbers, scales), T, fours = x, len(y), (len(y) + 3) // 4
+    stride, step, lanes = weight.size // y.shape[1], pairs.step, 8 * fours
     line, most = 64 // weight.itemsize, IN_CACHE // (4 * numbers.itemsize)
     width = (D // ((D + most - 1) // most) + 31) // 32 * 32  # equal parts, as near as may be
     made, sums = new_array(8, np.float32), new_array(PAIRS * lanes, np.float32)
-    for top in range(rows.start, rows.stop, PAIRS * step):
-        some = range(top, min(top + PAIRS * step, rows.stop), step)
+    for top in range(0, pairs.length, PAIRS):
+        some = some_pairs(pairs, top, PAIRS)
         sums[:] = 0
         for first in range(0, D, width):
             count = min(width, D - first)
@@ -275,8 +253,9 @@ def _several_tokens(x, D, weight, size, places, y):
             ahead = begin + span if first + count < D else PAIRS * step * stride
             for four in range(fours):
                 to = four * 8
-                for r in some:
-                    at, other = r * stride, min(r + half, last) * stride
+                for pair in range(some.length):
+                    r = some.first + pair * step
+                    at, other = r * stride, partner_of(some, r) * stride
                     for k in range(ahead + span * four // fours, ahead + span * (four + 1) // fours, line):
                         prefetch(weight, at + k)
                         prefetch(weight, other + k)
@@ -286,17 +265,16 @@ def _several_tokens(x, D, weight, size, places, y):
                     to += lanes
         for t in range(T):
             one = t // 4 * 8 + t % 4
-            for i in range(len(some)):
-                r, to = top + i * step, one + i * lanes
-                y[t, r], y[t, min(r + half, last)] = sums[to] * scales[t], sums[to + 4] * scales[t]
+            for pair in range(some.length):
+                r, to = some.first + pair * step, one + pair * lanes
+                y[t, r], y[t, partner_of(some, r)] = sums[to] * scales[t], sums[to + 4] * scales[t]
 
 
 @jit_inner
-def _sfp8_rows(x, D, weight, places, y):
-    rows, half, last = places
-    for first in rows:
+def _sfp8_rows(x, D, weight, pairs, y):
+    for first in range(pairs.first, pairs.first + pairs.length):
         for stream in range(STREAMS):
-            r = partner(first, half, last) if stream else first
+            r = stream_of(pairs, first) if stream else first
             at = r * (SCALE_BYTES + D)
             y[0, r] = _dot_sfp8(weight, at + SCALE_BYTES, x, D) * load_float(weight, at)
 
@@ -310,18 +288,18 @@ def _rows_piece(piece, pieces, per, x, D, weight, size, y):
 
 @jit_inner
 def _row_by_row_piece(piece, pieces, per, x, D, weight, size, y):
-    places = pairs(piece, pieces, per, y.shape[1])
+    pairs = pairs_of_task(piece, pieces, per, y.shape[1], len(y) == 1)
     if len(y) == 1:
-        _one_token(x, D, weight, size, places, y)
+        _one_token(x, D, weight, size, pairs, y)
     else:
-        _several_tokens(x, D, weight, size, places, y)
+        _several_tokens(x, D, weight, size, pairs, y)
 
 
 @jit_inner
 def _side_by_side_piece(piece, pieces, per, x, D, weight, size, y):
-    groups, half, last = pairs(piece, pieces, per, y.shape[1] // SIDE)
-    for group in groups:
-        int4.few_rows(x, D // BLOCK, weight, group, partner(group, half, last), y)
+    groups = pairs_of_task(piece, pieces, per, y.shape[1] // SIDE, True)
+    for group in range(groups.first, groups.first + groups.length):
+        int4.few_rows(x, D // BLOCK, weight, group, stream_of(groups, group), y)
 
 
 @overload(_rows_piece, jit_options=INNER)
@@ -342,7 +320,7 @@ def matvec_task(piece, pieces, per, x, D, weights, size, ys):
 @jit_inner
 def _sfp8_piece(piece, pieces, x, D, weights, ys):
     for i in range(len(weights)):
-        _sfp8_rows(x, D, weights[i], pairs(piece, pieces, 1, ys[i].shape[1]), ys[i])
+        _sfp8_rows(x, D, weights[i], pairs_of_task(piece, pieces, 1, ys[i].shape[1], True), ys[i])
 
 
 @jit

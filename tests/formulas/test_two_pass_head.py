@@ -18,6 +18,7 @@ from minigemma.formulas.two_pass_head import (
     preview_of,
     widened,
 )
+from minigemma.kernels.parallel import threads
 from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
 from minigemma.layouts.sfp8 import quantize_sfp8
 from minigemma.layouts.weight import widen
@@ -94,11 +95,11 @@ def normed_logits(weight, x):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_likely_logits_are_those_of_the_whole_product(kind, threads, monkeypatch):
+@pytest.mark.parametrize("count", [1, 2])
+def test_likely_logits_are_those_of_the_whole_product(kind, count, monkeypatch):
     monkeypatch.setattr(preview, "LARGE", 0)
     weight, x = head(kind, rows=32768), final()
-    with threads(threads):
+    with threads(count):
         got, x = normed_logits(weight, x)
         whole = linear(x, weight)[0]
     high = np.flatnonzero(whole > whole.mean() + 3.2 * whole.std())

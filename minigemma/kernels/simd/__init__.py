@@ -69,6 +69,7 @@ from .vectors import (
     maximum,
     minimum,
     prefetch,
+    prefetch_ahead,
     prefetch_four,
     root,
     round_lanes,

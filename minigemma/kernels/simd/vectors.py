@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import overload
 
 from ..compiler import INNER, Inner
-from .cpu import F16C, LANES
+from .cpu import AHEAD, F16C, LANES
 from .operation import (
     F16,
     F32,
@@ -163,6 +163,12 @@ def prefetch(array: Array, index: Index) -> None:
 
 
 @operation
+def prefetch_ahead(array: Array, index: Index) -> None:
+    """The same of the cache line AHEAD bytes behind array[index]."""
+    fetch(array[index].bytes() + AHEAD, 1)
+
+
+@operation
 def prefetch_four(array: Array, index: Index) -> None:
     """The same of the cache lines of the 4 · LANES numbers from array[index] on."""
     fetch(array[index], 4 * LANES)
@@ -202,11 +208,15 @@ def store_whole(array: Array, index: Index, value: Vector) -> None:
 def store_half(array: Array, index: Index, value: Float) -> None:
     """Bytes index and index + 1 of a uint8 array = a float32 rounded to float16, to nearest even; |value| < 65,520.
 
-    The inverse of `load_half`: 2⁻¹¹² brings the exponent into place, and 13 bits are rounded off.
+    The inverse of `load_half`: 112 is taken off the exponent, and 13 bits are rounded off. A number below 2⁻¹⁴ becomes
+    a subnormal: in the sum with 0.5, which is rounded to multiples of 2⁻²⁴, as those are.
     """
     bits = value.bits(I32)
-    scaled = ((bits & 0x7FFFFFFF).bits(F32) * 2.0**-112).bits(I32)
-    array[index].store((round_off(scaled, 13) >> 13 | bits >> 16 & 0x8000).truncated(I16))
+    size = bits & 0x7FFFFFFF
+    normal = round_off(size - (112 << 23), 13) >> 13
+    subnormal = (size.bits(F32) + 0.5).bits(I32) - 0x3F000000
+    half = select(size < 113 << 23, subnormal, normal)
+    array[index].store((half | bits >> 16 & 0x8000).truncated(I16))
 
 
 @operation
