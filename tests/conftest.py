@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from support import oracles
 
 # The matrix unit rounds what it multiplies to bf16; tests that compare to the last digits run without it, also on
 # processors that have one, and test_amx.py runs with it.
@@ -29,6 +31,13 @@ def demo_file() -> Path:
 def prose() -> str:
     """Some pages of Carroll, Austen and Melville, about 2,200 tokens."""
     return PROSE.read_text("utf-8")
+
+
+@pytest.fixture(scope="session", params=["recorded", pytest.param("live", marks=pytest.mark.oracle)])
+def answers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Other programs' answers: recorded in the inner ring; under `-m oracle` the same test asks them again."""
+    with oracles.asking(live=request.param == "live"):
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

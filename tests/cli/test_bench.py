@@ -74,6 +74,7 @@ def test_unknown_names_are_refused():
         bench(random_model(SEEING), 599, 2)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("config", [RECURRENT, LOCAL_GLOBAL, replace(SEEING, vision=None)], ids=lambda c: c.family)
 @pytest.mark.parametrize("peer", [Transformers, DeepMind])
 def test_a_peer_has_the_same_weights(config, peer):
@@ -95,6 +96,7 @@ def test_a_peer_has_the_same_weights(config, peer):
     assert other.decode(2) > 0
 
 
+@pytest.mark.oracle
 def test_llama_cpp_runs_the_file_itself(demo_file):
     import minigemma as mg
 
@@ -110,6 +112,7 @@ def test_llama_cpp_runs_the_file_itself(demo_file):
     assert other.decode(2) > 0
 
 
+@pytest.mark.oracle
 def test_transformers_has_the_same_vision_tower():
     model = random_model(SEEING, "bf16")
     pixels = np.random.default_rng(1).uniform(-1, 1, (3, EYES.side, EYES.side)).astype(np.float32)
@@ -183,6 +186,7 @@ def test_command_line(capsys):
     assert capsys.readouterr().err.startswith("minigemma: gemma-9: no released model is named 'gemma-9'")
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(
     "config",
     [RELEASED["gemma-2b"], LOCAL_GLOBAL, replace(SEEING, vision=None, rope_scale=8.0)],
@@ -205,6 +209,7 @@ def test_openvino_has_the_same_model(config):
     assert other.decode(2) > 0
 
 
+@pytest.mark.oracle
 def test_a_wrong_graph_of_openvino_is_refused(monkeypatch):
     """It checks itself: here it gets the weights of another model."""
     import minigemma.cli.peers
@@ -274,6 +279,7 @@ def test_decoding_at_the_speed_of_memory_lies_on_the_roof():
     assert speed == pytest.approx(intensity * REPORT["read_bytes_per_second"])
 
 
+@pytest.mark.oracle
 def test_the_roofline_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     from PIL import Image
@@ -284,6 +290,7 @@ def test_the_roofline_is_a_picture(tmp_path):
             assert picture.size == (1350, 900)
 
 
+@pytest.mark.oracle
 def test_plot_on_the_command_line(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     path = tmp_path / "roof.svg"

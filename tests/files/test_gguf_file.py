@@ -8,11 +8,12 @@ import time
 import tracemalloc
 from contextlib import contextmanager
 
-import gguf
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import gguf_files
+from support.oracles import answered_by
 
 from minigemma.errors import ModelFormatError
 from minigemma.files.gguf_file import TYPES, open_gguf
@@ -71,52 +72,49 @@ def at_most(seconds, size):
 # ------------------------------------------------------------------------------------------------- what is right
 
 
-def write_with_package(path, tensors=(), alignment=None):
-    """A file with a value of every type, written by the gguf package; the values by key."""
-    writer = gguf.GGUFWriter(path, "gemma3")
-    if alignment:
-        writer.add_custom_alignment(alignment)
-    values = {"u8": 200, "i8": -100, "u16": 60_000, "i16": -30_000, "u32": 4_000_000_000, "i32": -2_000_000_000}
-    values |= {"u64": 2**64 - 1, "i64": -(2**63), "f32": 0.15625, "f64": 1 / 3, "bool": True, "string": "grüße\n▁"}
-    names = {"u8": "uint8", "i8": "int8", "u16": "uint16", "i16": "int16", "u32": "uint32", "i32": "int32"}
-    names |= {"u64": "uint64", "i64": "int64", "f32": "float32", "f64": "float64"}
-    for key, value in values.items():
-        getattr(writer, f"add_{names.get(key, key)}")(key, value)
-    writer.add_array("numbers", [3, -1, 4])
-    writer.add_array("words", ["a", "", "日本"])
-    for name, values_of, kind in tensors:
-        writer.add_tensor(name, values_of, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return values
+VALUES = {"u8": ("uint8", 200), "i8": ("int8", -100), "u16": ("uint16", 60_000), "i16": ("int16", -30_000)}
+VALUES |= {"u32": ("uint32", 4_000_000_000), "i32": ("int32", -2_000_000_000), "u64": ("uint64", 2**64 - 1)}
+VALUES |= {"i64": ("int64", -(2**63)), "f32": ("float32", 0.15625), "f64": ("float64", 1 / 3), "bool": ("bool", True)}
+VALUES |= {"string": ("string", "grüße\n▁")}
+ARRAYS = {"numbers": [3, -1, 4], "words": ["a", "", "日本"]}
+
+
+def tensors_of_many_types():
+    """(type, values) by name."""
+    rng = np.random.default_rng(1)
+    matrix = rng.standard_normal((5, 256)).astype(np.float32)
+    kinds = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1")
+    tensors = {f"blk.{kind}": (kind, gguf_files.quantize(matrix, kind)) for kind in kinds}
+    tensors["deep"] = ("F32", rng.standard_normal((2, 3, 5, 7)).astype(np.float32))
+    tensors["k"] = ("Q6_K", rng.integers(0, 256, (3, 2 * 210), np.uint8))
+    return tensors
+
+
+def write_everything(path, alignment):
+    """A file with a value of every type, and tensors of many."""
+    fields = {key: gguf_files.Typed(value) for key, value in VALUES.items()} | ARRAYS
+    return gguf_files.write(path, "gemma3", fields, tensors_of_many_types(), alignment)
 
 
 @pytest.mark.parametrize("alignment", [None, 8, 64])
-def test_values_and_tensors_are_those_that_the_package_wrote(path, alignment):
-    rng = np.random.default_rng(1)
-    matrix = rng.standard_normal((5, 256)).astype(np.float32)
-    kinds = [gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1")]
-    tensors = [(f"blk.{kind.name}", gguf.quantize(matrix, kind), kind) for kind in kinds]
-    tensors.append(("deep", rng.standard_normal((2, 3, 5, 7)).astype(np.float32), gguf.GGMLQuantizationType.F32))
-    tensors.append(("k", rng.integers(0, 256, (3, 2 * 210), np.uint8), gguf.GGMLQuantizationType.Q6_K))
-    values = write_with_package(path, tensors, alignment)
-    found = open_gguf(path)
+def test_values_and_tensors_are_those_that_were_written(path, alignment):
+    found = open_gguf(write_everything(path, alignment))
     assert found.metadata["general.architecture"] == "gemma3"
-    assert {key: found.metadata[key] for key in values} == values
+    assert {key: found.metadata[key] for key in VALUES} == {key: value for key, (_, value) in VALUES.items()}
     assert found.metadata["bool"] is True
     np.testing.assert_array_equal(found.numbers("numbers", I32), [3, -1, 4])
     assert [*found.strings("words")] == [b"a", b"", "日本".encode()]
 
-    theirs = {made.name: made for made in gguf.GGUFReader(path).tensors}
-    assert list(found.tensors) == list(theirs)
+    tensors = tensors_of_many_types()
+    assert list(found.tensors) == list(tensors)
     for name, ours in found.tensors.items():
+        kind, values = tensors[name]
         assert ours.name == name
-        assert ours.type == theirs[name].tensor_type.name
-        assert list(ours.shape) == theirs[name].shape[::-1].tolist()
-        assert ours.blocks.tobytes() == theirs[name].data.tobytes()
-    assert found.tensors["deep"].blocks.shape == (2, 3, 5, 7)
+        assert ours.type == kind
+        assert ours.blocks.tobytes() == values.tobytes()
+    assert found.tensors["deep"].shape == found.tensors["deep"].blocks.shape == (2, 3, 5, 7)
+    assert all(found.tensors[name].shape == (5, 256) for name in tensors if name.startswith("blk"))
+    assert found.tensors["k"].shape == (3, 512)
     assert found.tensors["blk.F32"].blocks.dtype == np.float32
     assert found.tensors["blk.F16"].blocks.dtype == np.float16
     assert found.tensors["blk.BF16"].blocks.dtype == np.uint16
@@ -124,11 +122,61 @@ def test_values_and_tensors_are_those_that_the_package_wrote(path, alignment):
     assert found.tensors["k"].blocks.shape == (3, 2, 210)
 
 
-def test_block_sizes_are_the_packages():
+def write_with_package(path, alignment):
+    """The same by the gguf package."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "gemma3")
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    for key, (kind, value) in VALUES.items():
+        getattr(writer, f"add_{kind}")(key, value)
+    for key, values in ARRAYS.items():
+        writer.add_array(key, values)
+    for name, (kind, values) in tensors_of_many_types().items():
+        writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    return path
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("alignment", [None, 8, 64])
+def test_our_files_are_those_of_the_package(path, tmp_path, alignment):
+    """To the last byte; and what the package reads in them is what we read."""
+    gguf = pytest.importorskip("gguf")
+    theirs = write_with_package(tmp_path / "theirs.gguf", alignment)
+    assert write_everything(path, alignment).read_bytes() == theirs.read_bytes()
+    found = open_gguf(theirs)
+    tensors = {made.name: made for made in gguf.GGUFReader(theirs).tensors}
+    assert list(found.tensors) == list(tensors)
+    for name, ours in found.tensors.items():
+        assert ours.type == tensors[name].tensor_type.name
+        assert list(ours.shape) == tensors[name].shape[::-1].tolist()
+        assert ours.blocks.tobytes() == tensors[name].data.tobytes()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_our_blocks_are_those_that_the_package_quantizes(kind):
+    gguf = pytest.importorskip("gguf")
+    rng = np.random.default_rng(0)
+    weights = (rng.standard_normal((11, 256)) * np.logspace(-3, 1, 11)[:, None]).astype(np.float32)
+    weights[3] = 0
+    theirs = gguf.quantize(weights, gguf.GGMLQuantizationType[kind])
+    np.testing.assert_array_equal(gguf_files.quantize(weights, kind), theirs, strict=True)
+
+
+@answered_by("gguf")
+def block_sizes(numbers):
+    """[name, weights, bytes] of a block of each type by its number."""
+    import gguf
+
+    kinds = [gguf.GGMLQuantizationType(number) for number in numbers]
+    return [[kind.name, *gguf.GGML_QUANT_SIZES[kind]] for kind in kinds]
+
+
+def test_block_sizes_are_the_packages(answers):
     """A wrong one would move every tensor that follows."""
-    for number, (name, weights, size) in TYPES.items():
-        kind = gguf.GGMLQuantizationType(number)
-        assert (kind.name, *gguf.GGML_QUANT_SIZES[kind]) == (name, weights, size)
+    assert list(map(tuple, block_sizes(list(TYPES)))) == list(TYPES.values())
 
 
 def test_version_2_is_laid_out_like_version_3(path):
@@ -382,13 +430,18 @@ def test_a_hostile_file_is_refused_in_one_line_that_says_why(name, path):
     assert "\n" not in str(caught.value)
 
 
-def test_big_endian_as_the_package_writes_it(path):
-    writer = gguf.GGUFWriter(path, "gemma3", endianess=gguf.GGUFEndian.BIG)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+def test_big_endian(path):
     with pytest.raises(ModelFormatError, match="is a big-endian GGUF"):
-        open_gguf(path)
+        open_gguf(gguf_files.write(path, "gemma3", {}, {}, order=">"))
+
+
+@pytest.mark.oracle
+def test_big_endian_is_as_the_package_writes_it(path, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", "gemma3", endianess=gguf.GGUFEndian.BIG)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.close()
+    ours = gguf_files.write(path, "gemma3", {}, {}, order=">").read_bytes()
+    assert ours.rstrip(b"\0") == (tmp_path / "theirs.gguf").read_bytes().rstrip(b"\0")
 
 
 LARGE = {

@@ -1,6 +1,7 @@
 """A picture's pixels equal those of transformers' Gemma 3 image processor, and bad files end in one sentence.
 
-The oracle is Gemma3ImageProcessorPil, the processor of transformers that works without torchvision. Where it does
+The oracle is Gemma3ImageProcessorPil, the processor of transformers that works without torchvision; its pixels are
+recorded as the SHA-256 of their levels from 0 to 255. Where it does
 something that this package does not want (it drops transparency, clips 16 bits), the truth is arithmetic in the test.
 It turns no picture that it is given opened; transformers' load_image, which opens files for it, does.
 """
@@ -21,15 +22,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+from support.oracles import Digest, answered_by, live_only
 
 from minigemma.errors import ImageError
 from minigemma.files.images import PanAndScan, crop_boxes, image_pixels, open_image, prepare
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    oracle = pytest.importorskip("transformers.models.gemma3.image_processing_pil_gemma3")
-    from transformers.image_utils import load_image
 
 PHOTOGRAPHS = sorted((Path(__file__).parents[1] / "data" / "images").glob("*.jpg"))
 CROPPING = {
@@ -41,18 +38,44 @@ CROPPING = {
 rng = np.random.default_rng(11)
 
 
-def processed(image, **settings):
-    """(pixels [n, 3, 896, 896], crops) by transformers, with the settings that Gemma 3 was released with."""
-    half = [0.5, 0.5, 0.5]
-    processor = oracle.Gemma3ImageProcessorPil(size={"height": 896, "width": 896}, image_mean=half, image_std=half)
-    out = processor(images=[image], return_tensors="np", **settings)
-    return np.asarray(out["pixel_values"]), int(out["num_crops"][0])
+PROGRAMS = ("transformers", "pillow")
+
+
+def processor(side=896):
+    """transformers' processor with the settings that Gemma 3 was released with."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+        half = [0.5, 0.5, 0.5]
+        return Gemma3ImageProcessorPil(size={"height": side, "width": side}, image_mean=half, image_std=half)
+
+
+def levels(pixels):
+    """Pixels from -1 to 1 as what they were made of, 0 to 255."""
+    return np.rint(pixels.astype(np.float64) * 127.5 + 127.5).astype(np.uint8)
+
+
+@answered_by(*PROGRAMS, file="images", digest=True)
+def processed(image, side=896, **settings):
+    """Levels of pixels [n, 3, side, side] by transformers."""
+    pixels = np.asarray(processor(side)(images=[image], return_tensors="np", **settings)["pixel_values"])
+    near(pixels, levels(pixels))
+    return levels(pixels)
+
+
+@answered_by(*PROGRAMS, file="images")
+def crops_of(image, **settings):
+    """How many crops transformers makes of an image."""
+    return int(processor()(images=[image], return_tensors="np", **settings)["num_crops"][0])
 
 
 def processed_file(path):
-    """[1, 3, 896, 896] of a file, opened as transformers opens it."""
+    """[1, 3, 896, 896] of a file, opened as transformers opens it: what a JPEG holds is its decoder's matter."""
+    from transformers.image_utils import load_image
+
     with Image.open(path) as image:
-        return processed(load_image(image))[0]
+        return processed.__wrapped__(load_image(image))
 
 
 def drawing(width, height):
@@ -62,22 +85,32 @@ def drawing(width, height):
     pen = ImageDraw.Draw(image)
     for i in range(0, max(width, height), 17):
         pen.line((i, 0, width - i, height), fill=(i % 256, 255 - i % 256, 40), width=1 + i % 3)
-    pen.text((width // 3, height // 3), "Gemma 3", fill="white")
+    pen.text((width // 3, height // 3), "Gemma 3", fill="white", font=ImageFont.load_default_imagefont())
     return image
 
 
+def near(pixels, expected):
+    """Pixels of levels: within 1/255 of a level at every one."""
+    apart = np.abs(pixels - (expected / 127.5 - 1)).max()
+    assert apart <= 2 / 255 / 100, "Pillow on both sides: equal but for float32's last digits"
+
+
 def same(found, expected):
-    """Within 1/255 of the range from 0 to 1 at every pixel."""
+    """float32 pixels of the expected levels, or of a Digest of them."""
     assert found.shape == expected.shape and found.dtype == np.float32
-    assert np.abs(found - expected).max() <= 2 / 255 / 100, "Pillow on both sides: equal but for float32's last digits"
+    if isinstance(expected, Digest):
+        near(found, levels(found))
+        assert Digest.of(levels(found)) == expected
+    else:
+        near(found, expected)
 
 
 @pytest.mark.parametrize("path", PHOTOGRAPHS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("size", [None, (100, 37), (896, 896), (1500, 900), (333, 2000)])
-def test_photographs(path, size):
+def test_photographs(answers, path, size):
     image = Image.open(path)
     image = image.resize(size, Image.Resampling.LANCZOS) if size else image
-    expected, _ = processed(image)
+    expected = processed(image)
     same(prepare(image)[0], expected)
     if size is None:
         same(prepare(path)[0], expected)
@@ -85,15 +118,12 @@ def test_photographs(path, size):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 5000), (895, 897), (896, 100), (3000, 1000)])
-def test_drawings_of_any_size(size):
-    same(image_pixels(drawing(*size)), processed(drawing(*size))[0][0])
+def test_drawings_of_any_size(answers, size):
+    same(image_pixels(drawing(*size))[None], processed(drawing(*size)))
 
 
-def test_another_side():
-    half = [0.5, 0.5, 0.5]
-    processor = oracle.Gemma3ImageProcessorPil(size={"height": 56, "width": 56}, image_mean=half, image_std=half)
-    expected = processor(images=[drawing(200, 90)], return_tensors="np")["pixel_values"]
-    same(prepare(drawing(200, 90), side=56)[0], np.asarray(expected))
+def test_another_side(answers):
+    same(prepare(drawing(200, 90), side=56)[0], processed(drawing(200, 90), 56))
 
 
 def on_white(image):
@@ -104,18 +134,19 @@ def on_white(image):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "YCbCr", "HSV", "LAB", "F"])
-def test_modes_without_transparency(mode):
+def test_modes_without_transparency(answers, mode):
     """The processor makes them RGB itself."""
     image = drawing(150, 90)
     if mode == "LAB":  # which Pillow converts from, not to
         image = Image.frombytes("LAB", image.size, image.tobytes())
     image = image.convert("L").convert("F") if mode == "F" else image if mode == "LAB" else image.convert(mode)
     assert image.mode == mode
-    same(prepare(image)[0], processed(image)[0])
+    same(prepare(image)[0], processed(image))
 
 
+@live_only
 @pytest.mark.parametrize("mode, kind", [("L", "jpg"), ("CMYK", "jpg"), ("1", "png"), ("P", "gif"), ("RGB", "webp")])
-def test_modes_in_files(mode, kind, tmp_path):
+def test_modes_in_files(answers, mode, kind, tmp_path):
     path = tmp_path / f"x.{kind}"
     drawing(150, 90).convert(mode).save(path)
     same(prepare(path)[0], processed_file(path))
@@ -189,8 +220,9 @@ def test_turned_as_the_camera_says(orientation, tmp_path):
     )
 
 
+@live_only
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_as_transformers_turns_files(orientation, tmp_path):
+def test_turned_as_transformers_turns_files(answers, orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "x.jpg"
@@ -230,14 +262,18 @@ def test_every_format_that_is_named(kind, tmp_path):
 # ---- pan & scan
 
 
-def their_boxes(width, height, min_crop_size=256, max_crops=4, min_ratio=1.2):
-    """transformers' crops of a picture whose pixels say where they stand."""
-    where = np.stack(np.broadcast_arrays(np.arange(width)[None], np.arange(height)[:, None])).astype(np.int32)
-    crops = oracle.Gemma3ImageProcessorPil().pan_and_scan(where, min_crop_size, max_crops, min_ratio)
-    return [(int(c[0].min()), int(c[1].min()), int(c[0].max()) + 1, int(c[1].max()) + 1) for c in crops]
+@answered_by(*PROGRAMS, file="images")
+def their_boxes(sizes, min_crop_size=256, max_crops=4, min_ratio=1.2):
+    """transformers' crops, for each (width, height), of a picture whose pixels say where they stand."""
+    made, boxes = processor(), []
+    for width, height in sizes:
+        where = np.stack(np.broadcast_arrays(np.arange(width)[None], np.arange(height)[:, None])).astype(np.int32)
+        crops = made.pan_and_scan(where, min_crop_size, max_crops, min_ratio)
+        boxes.append([[int(c[0].min()), int(c[1].min()), int(c[0].max()) + 1, int(c[1].max()) + 1] for c in crops])
+    return boxes
 
 
-def test_crop_boxes_of_200_sizes():
+def test_crop_boxes_of_200_sizes(answers):
     choose = random.Random(4)
     sizes = [(choose.randint(1, 2500), choose.randint(1, 2500)) for _ in range(120)]
     sizes += [(choose.randint(240, 1400), choose.randint(240, 300)) for _ in range(40)]
@@ -246,23 +282,24 @@ def test_crop_boxes_of_200_sizes():
     sizes += [(height, width) for width, height in sizes[100:]]
     assert len(sizes) >= 200
     cut = 0
-    for width, height in sizes:
+    for (width, height), expected in zip(sizes, their_boxes(sizes), strict=True):
         boxes = crop_boxes(width, height, PanAndScan())
-        assert boxes == their_boxes(width, height), (width, height)
+        assert boxes == [tuple(box) for box in expected], (width, height)
         cut += bool(boxes)
     assert cut > 60, "enough of them are cut at all"
 
 
 @pytest.mark.parametrize("size", [(600, 600), (601, 600), (600, 601), (1000, 210), (100, 100), (99, 640)])
 @pytest.mark.parametrize("numbers", [(100, 4, 1.0), (100, 6, 1.5), (50, 1, 1.2), (300, 2, 1.0)])
-def test_crop_boxes_with_other_numbers(size, numbers):
+def test_crop_boxes_with_other_numbers(answers, size, numbers):
     named = dict(zip(("min_crop_size", "max_crops", "min_ratio"), numbers, strict=True))
-    assert crop_boxes(*size, PanAndScan(**named)) == their_boxes(*size, **named)
+    [expected] = their_boxes([size], **named)
+    assert crop_boxes(*size, PanAndScan(**named)) == [tuple(box) for box in expected]
 
 
 @pytest.mark.parametrize("size", [(1000, 400), (300, 1000), (1023, 300), (500, 480)])
-def test_pixels_of_crops(size):
-    expected, crops = processed(drawing(*size), **CROPPING)
+def test_pixels_of_crops(answers, size):
+    expected, crops = processed(drawing(*size), **CROPPING), crops_of(drawing(*size), **CROPPING)
     found, count = prepare(drawing(*size), pan_and_scan=PanAndScan())
     assert count == crops
     same(found, expected)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from support import gguf_files
 from support.synthetic import config_json, shapes
 
 import minigemma as mg
@@ -42,31 +43,28 @@ def write_folder(folder, config, weights):
 
 def write_gguf(path, config, weights, kind="F32"):
     """As llama.cpp's converter does it: other names, 1 + w for norms, float32 norms; matrices of the type `kind`."""
-    gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(path, config.family)
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.width)
-    writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.ffn_width)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.eps)
+    sizes = {
+        "context_length": config.context,
+        "embedding_length": config.width,
+        "block_count": config.layers,
+        "feed_forward_length": config.ffn_width,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.eps,
+    }
     if config.family != "gemma":
-        writer.add_sliding_window(config.window)
+        sizes["attention.sliding_window"] = config.window
     names = {f"model.{hf}": theirs for hf, theirs, _ in FAMILIES[config.family].tensors.values()}
     for i in range(config.layers):
         for hf, theirs, _ in layer_tensors(config, i).values():
             names[f"model.layers.{i}.{hf}"] = f"blk.{i}.{theirs}"
+    tensors = {}
     for name, values in weights.items():
-        wanted = gguf.GGMLQuantizationType["F32" if values.ndim == 1 else kind]
-        data = gguf.quantize(values + (values.ndim == 1), wanted)
-        writer.add_tensor(names[name], data, raw_dtype=wanted)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+        wanted = "F32" if values.ndim == 1 else kind
+        tensors[names[name]] = (wanted, gguf_files.quantize(values + (values.ndim == 1), wanted))
+    fields = {f"{config.family}.{name}": value for name, value in sizes.items()}
+    return gguf_files.write(path, config.family, fields, tensors)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -220,11 +218,8 @@ def test_deepminds_own_names_are_recognised(tmp_path):
 
 
 def test_a_gguf_that_is_not_a_text_model(tmp_path):
-    gguf = pytest.importorskip("gguf")
     for architecture, says in (("clip", "mmproj"), ("llama", "'llama'")):
-        writer = gguf.GGUFWriter(tmp_path / "x.gguf", architecture)
-        writer.add_tensor("a", np.zeros(3, np.float32))
-        writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+        gguf_files.write(tmp_path / "x.gguf", architecture, {}, {"a": np.zeros(3, np.float32)})
         with pytest.raises(mg.ModelFormatError, match=says):
             mg.load(tmp_path / "x.gguf")
 

@@ -1,6 +1,6 @@
 """A GGUF text model and its vision tower in a second file: the same model as the Hugging Face folder with both.
 
-The files are written with the `gguf` package as llama.cpp's converter writes them: other names, 1 + w for RMSNorms and
+The GGUF files are as llama.cpp's converter writes them: other names, 1 + w for RMSNorms and
 w for LayerNorms, the projection in float16.
 """
 
@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from support import gguf_files
 from support.synthetic import config_json
 
 import minigemma as mg
@@ -16,8 +17,6 @@ from minigemma.config import VisionConfig
 from minigemma.files.load import describe
 from minigemma.models.gemma3 import Gemma3Config
 from minigemma.models.registry import all_names
-
-gguf = pytest.importorskip("gguf")
 
 EYES = VisionConfig(width=48, layers=2, heads=4, ffn_width=80, side=56, patch=7, tokens=4)
 CONFIG = Gemma3Config(
@@ -54,17 +53,6 @@ def folder(at, weights):
     return at
 
 
-def write(path, architecture, fields, tensors):
-    writer = gguf.GGUFWriter(path, architecture)
-    for name, value in fields.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
-        add[type(value)](name, value)
-    for name, values in tensors.items():
-        writer.add_tensor(name, np.ascontiguousarray(values))
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
-    return path
-
-
 def text_file(path, weights):
     norms = {ours for ours, *_ in all_names(CONFIG, 1) if weights[ours].ndim == 1}
     named = {
@@ -73,7 +61,7 @@ def text_file(path, weights):
     sizes = {"context_length": 64, "embedding_length": 64, "block_count": 6, "feed_forward_length": 96}
     sizes |= {"attention.head_count": 2, "attention.head_count_kv": 1, "attention.key_length": 32}
     sizes |= {"attention.sliding_window": 8, "attention.layer_norm_rms_epsilon": 1e-6}
-    return write(path, "gemma3", {f"gemma3.{name}": value for name, value in sizes.items()}, named)
+    return gguf_files.write(path, "gemma3", {f"gemma3.{name}": value for name, value in sizes.items()}, named)
 
 
 def tower_file(path, weights, swapped=False, **changes):
@@ -93,7 +81,7 @@ def tower_file(path, weights, swapped=False, **changes):
         "clip.vision.projector.scale_factor": 4,
     }
     fields |= changes
-    return write(path, "clip", fields, {name: named[name] for name in named if name not in changes})
+    return gguf_files.write(path, "clip", fields, {name: named[name] for name in named if name not in changes})
 
 
 @pytest.fixture(scope="module")

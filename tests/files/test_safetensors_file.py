@@ -12,10 +12,11 @@ import tracemalloc
 import numpy as np
 import pytest
 import safetensors
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load, save, save_file
+from safetensors.numpy import save_file
+from support.oracles import answered_by
+from support.tensors import encoded, save, to_bf16
 
 from minigemma.arrays import widen_bf16
 from minigemma.errors import ModelFormatError
@@ -42,21 +43,36 @@ def path(tmp_path):
 
 
 def test_values_of_every_dtype_are_those_that_the_library_wrote(path):
-    values = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)) * 50
-    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    whole = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
-    unsigned = {"U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool}
-    written = {name: values.abs().to(dtype) for name, dtype in (floats | whole | unsigned).items()}
-    save_file(written, path, metadata={"format": "pt"})
+    """But for bf16, which it takes from torch alone: it reads what we write of it."""
+    values = (np.random.default_rng(1).standard_normal((3, 5)) * 50).astype(np.float32)
+    kinds = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16}
+    kinds |= {"I8": np.int8, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "BOOL": bool}
+    written = {name: np.abs(values).astype(kind) for name, kind in kinds.items()}
+    save_file(written, path)
     tensors = open_safetensors(path)
     assert tensors.keys() == written.keys()
     for name, tensor in tensors.items():
         assert (tensor.name, tensor.dtype) == (name, name)
-        if name == "BF16":
-            np.testing.assert_array_equal(widen_bf16(tensor.array), written[name].float().numpy())
-            assert tensor.array.dtype == np.uint16
-        else:
-            np.testing.assert_array_equal(tensor.array, written[name].numpy(), strict=True)
+        np.testing.assert_array_equal(tensor.array, written[name], strict=True)
+    save({"x": to_bf16(values)}, path)
+    [(_, theirs)] = safetensors.deserialize(path.read_bytes())
+    tensor = open_safetensors(path)["x"]
+    assert (theirs["dtype"], tensor.dtype, tensor.array.dtype) == ("BF16", "BF16", np.uint16)
+    assert bytes(theirs["data"]) == tensor.array.tobytes()
+    np.testing.assert_allclose(widen_bf16(tensor.array), values, rtol=2.0**-8)
+
+
+@pytest.mark.oracle
+def test_bf16_is_what_torch_writes(path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    values = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).abs() * 50
+    save_file({"BF16": values.to(torch.bfloat16)}, path, metadata={"format": "pt"})
+    tensor = open_safetensors(path)["BF16"]
+    np.testing.assert_array_equal(widen_bf16(tensor.array), values.to(torch.bfloat16).float().numpy())
+    np.testing.assert_array_equal(tensor.array, to_bf16(values.numpy()))
+    assert (tensor.dtype, tensor.array.dtype) == ("BF16", np.uint16)
 
 
 def test_views_lie_in_the_map_read_only_at_odd_places(path):
@@ -75,7 +91,7 @@ def test_views_lie_in_the_map_read_only_at_odd_places(path):
 
 
 def test_views_outlive_the_table_and_the_name(path):
-    save_file({"x": torch.arange(1000)}, path)
+    save_file({"x": np.arange(1000)}, path)
     view = open_safetensors(path)["x"].array
     path.unlink()
     assert view.sum() == 499500
@@ -211,7 +227,8 @@ def test_we_are_stricter_than_the_library_only_where_we_mean_to_be(path, name):
             safetensors.deserialize(content)
 
 
-VALID = save({"a": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "b": torch.ones(4), "c": torch.ones(2)})
+ONES = np.ones(4, np.float32)
+VALID = encoded({"a": to_bf16(np.arange(6, dtype=np.float32).reshape(2, 3)), "b": ONES, "c": ONES[:2]})
 
 
 @settings(
@@ -254,13 +271,24 @@ def test_every_foreign_kind_has_an_example():
     assert FOREIGN_FILES.keys() == FOREIGN.keys()
 
 
+@answered_by("torch", file="torch_files")
+def torch_file(zipped):
+    """The bytes of what torch.save writes, in its newer form or in the one before."""
+    import io
+
+    import torch
+
+    out = io.BytesIO()
+    torch.save({"a": torch.ones(3)}, out, _use_new_zipfile_serialization=zipped)
+    return np.frombuffer(out.getvalue(), np.uint8)
+
+
 @pytest.mark.parametrize("kind", FOREIGN_FILES)
-def test_what_is_mistaken_for_weights_is_named(tmp_path, kind):
+def test_what_is_mistaken_for_weights_is_named(answers, tmp_path, kind):
     name, content = FOREIGN_FILES[kind]
     if content is None:
-        torch.save({"a": torch.ones(3)}, tmp_path / name, _use_new_zipfile_serialization=kind == "zip")
-    else:
-        (tmp_path / name).write_bytes(content)
+        content = torch_file(kind == "zip").tobytes()
+    (tmp_path / name).write_bytes(content)
     assert what_is(tmp_path / name) == kind
     message = refused(open_safetensors, tmp_path / name)
     assert FOREIGN[kind][0] in message and FOREIGN[kind][1] in message and name in message
@@ -288,9 +316,8 @@ def shards(folder, **index):
     """Two shards of two tensors each, and their index but for what `index` says differently."""
     names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     for number, name in enumerate(names):
-        save_file(
-            {f"{letter}{number}": torch.full((2, 3), 2.0 * number + i) for i, letter in enumerate("ab")}, folder / name
-        )
+        values = {f"{letter}{number}": np.full((2, 3), 2.0 * number + i, np.float32) for i, letter in enumerate("ab")}
+        save_file(values, folder / name)
     table = {"a0": names[0], "b0": names[0], "a1": names[1], "b1": names[1]}
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": 96}, "weight_map": table} | index)
@@ -302,7 +329,9 @@ def test_shards_are_one_checkpoint(tmp_path):
     table = shards(tmp_path)
     tensors = open_checkpoint_files(tmp_path)
     assert {name: tensor.array.mean() for name, tensor in tensors.items()} == {"a0": 0, "b0": 1, "a1": 2, "b1": 3}
-    written = {name for shard in table.values() for name in load((tmp_path / shard).read_bytes())}
+    written = {
+        name for shard in table.values() for name in dict(safetensors.deserialize((tmp_path / shard).read_bytes()))
+    }
     assert tensors.keys() == written
 
 
@@ -315,7 +344,7 @@ def test_the_index_decides_what_belongs_to_the_model(tmp_path):
 def test_links_of_a_cache_are_followed(tmp_path):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshots").mkdir()
-    save_file({"a": torch.ones(3)}, tmp_path / "blobs" / "4d7a")
+    save_file({"a": np.ones(3, np.float32)}, tmp_path / "blobs" / "4d7a")
     (tmp_path / "snapshots" / "model.safetensors").symlink_to("../blobs/4d7a")
     assert open_checkpoint_files(tmp_path / "snapshots")["a"].array.tolist() == [1, 1, 1]
     (tmp_path / "blobs" / "4d7a").unlink()

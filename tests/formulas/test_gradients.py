@@ -83,6 +83,7 @@ def test_gradient_is_the_finite_difference_of_the_definition(name, number):
             assert abs(found - difference) <= 1e-6 * size, (i, found, difference)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name, number", WITH_TORCH)
 def test_gradient_is_the_one_of_autograd(name, number):
     """The gradient in float32, whose formulas run as kernels, against torch in float64."""

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from support.oracles import answered_by
+from support.transformers_answers import libraries
 
 from minigemma.definition import formulas_only
 from minigemma.formulas.sampling import (
@@ -150,24 +152,28 @@ def test_candidates_are_those_found_by_hand(settings, size):
         np.testing.assert_allclose(probs, [expected[i] for i in tokens.tolist()], rtol=1e-5)
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_candidates_are_those_of_transformers(settings):
-    torch = pytest.importorskip("torch")
-    process = pytest.importorskip("transformers.generation.logits_process")
+@answered_by("transformers", "torch", file="sampling")
+def processed_by_transformers(settings, _logits):
+    """Probabilities of every token, for each row of logits [n, V], after its warpers."""
+    torch, transformers = libraries()
     given = {"temperature": "Temperature", "top_k": "TopK", "top_p": "TopP", "min_p": "MinP"}
     steps = [
-        getattr(process, f"{given[name]}LogitsWarper")(value)
+        getattr(transformers, f"{given[name]}LogitsWarper")(value)
         for name, value in settings.items()
         if not (name == "top_p" and value == 1) and not (name == "temperature" and value == 1)
     ]
-    for seed in range(5):
-        logits = random_logits(seed, 300)
-        scores = torch.from_numpy(logits)[None]
-        for step in steps:
-            scores = step(None, scores)
-        expected = torch.softmax(scores[0], -1).numpy()
+    scores = torch.from_numpy(_logits)
+    for step in steps:
+        scores = step(None, scores)
+    return torch.softmax(scores, -1).numpy()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_candidates_are_those_of_transformers(answers, settings):
+    logits = np.stack([random_logits(seed, 300) for seed in range(5)])
+    for row, expected in zip(logits, processed_by_transformers(settings, logits), strict=True):
         found = np.zeros(300)
-        tokens, probs = Sampler(**settings).candidates(logits)
+        tokens, probs = Sampler(**settings).candidates(row)
         found[tokens] = probs
         np.testing.assert_array_equal(found > 0, expected > 0)
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)

@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where pytest did not
+
+from support.tensors import text_shapes
+
 import minigemma as mg
 
 PATH = Path(__file__).parents[1] / "data" / "frozen_logits.npz"
@@ -52,52 +56,12 @@ RUN = ("f32", "bf16", "int8", "int4")
 STORED = ("sfp8", "int8-row", "int4-row")
 
 
-def layer_shapes(config, i):
-    """(name, shape) of the tensors of one layer in a Hugging Face file."""
-    D, F, H = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    NH, KH = config["num_attention_heads"] * H, config["num_key_value_heads"] * H
-    family, at = config["model_type"], f"model.layers.{i}."
-    if family == "recurrent_gemma":
-        E, M, own = config["lru_width"], config["num_attention_heads"], f"{at}temporal_block."
-        yield from ((f"{at}temporal_pre_norm.weight", (D,)), (f"{at}channel_pre_norm.weight", (D,)))
-        for part, rows, columns in (("gate", F // 2, D), ("up", F // 2, D), ("down", D, F // 2)):
-            yield from (
-                (f"{at}mlp_block.{part}_proj.weight", (rows, columns)),
-                (f"{at}mlp_block.{part}_proj.bias", (rows,)),
-            )
-        if i % 3 == 2:
-            for part, rows, columns in (("q", NH, D), ("k", KH, D), ("v", KH, D), ("o", D, NH)):
-                yield f"{own}{part}_proj.weight", (rows, columns)
-            yield f"{own}o_proj.bias", (D,)
-            return
-        for part, rows, columns in (("x", E, D), ("y", E, D), ("out", D, E)):
-            yield from ((f"{own}linear_{part}.weight", (rows, columns)), (f"{own}linear_{part}.bias", (rows,)))
-        yield from ((f"{own}conv_1d.weight", (E, 1, 4)), (f"{own}conv_1d.bias", (E,)))
-        yield f"{own}rg_lru.recurrent_param", (E,)
-        for gate in ("recurrent_gate", "input_gate"):
-            yield from ((f"{own}rg_lru.{gate}_weight", (M, E // M, E // M)), (f"{own}rg_lru.{gate}_bias", (M, E // M)))
-        return
-    norms = ["input_layernorm", "post_attention_layernorm"]
-    norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] if family != "gemma" else []
-    yield from ((f"{at}{norm}.weight", (D,)) for norm in norms)
-    for part, rows, columns in (("q", NH, D), ("k", KH, D), ("v", KH, D), ("o", D, NH)):
-        yield f"{at}self_attn.{part}_proj.weight", (rows, columns)
-    for part, rows, columns in (("gate", F, D), ("up", F, D), ("down", D, F)):
-        yield f"{at}mlp.{part}_proj.weight", (rows, columns)
-    if family == "gemma3_text":
-        yield from ((f"{at}self_attn.{part}_norm.weight", (H,)) for part in "qk")
-
-
 def write(folder, family):
     """A checkpoint of true names with random weights, float32."""
     config, rng = CONFIGS[family], np.random.default_rng(3)
-    D = config["hidden_size"]
-    last = "final_norm" if family == "recurrentgemma" else "norm"
-    shapes = [("model.embed_tokens.weight", (config["vocab_size"], D)), (f"model.{last}.weight", (D,))]
-    for i in range(config["num_hidden_layers"]):
-        shapes += layer_shapes(config, i)
     tensors = {
-        name: rng.standard_normal(shape, np.float32) * np.float32(0.1 if shape[1:] else 0.5) for name, shape in shapes
+        name: rng.standard_normal(shape, np.float32) * np.float32(0.1 if shape[1:] else 0.5)
+        for name, shape in text_shapes(config)
     }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")

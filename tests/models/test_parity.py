@@ -1,7 +1,7 @@
-"""Logits equal those of transformers in float32, on small random checkpoints that transformers wrote.
+"""Logits equal those of transformers in float32, on small random checkpoints.
 
-The bound is 1e-4 of the largest logit, in float32 mode; rounding alone gives about 3e-6. When a comparison fails, it
-prints for each layer how far the two have drifted apart, and from which token on.
+The bound is 1e-4 of the largest logit, in float32 mode; rounding alone gives about 3e-6. When a comparison fails under
+`-m oracle`, it prints for each layer how far the two have drifted apart, and from which token on.
 """
 
 from __future__ import annotations
@@ -10,72 +10,47 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from support import checkpoints
+from support import transformers_answers as theirs
+from support.compare import TOLERANCE, distance, in_chunks
+from support.oracles import Mode, live_only
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+import minigemma as mg
 
-from support import checkpoints  # noqa: E402  needs both
-
-import minigemma as mg  # noqa: E402
-
-TOLERANCE = 1e-4
 T = 101  # 14 windows of Gemma 2's checkpoint, 20 of Gemma 3's
 IDS = np.random.default_rng(11).integers(3, checkpoints.VOCAB - 1, T)
-FAMILIES = list(checkpoints.FAMILIES)
-
-
-class Truth(NamedTuple):
-    folder: Path
-    reference: Any  # transformers' model
-    logits: np.ndarray  # [T, V], what it gives for IDS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread():
-    """Models this small gain nothing from a second thread, and torch's would wait busily while ours work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+FAMILIES = checkpoints.FAMILIES
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory) -> Callable[[str, str], Truth]:
-    """truth(family, dtype): a checkpoint, transformers' model of it and its logits, each made once."""
-
-    @cache
-    def made(family: str, dtype: str) -> Truth:
-        folder = checkpoints.write(tmp_path_factory.mktemp(f"{family}-{dtype}"), family, dtype)
-        model = checkpoints.reference(folder)
-        return Truth(folder, model, logits_of(model))
-
-    return made
+def written(tmp_path_factory) -> Callable[[str, str], Path]:
+    """written(family, dtype): a checkpoint, made once."""
+    return cache(lambda family, dtype: checkpoints.write(tmp_path_factory.mktemp(f"{family}-{dtype}"), family, dtype))
 
 
-def logits_of(reference: Any, ids: np.ndarray = IDS) -> np.ndarray:
-    with torch.no_grad():
-        return reference(torch.from_numpy(ids)[None]).logits[0].numpy()
+@pytest.fixture(scope="module")
+def loaded(written) -> Callable[..., Any]:
+    """loaded(family, dtype, backend, threads): minigemma's model of a checkpoint in float32, made once."""
+    return cache(
+        lambda family, dtype, backend="numba", threads=None: mg.load(
+            written(family, dtype), dtype="f32", backend=backend, threads=threads
+        )
+    )
 
 
-def in_pieces(model: Any, size: int, ids: np.ndarray = IDS) -> np.ndarray:
-    """Logits of `ids`, fed to a cache `size` at a time."""
-    held = model.new_cache(len(ids))
-    pieces = [model.forward(ids[i : i + size], cache=held) for i in range(0, len(ids), size)]
-    assert held.position == len(ids)
-    return np.concatenate(pieces)
+@pytest.fixture(scope="module")
+def truth(written, answers) -> Callable[[str, str], np.ndarray]:
+    """truth(family, dtype): transformers' logits [T, V] for IDS."""
+    return cache(lambda family, dtype: theirs.text_logits(written(family, dtype), IDS))
 
 
-def distance(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest expected value; NaN counts as infinitely far."""
-    return float(np.nan_to_num(np.abs(found - expected), nan=np.inf).max() / np.abs(expected).max())
-
-
-def assert_parity(found: np.ndarray, expected: np.ndarray, reference: Any, model: Any) -> None:
+def assert_parity(found: np.ndarray, expected: np.ndarray, folder: Path, model: Any) -> None:
     if found.shape != expected.shape or distance(found, expected) > TOLERANCE:
+        reference = theirs.held(folder) if Mode.live else None
         pytest.fail(report(found, expected, reference, model), pytrace=False)
 
 
@@ -86,11 +61,13 @@ def report(found: np.ndarray, expected: np.ndarray, reference: Any, model: Any) 
         far = [distance(a, b) > TOLERANCE for a, b in zip(found, expected, strict=True)]
         where = f", first at token {far.index(True)}" if any(far) else ""
         lines = [f"largest difference {distance(found, expected):.1e} of the largest logit{where}"]
-    lines.append("layer by layer, all tokens in one piece (if all is well here, look at the cache):")
-    theirs = inner_values(reference)
-    taps = mg.Taps(*theirs)
+    if reference is None:
+        return "\n".join([*lines, "`pytest -m oracle` shows it layer by layer"])
+    lines.append("layer by layer, all tokens in one call (if all is well here, look at the cache):")
+    values = inner_values(reference)
+    taps = mg.Taps(*values)
     model.forward(IDS, taps=taps)
-    for name, value in theirs.items():
+    for name, value in values.items():
         if name not in taps:
             lines.append(f"    {name}: not tapped")
             continue
@@ -113,7 +90,7 @@ def inner_values(reference: Any) -> dict[str, np.ndarray]:
     layers = {f"blocks.{i}.residual.out": layer for i, layer in enumerate(decoder.layers)}
     modules = {"embedding": decoder.embed_tokens} | layers | {"final_norm": decoder.norm}
     handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    logits = logits_of(reference)
+    logits = theirs.run(reference, IDS)
     for handle in handles:
         handle.remove()
     return seen | {"logits": logits}
@@ -122,45 +99,41 @@ def inner_values(reference: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 @pytest.mark.parametrize("dtype", checkpoints.DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whole_text_in_one_call(truth, family, dtype, backend):
-    folder, reference, expected = truth(family, dtype)
-    model = mg.load(folder, dtype="f32", backend=backend)
-    assert_parity(model.forward(IDS), expected, reference, model)
+def test_whole_text_in_one_call(truth, written, loaded, family, dtype, backend):
+    model = loaded(family, dtype, backend)
+    assert_parity(model.forward(IDS), truth(family, dtype), written(family, dtype), model)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 64])
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 @pytest.mark.parametrize("dtype", checkpoints.DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_in_pieces_through_a_cache(truth, family, dtype, backend, size):
-    folder, reference, expected = truth(family, dtype)
-    model = mg.load(folder, dtype="f32", backend=backend, threads=1 if size < 7 else None)
-    assert_parity(in_pieces(model, size), expected, reference, model)
+def test_text_in_chunks_through_a_cache(truth, written, loaded, family, dtype, backend, size):
+    model = loaded(family, dtype, backend, 1 if size < 7 else None)
+    assert_parity(in_chunks(model, size, IDS), truth(family, dtype), written(family, dtype), model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_last_logits_alone_are_the_last_of_all(truth, family):
-    folder, reference, expected = truth(family, "bf16")
-    model = mg.load(folder, dtype="f32")
-    assert_parity(model.forward(IDS, last_only=True), expected[-1:], reference, model)
+def test_last_logits_alone_are_the_last_of_all(truth, written, loaded, family):
+    model = loaded(family, "bf16")
+    assert_parity(model.forward(IDS, last_only=True), truth(family, "bf16")[-1:], written(family, "bf16"), model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32_file_as_stored_is_exact_too(truth, family):
-    folder, reference, expected = truth(family, "f32")
-    model = mg.load(folder)
-    assert_parity(model.forward(IDS), expected, reference, model)
+def test_float32_file_as_stored_is_exact_too(truth, written, family):
+    model = mg.load(written(family, "f32"))
+    assert_parity(model.forward(IDS), truth(family, "f32"), written(family, "f32"), model)
 
 
 @pytest.mark.parametrize("size", [1, 7, T])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bf16_mode_stays_near_the_exact_one(truth, family, size):
+def test_bf16_mode_stays_near_the_exact_one(truth, written, family, size):
     """bf16 has 8 significant bits, so a rounding is up to 0.4 % off, and keys, values and the inputs of many-token
     products are rounded. Through 3 to 8 layers this gives 0.3 to 0.7 % of the logits' root mean square: 1.5 % are
     allowed, and 5 % of the largest logit for the worst single one.
     """
-    folder, _, expected = truth(family, "bf16")
-    found = in_pieces(mg.load(folder, threads=1 if size < 7 else None), size)
+    expected = truth(family, "bf16")
+    found = in_chunks(mg.load(written(family, "bf16"), threads=1 if size < 7 else None), size, IDS)
     assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 0.015
     assert distance(found, expected) < 0.05
 
@@ -223,21 +196,20 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("family, rewrite", SPELLINGS, ids=lambda value: getattr(value, "__name__", value))
-def test_spelling_of_another_year_is_the_same_model(truth, tmp_path, family, rewrite):
+def test_spelling_of_another_year_is_the_same_model(truth, written, tmp_path, family, rewrite):
     """Read by transformers too, so that our rewriting is known to mean what it meant then."""
-    original, _, expected = truth(family, "bf16")
     folder = tmp_path / "rewritten"
-    shutil.copytree(original, folder)
+    shutil.copytree(written(family, "bf16"), folder)
     rewrite(folder)
-    reference = checkpoints.reference(folder)
-    assert np.array_equal(logits_of(reference), expected), "the rewritten folder is another model"
+    same = theirs.says_the_same(folder, written(family, "bf16"), IDS)
+    assert same, "the rewritten folder is another model"
     model = mg.load(folder, dtype="f32")
-    assert_parity(model.forward(IDS), expected, reference, model)
+    assert_parity(model.forward(IDS), truth(family, "bf16"), folder, model)
 
 
 PATTERN_OF_3 = ["sliding_attention", "sliding_attention", "full_attention"]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "in many files": ("gemma3", {"shard_size": "30KB"}),
+    "in many files": ("gemma3", {"shard_size": 30_000}),
     "with a head of its own": ("gemma", {"tied": False}),
     "with a vision tower and a head of its own": ("gemma3-vision", {"tied": False}),
     "multi-query": ("gemma", {"num_key_value_heads": 1}),
@@ -251,15 +223,22 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variant(tmp_path, variant):
+def test_variant(answers, tmp_path, variant):
     family, changes = VARIANTS[variant]
     folder = checkpoints.write(tmp_path, family, "bf16", **changes)
     assert (len(list(folder.glob("*.safetensors"))) > 1) == ("shard_size" in changes)
-    reference = checkpoints.reference(folder)
-    model = mg.load(folder, dtype="f32")
-    expected = logits_of(reference)
-    assert_parity(model.forward(IDS), expected, reference, model)
-    assert_parity(in_pieces(model, 7), expected, reference, model)
+    model, expected = mg.load(folder, dtype="f32"), theirs.text_logits(folder, IDS)
+    assert_parity(model.forward(IDS), expected, folder, model)
+    assert_parity(in_chunks(model, 7, IDS), expected, folder, model)
+
+
+@live_only
+@pytest.mark.parametrize("family, changes", [*((family, {}) for family in FAMILIES), *VARIANTS.values()], ids=str)
+def test_our_checkpoints_are_what_transformers_writes(answers, tmp_path, family, changes):
+    """config.json field by field, and every tensor's name and shape."""
+    ours = checkpoints.write(tmp_path / "ours", family, "bf16", **changes)
+    theirs.saved_again(ours, tmp_path / "theirs")
+    assert checkpoints.described(ours) == checkpoints.described(tmp_path / "theirs")
 
 
 def rope(base: float, local: float | None = None, factor: float = 8.0) -> dict[str, Any]:
@@ -295,47 +274,38 @@ MISTAKES = [
 ]
 
 
+@live_only
 @pytest.mark.parametrize("family, change", MISTAKES, ids=str)
-def test_the_checkpoints_would_show_this_mistake(truth, family, change):
+def test_the_checkpoints_would_show_this_mistake(truth, written, family, change):
     """The comparison is only worth what it can see: a model that is wrong in one number is ten bounds away."""
-    folder, _, right = truth(family, "f32")
-    assert distance(logits_of(checkpoints.reference(folder, **change)), right) > 10 * TOLERANCE
+    wrong = theirs.model_of(written(family, "f32"), **change)
+    assert distance(theirs.run(wrong, IDS), truth(family, "f32")) > 10 * TOLERANCE
 
 
+@live_only
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_checkpoints_would_show_the_other_embedding_scale(truth, family):
-    folder, _, right = truth(family, "f32")
-    reference = checkpoints.reference(folder)
-    checkpoints.round_embedding_scale(reference)
-    assert distance(logits_of(reference), right) > 5 * TOLERANCE
+def test_the_checkpoints_would_show_the_other_embedding_scale(truth, written, family):
+    reference = theirs.model_of(written(family, "f32"))
+    theirs.round_embedding_scale(reference)
+    assert distance(theirs.run(reference, IDS), truth(family, "f32")) > 5 * TOLERANCE
 
 
+@live_only
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_checkpoints_would_show_any_tensor_out_of_place(truth, family):
-    folder, _, _ = truth(family, "f32")
-    reference = checkpoints.reference(folder)
-    ids = IDS[:40]
-    right = logits_of(reference, ids)
-    unseen = []
-    for name, parameter in reference.named_parameters():
-        if "vision_tower" in name or "multi_modal" in name:
-            continue
-        kept = parameter.detach().clone()
-        with torch.no_grad():
-            parameter.copy_(kept.roll(1, -1))
-            if distance(logits_of(reference, ids), right) < 10 * TOLERANCE:
-                unseen.append(name)
-            parameter.copy_(kept)
-    assert not unseen
+def test_the_checkpoints_would_show_any_tensor_out_of_place(answers, written, family):
+    reference, ids = theirs.model_of(written(family, "f32")), IDS[:40]
+    seen = theirs.tensors_seen(reference, lambda name: "vision_tower" not in name and "multi_modal" not in name, ids)
+    assert not [name for name, far in seen.items() if far < 10 * TOLERANCE]
 
 
-def test_report_names_the_layer_that_is_wrong(truth):
-    folder, _, expected = truth("gemma3", "f32")
-    reference = checkpoints.reference(folder)
+@live_only
+def test_report_names_the_layer_that_is_wrong(truth, written, loaded):
+    torch, _ = theirs.libraries()
+    expected = truth("gemma3", "f32")
+    reference = theirs.model_of(written("gemma3", "f32"))
     with torch.no_grad():
         reference.get_decoder().layers[5].self_attn.k_norm.weight.mul_(1.1)
-    model = mg.load(folder, dtype="f32")
-    text = report(expected, logits_of(reference), reference, model)
+    text = report(expected, theirs.run(reference, IDS), reference, loaded("gemma3", "f32"))
     marked = [line.split(":")[0].strip() for line in text.splitlines() if "beyond" in line]
     assert marked == [f"blocks.{i}.residual.out" for i in (5, 6, 7)] + ["final_norm", "logits"]
     assert "not tapped" not in text

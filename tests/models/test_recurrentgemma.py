@@ -16,50 +16,35 @@ from collections.abc import Callable
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from support import checkpoints, deepmind_answers
+from support import transformers_answers as theirs
+from support.checkpoints import RECURRENT, write_recurrent
+from support.compare import TOLERANCE, distance, in_chunks
+from support.oracles import live_only
+from support.tensors import read, save
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+import minigemma as mg
+from minigemma.cache import KeyValueRing
+from minigemma.cli.main import main
+from minigemma.errors import ModelFormatError
+from minigemma.layouts.weight import widen
+from minigemma.models.recurrentgemma import RecurrentGemma
+from minigemma.models.registry import RELEASED, layer_tensors
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-from support import checkpoints  # noqa: E402  needs both
-from test_parity import IDS, TOLERANCE, T, distance, in_pieces, one_torch_thread  # noqa: E402, F401  an autouse fixture
-from transformers import AutoConfig, RecurrentGemmaConfig, RecurrentGemmaForCausalLM  # noqa: E402
-
-import minigemma as mg  # noqa: E402
-from minigemma.cache import KeyValueRing  # noqa: E402
-from minigemma.cli.main import main  # noqa: E402
-from minigemma.cli.peers import deepmind_modules, deepmind_names  # noqa: E402
-from minigemma.errors import ModelFormatError  # noqa: E402
-from minigemma.layouts.weight import widen  # noqa: E402
-from minigemma.models.recurrentgemma import RecurrentGemma  # noqa: E402
-from minigemma.models.registry import RELEASED, layer_tensors  # noqa: E402
-
-W = 7  # earlier tokens that one sees: 101 tokens are 14 windows
-SIZES: dict[str, Any] = {
-    "vocab_size": checkpoints.VOCAB,
-    "hidden_size": 48,
-    "intermediate_size": 148,  # of both branches
-    "num_hidden_layers": 7,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "lru_width": 72,
-    "attention_window_size": W,
-    "logits_soft_cap": 5.0,
-    "rms_norm_eps": 0.02,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 2000.0, "partial_rotary_factor": 0.5},
-}
+W = RECURRENT["attention_window_size"]
+T = 101
+IDS = np.random.default_rng(11).integers(3, checkpoints.VOCAB - 1, T)
 # What DeepMind's code has as constants.
 DEEPMIND = {
     "rms_norm_eps": 1e-6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
 }
 BLOCKS_OF_32 = {
-    "vocab_size": 320,
+    "vocab_size": 160,
     "hidden_size": 64,
     "intermediate_size": 192,
     "lru_width": 96,
@@ -67,69 +52,23 @@ BLOCKS_OF_32 = {
 }
 
 
-class Truth(NamedTuple):
-    folder: Path
-    reference: Any  # transformers' model, its window told in its own terms
-    logits: np.ndarray  # [T, V], what it gives for IDS
-
-
-def write(folder: Path, dtype: str = "f32", **changes: Any) -> Path:
-    """A random checkpoint as transformers saves it; `changes` replace fields of the config."""
-    model = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**(SIZES | changes)))
-    randomise(model)
-    model.to(checkpoints.DTYPES[dtype]).save_pretrained(folder)
-    return folder
-
-
-def randomise(model: torch.nn.Module, seed: int = 5) -> None:
-    """Every parameter anew, so large that each part shows in the logits; softplus(Λ) from 0.003 to 1.3."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "recurrent_param" in name:
-                parameter.uniform_(-6, 1, generator=generator)
-            elif parameter.ndim == 1 or name.endswith("bias"):
-                parameter.copy_(noise * (1.5 if "final_norm" in name else 0.4))
-            else:
-                gain = 1.8 if "q_proj" in name or "k_proj" in name else 1.0
-                parameter.copy_(noise * gain * parameter.shape[-1] ** -0.5)
-
-
-def reference(folder: Path, **changes: Any) -> Any:
-    """transformers' model of a folder in float32; `changes` replace fields of its config.
-
-    √width is a bf16 constant in it, whatever the weights are.
-    """
-    config = AutoConfig.from_pretrained(folder)
-    ours = {"attention_window_size": config.attention_window_size + 1, "use_cache": False}
-    for name, value in (ours | changes).items():
-        setattr(config, name, value)
-    model, report = RecurrentGemmaForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    left = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]}
-    assert not left, f"transformers did not find its own tensors: {left}"
-    return model.eval()
-
-
-def logits_of(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
-    """Without a cache: transformers would keep the recurrent state in the model from one call to the next."""
-    with torch.no_grad():
-        return model(torch.from_numpy(np.asarray(ids))[None], use_cache=False).logits[0].numpy()
+CHANGES = {"": {}, "DEEPMIND": DEEPMIND, "BLOCKS_OF_32": BLOCKS_OF_32}
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory) -> Callable[..., Truth]:
-    """truth(dtype, changes): a checkpoint, transformers' model of it and its logits, each made once."""
+def written(tmp_path_factory) -> Callable[..., Path]:
+    """written(dtype, changes): a checkpoint, made once."""
+    return cache(
+        lambda dtype, changes="": write_recurrent(
+            tmp_path_factory.mktemp(f"recurrentgemma-{dtype}"), dtype, **CHANGES[changes]
+        )
+    )
 
-    @cache
-    def made(dtype: str, changes: str = "") -> Truth:
-        folder = write(tmp_path_factory.mktemp(f"recurrentgemma-{dtype}"), dtype, **globals().get(changes, {}))
-        model = reference(folder)
-        return Truth(folder, model, logits_of(model, IDS % model.config.vocab_size))
 
-    return made
+@pytest.fixture(scope="module")
+def truth(written, answers) -> Callable[..., np.ndarray]:
+    """truth(dtype, changes): transformers' logits for IDS."""
+    return cache(lambda dtype, changes="": theirs.recurrent_logits(written(dtype, changes), IDS))
 
 
 def assert_parity(found: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
@@ -144,35 +83,32 @@ def assert_parity(found: np.ndarray, expected: np.ndarray, tolerance: float = TO
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 @pytest.mark.parametrize("dtype", checkpoints.DTYPES)
-def test_whole_text_in_one_call(truth, dtype, backend):
-    folder, _, expected = truth(dtype)
-    assert_parity(mg.load(folder, dtype="f32", backend=backend).forward(IDS), expected)
+def test_whole_text_in_one_call(truth, written, dtype, backend):
+    assert_parity(mg.load(written(dtype), dtype="f32", backend=backend).forward(IDS), truth(dtype))
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 64])
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 @pytest.mark.parametrize("dtype", checkpoints.DTYPES)
-def test_text_in_pieces_through_a_cache(truth, dtype, backend, size):
-    """Pieces of 1 and 3 are shorter than the convolution reaches, 7 and 64 as long as the window and longer."""
-    folder, _, expected = truth(dtype)
-    model = mg.load(folder, dtype="f32", backend=backend, threads=1 if size < 7 else None)
-    assert_parity(in_pieces(model, size), expected)
+def test_text_in_chunks_through_a_cache(truth, written, dtype, backend, size):
+    """Chunks of 1 and 3 are shorter than the convolution reaches, 7 and 64 as long as the window and longer."""
+    model = mg.load(written(dtype), dtype="f32", backend=backend, threads=1 if size < 7 else None)
+    assert_parity(in_chunks(model, size, IDS), truth(dtype))
 
 
-def test_float32_file_as_stored_is_exact_too(truth):
-    folder, _, expected = truth("f32")
-    model = mg.load(folder)
+def test_float32_file_as_stored_is_exact_too(truth, written):
+    expected, model = truth("f32"), mg.load(written("f32"))
     assert_parity(model.forward(IDS), expected)
     assert_parity(model.forward(IDS, last_only=True), expected[-1:])
 
 
 @pytest.mark.parametrize("size", [1, 7, T])
-def test_bf16_mode_stays_near_the_exact_one(truth, size):
+def test_bf16_mode_stays_near_the_exact_one(truth, written, size):
     """Keys and values are rounded to 8 bits, which gives 0.14 % of the logits' root mean square and 0.34 % of the
-    largest logit for the worst single one: three times that is allowed, in pieces of any size.
+    largest logit for the worst single one: three times that is allowed, in chunks of any size.
     """
-    folder, _, expected = truth("bf16")
-    found = in_pieces(mg.load(folder, threads=1 if size < 7 else None), size)
+    expected = truth("bf16")
+    found = in_chunks(mg.load(written("bf16"), threads=1 if size < 7 else None), size, IDS)
     assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 0.0042
     assert distance(found, expected) < 0.01
 
@@ -211,29 +147,28 @@ def edited(original: Path, folder: Path, edit: Callable[[dict[str, Any]], None])
 
 
 @pytest.mark.parametrize("edit", [released_2b, released_9b, no_pattern, no_rotary_factor])
-def test_config_of_another_spelling_is_the_same_model(truth, tmp_path, edit):
+def test_config_of_another_spelling_is_the_same_model(truth, written, tmp_path, edit):
     """Read by transformers too, so that our rewriting is known to mean the same there."""
-    original, _, expected = truth("bf16")
+    original, expected = written("bf16"), truth("bf16")
     folder = edited(original, tmp_path / "rewritten", edit)
-    assert np.array_equal(logits_of(reference(folder)), expected), "the rewritten folder is another model"
+    assert theirs.says_the_same(folder, original, IDS), "the rewritten folder is another model"
     model = mg.load(folder, dtype="f32")
     assert model.config == mg.load(original).config
     assert_parity(model.forward(IDS), expected)
 
 
-def test_width_of_the_recurrence_left_out_is_the_models(tmp_path):
-    folder = write(tmp_path / "whole", "bf16", lru_width=48)
+def test_width_of_the_recurrence_left_out_is_the_models(answers, tmp_path):
+    folder = write_recurrent(tmp_path / "whole", "bf16", lru_width=48)
     folder = edited(folder, tmp_path / "rewritten", lambda config: config.pop("lru_width"))
-    assert_parity(mg.load(folder, dtype="f32").forward(IDS), logits_of(reference(folder)))
+    assert_parity(mg.load(folder, dtype="f32").forward(IDS), theirs.recurrent_logits(folder, IDS))
 
 
-def test_head_beside_the_embedding(truth, tmp_path):
-    """9B's file has a copy of the tied head."""
-    original, _, expected = truth("bf16")
+def test_a_copy_of_the_tied_head(truth, written, tmp_path):
+    """As 9B's file has it."""
     folder = tmp_path / "with head"
-    shutil.copytree(original, folder)
+    shutil.copytree(written("bf16"), folder)
     checkpoints.store_head(folder)
-    assert_parity(mg.load(folder, dtype="f32").forward(IDS), expected)
+    assert_parity(mg.load(folder, dtype="f32").forward(IDS), truth("bf16"))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -251,13 +186,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variant(tmp_path, variant):
-    folder = write(tmp_path, "bf16", **VARIANTS[variant])
+def test_variant(answers, tmp_path, variant):
+    folder = write_recurrent(tmp_path, "bf16", **VARIANTS[variant])
     model = mg.load(folder, dtype="f32")
     ids = IDS[:40]
-    expected = logits_of(reference(folder), ids)
+    expected = theirs.recurrent_logits(folder, ids)
     assert_parity(model.forward(ids), expected)
-    assert_parity(in_pieces(model, 5, ids), expected)
+    assert_parity(in_chunks(model, 5, ids), expected)
+
+
+@live_only
+@pytest.mark.parametrize("variant", [None, *VARIANTS])
+def test_our_checkpoints_are_what_transformers_writes(answers, tmp_path, variant):
+    """config.json field by field, and every tensor's name and shape."""
+    ours = write_recurrent(tmp_path / "ours", "bf16", **VARIANTS.get(variant, {}))
+    theirs.saved_again(ours, tmp_path / "theirs")
+    assert checkpoints.described(ours) == checkpoints.described(tmp_path / "theirs")
 
 
 def rope(base: float, fraction: float) -> dict[str, Any]:
@@ -274,108 +218,65 @@ MISTAKES: list[dict[str, Any]] = [
 ]
 
 
+@live_only
 @pytest.mark.parametrize("change", MISTAKES, ids=str)
-def test_the_checkpoints_would_show_this_mistake(truth, change):
+def test_the_checkpoints_would_show_this_mistake(truth, written, change):
     """The comparison is only worth what it can see: a model that is wrong in one number is ten bounds away."""
-    folder, _, right = truth("f32")
-    assert distance(logits_of(reference(folder, **change)), right) > 10 * TOLERANCE
+    wrong = theirs.model_of(written("f32"), **change)
+    assert distance(theirs.run(wrong, IDS), truth("f32")) > 10 * TOLERANCE
 
 
-def test_the_checkpoints_would_show_the_other_embedding_scale(truth):
-    _, model, right = truth("f32")
-    rounded = model.model.normalizer.clone()
+@live_only
+def test_the_checkpoints_would_show_the_other_embedding_scale(truth, written):
+    torch, _ = theirs.libraries()
+    model = theirs.model_of(written("f32"))
     model.model.normalizer = torch.tensor(48.0**0.5)
-    found = logits_of(model)
-    model.model.normalizer = rounded
-    assert distance(found, right) > 5 * TOLERANCE
+    assert distance(theirs.run(model, IDS), truth("f32")) > 5 * TOLERANCE
 
 
-def test_the_checkpoints_would_show_any_tensor_out_of_place(truth):
-    _, model, _ = truth("f32")
-    ids = IDS[:14]
-    right, unseen = logits_of(model, ids), []
-    for name, parameter in model.named_parameters():
-        if "layers." in name and ".3." not in name and ".5." not in name:
-            continue  # one layer of each kind will do
-        kept = parameter.detach().clone()
-        with torch.no_grad():
-            parameter.copy_(kept.roll(1, -1))
-            if distance(logits_of(model, ids), right) < 10 * TOLERANCE:
-                unseen.append(name)
-            parameter.copy_(kept)
-    assert not unseen
+@live_only
+def test_the_checkpoints_would_show_any_tensor_out_of_place(answers, written):
+    def one_layer_of_each_kind(name: str) -> bool:
+        return "layers." not in name or ".3." in name or ".5." in name
+
+    seen = theirs.tensors_seen(theirs.model_of(written("f32")), one_layer_of_each_kind, IDS[:14])
+    assert not [name for name, far in seen.items() if far < 10 * TOLERANCE]
 
 
 # ---- DeepMind's own torch code
 
 
 @pytest.fixture(scope="module")
-def deepmind() -> tuple[ModuleType, ModuleType]:
-    """The modules common and torch.griffin of DeepMind's package."""
-    try:
-        return deepmind_modules()
-    except ImportError as error:
-        pytest.skip(f"not installed: {error}")
-
-
-@pytest.fixture(scope="module")
-def griffin(truth, deepmind) -> tuple[Path, Any]:
-    """A checkpoint, and DeepMind's model with its weights in float32 and the window that config.json states."""
-    common, module = deepmind
-    folder = truth("f32", "DEEPMIND").folder
-    kind = common.TemporalBlockType
-    config = common.GriffinConfig(
-        vocab_size=checkpoints.VOCAB,
-        width=48,
-        mlp_expanded_width=74,
-        num_heads=4,
-        block_types=tuple(kind.ATTENTION if i % 3 == 2 else kind.RECURRENT for i in range(7)),
-        embeddings_scale_by_sqrt_dim=True,
-        attention_window_size=W,
-        logits_soft_cap=5.0,
-        lru_width=72,
-    )
-    model = module.Griffin(config, gradient_checkpointing=False)
-    tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
-    model.load_state_dict(deepmind_names(torch, tensors, 7))
-    return folder, model.eval()
+def griffin(written, answers) -> Path:
+    """A checkpoint with the constants that DeepMind's code has; the window on both sides is that of its config.json."""
+    deepmind_answers.require()
+    return written("f32", "DEEPMIND")
 
 
 def test_equals_deepminds_code(griffin):
     """The same window on both sides: a query sees W earlier keys and its own."""
-    folder, theirs = griffin
-    with torch.no_grad():
-        expected, _ = theirs(torch.from_numpy(IDS)[None], torch.arange(T)[None])
-    model = mg.load(folder, dtype="f32")
+    expected = deepmind_answers.logits(griffin, IDS)
+    model = mg.load(griffin, dtype="f32")
     for backend in ("numba", "numpy"):
-        assert_parity(mg.load(folder, dtype="f32", backend=backend).forward(IDS), expected[0].numpy())
+        assert_parity(mg.load(griffin, dtype="f32", backend=backend).forward(IDS), expected)
     for size in (1, 7, 64):
-        assert_parity(in_pieces(model, size), expected[0].numpy())
+        assert_parity(in_chunks(model, size, IDS), expected)
 
 
 def test_equals_deepminds_code_with_its_own_cache(griffin):
     """It takes a prompt in one piece and then one token at a time; so do we here, past three windows."""
-    folder, theirs = griffin
-    model = mg.load(folder, dtype="f32")
+    model = mg.load(griffin, dtype="f32")
     first, last = 11, 50
     held = model.new_cache(last)
-    with torch.no_grad():
-        logits, state = theirs(torch.from_numpy(IDS[:first])[None], torch.arange(first)[None])
-        assert_parity(model.forward(IDS[:first], held), logits[0].numpy())
-        expected, found = [], []
-        for t in range(first, last):
-            logits, state = theirs(torch.from_numpy(IDS[t : t + 1])[None], torch.tensor([[t]]), state)
-            expected.append(logits[0].numpy())
-            found.append(model.forward(IDS[t : t + 1], held))
-    assert_parity(np.concatenate(found), np.concatenate(expected))
+    expected = deepmind_answers.logits_step_by_step(griffin, IDS[:last], first)
+    assert_parity(model.forward(IDS[:first], held), expected[:first])
+    assert_parity(np.concatenate([model.forward(IDS[t : t + 1], held) for t in range(first, last)]), expected[first:])
 
 
 @pytest.mark.parametrize("window", [W - 1, W + 1])
 def test_deepminds_code_would_show_another_window(griffin, tmp_path, window):
-    folder, theirs = griffin
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(IDS)[None], torch.arange(T)[None])[0][0].numpy()
-    other = edited(folder, tmp_path / "other", lambda config: config.update(attention_window_size=window))
+    expected = deepmind_answers.logits(griffin, IDS)
+    other = edited(griffin, tmp_path / "other", lambda config: config.update(attention_window_size=window))
     found = mg.load(other, dtype="f32").forward(IDS)
     alike = min(window, W) + 1  # the last of these is the first to see as many as the narrower window holds
     assert_parity(found[:alike], expected[:alike])
@@ -385,9 +286,9 @@ def test_deepminds_code_would_show_another_window(griffin, tmp_path, window):
 # ---- state
 
 
-def test_bytes_are_constant_from_the_first_token_past_the_window(truth, tmp_path):
-    """And they are what the config says, for any length asked for."""
-    original = truth("bf16").folder
+def test_bytes_are_constant_from_the_first_token_past_the_window(written, tmp_path):
+    """And they are what the config says, for any length that a cache is made for."""
+    original = written("bf16")
     model = mg.load(edited(original, tmp_path / "wide", lambda config: config.update(attention_window_size=300)))
     ids = np.arange(700) % checkpoints.VOCAB
     held, seen = model.new_cache(1 << 24), {}
@@ -401,9 +302,8 @@ def test_bytes_are_constant_from_the_first_token_past_the_window(truth, tmp_path
     assert seen[20] < min(past)
 
 
-def test_a_copy_is_a_branch(truth):
-    folder = truth("f32").folder
-    model = mg.load(folder)
+def test_a_copy_is_a_branch(written):
+    model = mg.load(written("f32"))
     prompt, endings = IDS[:25], (IDS[25:50], IDS[60:85])
     held = model.new_cache(60)
     model.forward(prompt, held)
@@ -424,9 +324,8 @@ class Interruption(mg.Taps):
         return value
 
 
-def test_an_interrupted_pass_can_be_repeated(truth):
-    folder, _, expected = truth("f32")
-    model = mg.load(folder)
+def test_an_interrupted_pass_can_be_repeated(truth, written):
+    expected, model = truth("f32"), mg.load(written("f32"))
     held = model.new_cache(T)
     model.forward(IDS[:40], held)
     for lost in (IDS[70:71], IDS[50:90]):
@@ -510,11 +409,9 @@ def test_parameters_of_the_released_sizes(name):
     assert f"{(embedding + rest) / 1e9:.2f}B / {embedding / 1e9:.2f}B / {rest / 1e9:.2f}B" == COUNTS[name][2]
 
 
-def test_parameters_are_what_transformers_counts(truth):
+def test_parameters_are_what_transformers_counts(written, answers):
     """Of the small checkpoint, whose sizes all differ, and of the pattern cut short."""
-    folder, model, _ = truth("f32")
-    config = mg.load(folder).config
-    counted = sum(parameter.numel() for parameter in model.parameters())
+    config, counted = mg.load(written("f32")).config, theirs.parameters(written("f32"))
     assert config.embedding_parameters + config.non_embedding_parameters == counted
 
 
@@ -557,9 +454,9 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_CONFIGS)
-def test_a_config_of_another_model_is_refused_in_one_line(truth, tmp_path, capsys, case):
+def test_a_config_of_another_model_is_refused_in_one_line(written, tmp_path, capsys, case):
     changes, causes = BAD_CONFIGS[case]
-    folder = edited(truth("bf16").folder, tmp_path / "other", lambda config: config.update(changes))
+    folder = edited(written("bf16"), tmp_path / "other", lambda config: config.update(changes))
     message = refused(folder, capsys)
     assert all(cause in message for cause in [str(folder), *causes]), message
 
@@ -567,13 +464,13 @@ def test_a_config_of_another_model_is_refused_in_one_line(truth, tmp_path, capsy
 @pytest.mark.parametrize(
     "missing", ["input_gate_weight", "recurrent_gate_weight", "recurrent_gate_bias", "recurrent_param"]
 )
-def test_a_missing_tensor_of_the_recurrence_is_named(truth, tmp_path, capsys, missing):
+def test_a_missing_tensor_of_the_recurrence_is_named(written, tmp_path, capsys, missing):
     folder = tmp_path / "incomplete"
-    shutil.copytree(truth("bf16").folder, folder)
+    shutil.copytree(written("bf16"), folder)
     name = f"model.layers.3.temporal_block.rg_lru.{missing}"
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read(folder / "model.safetensors")
     del tensors[name]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save(tensors, folder / "model.safetensors")
     message = refused(folder, capsys)
     assert "lacks 1 tensor" in message
     assert name in message
@@ -594,10 +491,10 @@ QUANTISED = {"int8": (34, 0.04, 0.03, 0.01), "int4": (288, 0.75, 0.33, 0.1)}
 
 
 @pytest.mark.parametrize("dtype", QUANTISED)
-def test_linear_maps_are_quantized_and_the_recurrence_is_not(truth, dtype):
+def test_linear_maps_are_quantized_and_the_recurrence_is_not(truth, written, dtype):
     """Rows are multiples of 32 here."""
     size, worst, mean, _ = QUANTISED[dtype]
-    folder, _, expected = truth("bf16", "BLOCKS_OF_32")
+    folder, expected = written("bf16", "BLOCKS_OF_32"), truth("bf16", "BLOCKS_OF_32")
     model, exact = mg.load(folder, dtype=dtype), mg.load(folder, dtype="f32")
     found = model.forward(IDS)
     assert_parity(exact.forward(IDS), expected)
@@ -619,21 +516,17 @@ def test_linear_maps_are_quantized_and_the_recurrence_is_not(truth, dtype):
 
 
 @pytest.mark.parametrize("dtype", QUANTISED)
-def test_quantized_logits_are_those_of_the_weights_that_are_left(truth, dtype):
+def test_quantized_logits_are_those_of_the_weights_that_are_left(truth, written, dtype):
     """transformers with the same weights, dequantized, gives the same logits but for keys and values in bf16, and x."""
-    folder, _, before = truth("bf16", "BLOCKS_OF_32")
-    model, theirs = mg.load(folder, dtype=dtype), reference(folder)
+    folder, before = written("bf16", "BLOCKS_OF_32"), truth("bf16", "BLOCKS_OF_32")
+    model = mg.load(folder, dtype=dtype)
     stored = {"model.embed_tokens.weight": model.weights.embedding}
     for i, block in enumerate(model.weights.blocks):
         for ours, (name, _, _) in layer_tensors(model.config, i).items():
             stored[f"model.layers.{i}.{name}"] = attrgetter(ours)(block)
-    parameters = dict(theirs.named_parameters())
-    with torch.no_grad():
-        for name, weight in stored.items():
-            if weight.dtype == np.uint8:
-                parameters[name].copy_(torch.from_numpy(widen(weight)))
-    expected = logits_of(theirs)
+    left = {name: widen(weight) for name, weight in stored.items() if weight.dtype == np.uint8}
+    expected = theirs.logits_of_other_weights(folder, IDS, dtype, left)
     assert distance(before, expected) > 0.02, "nothing was quantized"
-    for found in (model.forward(IDS), in_pieces(model, 1)):
+    for found in (model.forward(IDS), in_chunks(model, 1, IDS)):
         assert_parity(found, expected, QUANTISED[dtype][3])
         assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < QUANTISED[dtype][3] / 4

@@ -16,6 +16,7 @@ sys.path.insert(0, str(HERE))
 import figures  # noqa: E402
 from run import fingerprint, run  # noqa: E402
 
+pytestmark = pytest.mark.oracle  # jupyter and matplotlib are no part of [test]
 NOTEBOOKS = sorted(HERE.glob("[0-9][0-9]_*.ipynb"))
 HELPER_LINES = 15  # the longest definition in a notebook; what is longer lives in the package or in figures.py
 

@@ -1,41 +1,27 @@
-"""Small random checkpoints, written by transformers itself: the truth that the parity tests compare with.
+"""Small random checkpoints, as transformers writes them, without transformers: what the parity tests run on.
 
 Their shapes are awkward on purpose: heads of 12 or 20, a width that is not heads × head_dim, several key/value heads,
 windows of 5 to 7 tokens, soft-caps far below what scores and logits reach, and every gain random, since a part that an
-initialiser leaves at zero is a part that no comparison sees.
+initializer leaves at zero is a part that no comparison sees.
 
-`write` makes a folder as transformers 5 saves it. The other functions turn such a folder into what earlier years
-released: other names of tensors, an older config.json, a head stored beside the embedding.
+`write` makes a folder as transformers 5 saves it (test_checkpoints.py compares them under `-m oracle`). The other
+functions turn such a folder into what earlier years released: other names of tensors, an older config.json, a head
+stored with the embedding.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what other people's packages deprecate is not ours to mend
-    import torch
-    import transformers
-    from safetensors.torch import load_file, save_file
-    from transformers import (
-        Gemma2Config,
-        Gemma2ForCausalLM,
-        Gemma3Config,
-        Gemma3ForCausalLM,
-        Gemma3ForConditionalGeneration,
-        Gemma3TextConfig,
-        GemmaConfig,
-        GemmaForCausalLM,
-    )
+import numpy as np
+from support.tensors import read, save, text_shapes, to_bf16, tower_shapes
 
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-VOCAB = 307
+DTYPES = {"f32": "float32", "bf16": "bfloat16"}  # ours, and as config.json has them
+VOCAB = 127
+SEED = 5
 
 # No head_dim is a power of two, no width is heads × head_dim, and √width is far from its bf16 rounding (0.1 to 0.2 %).
 GEMMA: dict[str, Any] = {
@@ -110,11 +96,48 @@ TOWER: dict[str, Any] = {
     "patch_size": 7,
     "vision_use_head": False,
 }
-FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
-    "gemma": (GemmaForCausalLM, GemmaConfig, GEMMA),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config, GEMMA2),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, GEMMA3),
-    "gemma3-vision": (Gemma3ForConditionalGeneration, Gemma3TextConfig, GEMMA3_VISION),
+RECURRENT: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 148,  # of both branches
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "lru_width": 72,
+    "attention_window_size": 7,  # earlier tokens that one sees: 101 tokens are 14 windows
+    "logits_soft_cap": 5.0,
+    "rms_norm_eps": 0.02,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 2000.0, "partial_rotary_factor": 0.5},
+}
+# Those with a config class of a text model alone, then one with a vision tower.
+SIZES = {"gemma": GEMMA, "gemma2": GEMMA2, "gemma3": GEMMA3, "gemma3-vision": GEMMA3_VISION}
+FAMILIES = [*SIZES]
+# What transformers 5 writes that no size says.
+EVERYWHERE: dict[str, Any] = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "initializer_range": 0.02,
+    "pad_token_id": 0,
+    "use_cache": True,
+}
+CLASSES: dict[str, str] = {
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "recurrent_gemma": "RecurrentGemmaForCausalLM",
+}
+TANH = "gelu_pytorch_tanh"
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma": EVERYWHERE | {"hidden_act": TANH, "use_bidirectional_attention": None},
+    "gemma2": EVERYWHERE | {"hidden_activation": TANH, "use_bidirectional_attention": None},
+    "gemma3_text": EVERYWHERE
+    | {"hidden_activation": TANH, "use_bidirectional_attention": False, "_sliding_window_pattern": 6}
+    | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "rms_norm_eps": 1e-6},
+    "recurrent_gemma": EVERYWHERE
+    | {"hidden_activation": TANH, "conv1d_width": 4, "w_init_variance_scale": 0.01}
+    | {"block_types": ["recurrent", "recurrent", "attention"]},
 }
 # What the text_config of the released 4B file leaves to the class.
 LEFT_OUT = (
@@ -141,90 +164,140 @@ LEFT_OUT = (
 )
 
 
+def text_config(model_type: str, sizes: dict[str, Any], tied: bool = True) -> dict[str, Any]:
+    """Of a text model, as transformers completes it."""
+    config = DEFAULTS[model_type] | {"model_type": model_type, "tie_word_embeddings": tied} | sizes
+    layers, every = config["num_hidden_layers"], {"gemma2": 2, "gemma3_text": 6}.get(model_type)
+    if every:
+        kinds = [f"{'full' if i % every == every - 1 else 'sliding'}_attention" for i in range(layers)]
+        config.setdefault("layer_types", kinds)
+    if model_type == "recurrent_gemma":
+        config.pop("initializer_range")
+        config |= {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
+        config["final_w_init_variance_scale"] = 2.0 / layers
+    return config
+
+
 def write(
-    folder: Path, family: str, dtype: str = "f32", *, shard_size: str = "1GB", tied: bool = True, **changes: Any
+    folder: Path, family: str, dtype: str = "f32", *, shard_size: int = 1 << 30, tied: bool = True, **changes: Any
 ) -> Path:
     """A random checkpoint of `family` in `folder`, of tensors "f32" or "bf16"; `tied=False` gives it its own head.
 
     `changes` replace fields of the text config.
     """
-    model_class, text_class, sizes = FAMILIES[family]
-    config = text_class(**(sizes | changes), tie_word_embeddings=tied)
-    if family == "gemma3-vision":
-        config = Gemma3Config(
-            text_config=config.to_dict(),
-            vision_config=TOWER,
-            mm_tokens_per_image=4,
-            image_token_index=VOCAB - 1,
-            tie_word_embeddings=tied,
-        )
-    model = model_class(config)
-    randomise(model)
-    model.to(DTYPES[dtype]).save_pretrained(folder, max_shard_size=shard_size)
+    if family != "gemma3-vision":
+        model_type = "gemma3_text" if family == "gemma3" else family
+        return write_text(folder, model_type, SIZES[family] | changes, dtype, shard_size, tied)
+    text = text_config("gemma3_text", GEMMA3_VISION | changes, tied)
+    return write_vision(folder, text, TOWER, dtype, tied, mm_tokens_per_image=4, image_token_index=VOCAB - 1)
+
+
+def write_text(
+    folder: Path, model_type: str, sizes: dict[str, Any], dtype: str, shard_size: int = 1 << 30, tied: bool = True
+) -> Path:
+    config = text_config(model_type, sizes, tied) | {"dtype": DTYPES[dtype], "architectures": [CLASSES[model_type]]}
+    shapes = [*text_shapes(config)]
+    if not tied:
+        shapes.append(("lm_head.weight", (config["vocab_size"], config["hidden_size"])))
+    return save_folder(folder, config, shapes, dtype, shard_size)
+
+
+def write_recurrent(folder: Path, dtype: str = "f32", **changes: Any) -> Path:
+    """RecurrentGemma; `changes` replace fields of the config."""
+    return write_text(folder, "recurrent_gemma", RECURRENT | changes, dtype)
+
+
+def write_vision(
+    folder: Path, text: dict[str, Any], tower: dict[str, Any], dtype: str, tied: bool = True, **fields: Any
+) -> Path:
+    """Gemma 3 with a vision tower; `fields` are those of the whole."""
+    eyes = {"attention_dropout": 0.0, "hidden_act": TANH, "layer_norm_eps": 1e-6, "num_channels": 3} | tower
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "dtype": DTYPES[dtype]}
+    config |= {"boi_token_index": 255_999, "eoi_token_index": 256_000, "initializer_range": 0.02}
+    config |= {"tie_word_embeddings": tied, "text_config": text, "vision_config": eyes} | fields
+    shapes = [(name.replace("model.", "language_model.model.", 1), shape) for name, shape in text_shapes(text)]
+    shapes += tower_shapes(eyes, text["hidden_size"])
+    if not tied:
+        shapes.append(("language_model.lm_head.weight", (text["vocab_size"], text["hidden_size"])))
+    return save_folder(folder, config, shapes, dtype)
+
+
+def save_folder(
+    folder: Path, config: dict[str, Any], shapes: list[tuple[str, Any]], dtype: str, shard_size: int = 1 << 30
+) -> Path:
+    """config.json, and random tensors in one file or in several of about `shard_size` bytes and an index."""
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(config | {"transformers_version": "5.23.0"}, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", "utf-8")
+    shards: list[dict[str, np.ndarray]] = [{}]
+    for name, shape in sorted(shapes):
+        values = random_tensor(name, shape)
+        stored = to_bf16(values) if dtype == "bf16" else values
+        if shards[-1] and sum(held.nbytes for held in shards[-1].values()) + stored.nbytes > shard_size:
+            shards.append({})
+        shards[-1][name] = stored
+    if len(shards) == 1:
+        save(shards[0], folder / "model.safetensors")
+        return folder
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    places = {}
+    for file, shard in zip(files, shards, strict=True):
+        save(shard, folder / file)
+        places |= dict.fromkeys(shard, file)
+    size = sum(values.nbytes for shard in shards for values in shard.values())
+    index = {"metadata": {"total_size": size}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), "utf-8")
     return folder
 
 
-def randomise(model: torch.nn.Module, seed: int = 5) -> None:
-    """Every parameter anew, so large that each part shows in the logits.
+def described(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...]]]]:
+    """config.json, and the dtype and shape of every tensor."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= {name: (str(values.dtype), values.shape) for name, values in read(file).items()}
+    return config, tensors
+
+
+def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """So large that each part shows in the logits; the same on every machine, for a seed of its own by its name.
 
     Matrices have 1/√inputs, which keeps sizes, but those of queries and keys are larger, so that scores pass the cap;
     gains, which count from 1, spread by 0.4 about 0, and those of the last norm by more, so that logits pass theirs.
+    softplus(Λ) goes from 0.003 to 1.3. In the vision tower a LayerNorm's gain counts from 0 and so is about 1.
     """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
-                parameter.copy_(noise * (2.0 if name.endswith(("model.norm.weight", "layers.norm.weight")) else 0.4))
-            else:
-                gain = 1.8 if "q_proj" in name or "k_proj" in name else 1.0
-                parameter.copy_(noise * gain * parameter.shape[-1] ** -0.5)
-
-
-def reference(folder: Path, **changes: Any) -> torch.nn.Module:
-    """transformers' model of a folder in float32 with its plainest attention; `changes` replace fields of its config.
-
-    DeepMind ran everything in bf16 and so with √width rounded to bf16; minigemma rounds it wherever the embedding is
-    stored in bf16. transformers keeps it as a float32 buffer, which it casts to the dtype of the weights at each use:
-    unrounded once they are float32. So the buffer of a bf16 file is set to the rounded value here.
-    """
-    config = transformers.AutoConfig.from_pretrained(folder)
-    stored_bf16 = config.dtype == torch.bfloat16
-    text = config.get_text_config()
-    for name, value in changes.items():
-        setattr(text, name, value)
-    model_class = next(c for c, *_ in FAMILIES.values() if c.__name__ == config.architectures[0])
-    model, report = model_class.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    left = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]}
-    assert not left, f"transformers did not find its own tensors: {left}"
-    if stored_bf16:
-        round_embedding_scale(model)
-    return model.eval()
-
-
-def round_embedding_scale(model: torch.nn.Module) -> None:
-    """√width as bf16 has it, in a model that runs in float32."""
-    scale = model.get_input_embeddings().embed_scale
-    scale.copy_(scale.to(torch.bfloat16).to(torch.float32))
+    random = np.random.default_rng([SEED, zlib.crc32(name.encode())])
+    if "recurrent_param" in name:
+        return random.random(shape, np.float32) * np.float32(7) - np.float32(6)
+    noise = (random.random(shape, np.float32) - np.float32(0.5)) * np.float32(12**0.5)
+    tower = name.startswith(("vision_tower.", "multi_modal_projector."))
+    if len(shape) == 1 or name.endswith("bias"):
+        if tower:
+            gain = "norm" in name and name.endswith("weight") and "soft_emb" not in name
+            return noise * np.float32(0.4) + np.float32(gain)
+        last = {"model.norm.weight": 2.0, "model.final_norm.weight": 1.5}
+        return noise * np.float32(next((size for end, size in last.items() if name.endswith(end)), 0.4))
+    if "position_embedding" in name:
+        return noise * np.float32(0.5)
+    inputs = shape[0] if "projection_weight" in name else int(np.prod(shape[1:])) if tower else shape[-1]
+    louder = 1.8 if "q_proj" in name or "k_proj" in name else 1.0
+    return noise * np.float32(louder * inputs**-0.5)
 
 
 def rename_tensors(folder: Path, prefixes: dict[str, str]) -> None:
     """Give the tensors of a single-file checkpoint other prefixes, each of them one of `prefixes`."""
-    tensors = load_file(folder / "model.safetensors")
     renamed = {}
-    for name, tensor in tensors.items():
+    for name, tensor in read(folder / "model.safetensors").items():
         old = next(prefix for prefix in prefixes if name.startswith(prefix))
         renamed[prefixes[old] + name.removeprefix(old)] = tensor
-    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    save(renamed, folder / "model.safetensors")
 
 
 def store_head(folder: Path, name: str = "lm_head.weight") -> None:
-    """Store the tied head beside the embedding, as some conversions do."""
-    tensors = load_file(folder / "model.safetensors")
+    """Store the tied head with the embedding, as some conversions do."""
+    tensors = read(folder / "model.safetensors")
     embedding = next(tensor for key, tensor in tensors.items() if key.endswith("embed_tokens.weight"))
-    save_file(tensors | {name: embedding.clone()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save(tensors | {name: embedding}, folder / "model.safetensors")
 
 
 def older_config(folder: Path, leave_out: tuple[str, ...] = ()) -> None:

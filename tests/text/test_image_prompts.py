@@ -147,6 +147,7 @@ def as_list(message):
     return {"role": message["role"], "content": content}
 
 
+@pytest.mark.oracle
 def test_what_is_recorded_is_what_the_processor_says(processor):
     cases = {name: theirs(processor, prompt) for name, prompt in PROMPTS.items()}
     if not RECORDED.exists():
@@ -164,6 +165,7 @@ crops = st.sampled_from([0, 0, 0, 2, 3, 4])
 marked = st.lists(st.tuples(texts, crops), max_size=3)
 
 
+@pytest.mark.oracle
 def test_random_texts(processor, gemma3):
     @settings(max_examples=80, deadline=None)
     @given(marked, texts)
@@ -175,6 +177,7 @@ def test_random_texts(processor, gemma3):
     check()
 
 
+@pytest.mark.oracle
 def test_random_conversations(processor, gemma3):
     @settings(max_examples=80, deadline=None)
     @given(texts | st.none(), st.lists(st.tuples(marked, texts, st.booleans(), texts), min_size=1, max_size=2))
