@@ -1,4 +1,4 @@
-"""The matrix unit of Intel's server processors (AMX), as functions of Numba.
+"""AMX, the matrix unit of Intel's server processors, as operations that kernels call.
 
 It has eight tiles of 16 rows x 64 bytes, and one instruction that multiplies two of them into a third:
 
@@ -19,8 +19,8 @@ bf16 numbers finds both in one word. Here a weight's rows, as their file has the
 A tile's number is part of the instruction, so each has functions of its own: 0 … 3 are sums, float32, and 4 … 7 bf16.
 Rows that begin on a cache line load at several times the speed of others: see `arrays.aligned`.
 
-Where there is no such unit, or MINIGEMMA_CPU says "imitation", the same functions are plain loops over an array,
-`tiles`, that stands for the registers: far too slow to be of use, but the kernels can be tested by them anywhere.
+Where there is no AMX, or with MINIGEMMA_CPU=imitation, the tiles are emulated by plain loops over an array, `tiles`:
+far too slow for use, but they test the kernels on any machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TILE = 16 * DEPTH  # numbers in a tile of them
 
 @lru_cache(maxsize=1)
 def _permitted() -> bool:
-    """May this process use the tile registers? Linux gives them to those who ask, and ends those who did not."""
+    """Asks Linux for the tile registers; using them without its permission ends the process."""
     features = get_host_cpu_features()
     if sys.platform != "linux" or platform.machine() != "x86_64" or not features.get("amx-tile"):
         return False
@@ -57,7 +57,7 @@ def _permitted() -> bool:
 
 
 def choice() -> tuple[str, str]:
-    """What multiplies many tokens, and why: "unit", "imitation" or "vectors"."""
+    """What runs a matmul, and why: "unit" (AMX), "imitation" (AMX, emulated) or "vectors"."""
     asked = os.environ.get("MINIGEMMA_CPU", "")
     if asked == "imitation":
         return "imitation", "as MINIGEMMA_CPU=imitation asks"
@@ -66,11 +66,11 @@ def choice() -> tuple[str, str]:
     return ("unit", "it is there") if _permitted() else ("vectors", "this processor has no AMX-BF16")
 
 
-UNIT = choice()[0] == "unit"  # else the functions below are the imitation
+UNIT = choice()[0] == "unit"  # else the tiles are emulated
 
 
 def new_tiles() -> U16:
-    """What `tiles` is: 64 bytes of configuration for the unit, all eight tiles for the imitation."""
+    """The argument `tiles`: 64 bytes of configuration for AMX, or the eight emulated tiles."""
     if not UNIT:
         return np.zeros(8 * TILE, np.uint16)
     config = aligned(32, np.uint16)
@@ -81,7 +81,7 @@ def new_tiles() -> U16:
     return config
 
 
-# ---- the unit
+# ---- AMX
 
 
 @operation
@@ -118,7 +118,7 @@ def _multiply(c, a, b):
     return multiply_tiles
 
 
-# ---- the imitation
+# ---- AMX, emulated
 
 
 @jit_inner

@@ -84,6 +84,3 @@ from .vectors import (
     where_less,
     zeros,
 )
-
-as_two, from_two = to_even_odd, from_even_odd
-whole_tile_zeros, tile_add_scaled = int_tile_zeros, int_tile_add_scaled
