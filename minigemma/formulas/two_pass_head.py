@@ -67,7 +67,6 @@ from ..kernels.simd import (
     sum_lanes,
     zeros,
 )
-from ..kernels.views import new_array, reshaped
 from ..layouts.int4 import BYTES, SIDE, side_by_side
 from ..layouts.weight import BLOCK, Weight, block_bytes, flat, format_of, rows_columns, widen
 from .linear import linear
@@ -211,7 +210,7 @@ def _sixteen_rows(weight, size, order, fine, group, wide, own, whole, scales, wo
 @jit_inner
 def _some_sixteens(worker, workers, weight, size, order, fine, groups, scales, words):
     D = order.size
-    wide, own, whole = new_array(D, np.float32), new_array(D, np.float32), new_array(COARSE, np.int8)
+    wide, own, whole = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(COARSE, np.int8)
     for group in chunk(worker, workers, groups):
         _sixteen_rows(weight, size, order, fine, group, wide, own, whole, scales, words)
 
@@ -261,9 +260,9 @@ def _preview_rows(x, fine, packed, groups, y):
                 if STREAMS == 2:
                     two = add_int2_block(two, packed, there, spread, k, scale, start)
             at, there = at + WORDS, there + WORDS
-        store_row_sums(one, reshaped(y, y.size), group * SIDE)
+        store_row_sums(one, y.reshape(y.size), group * SIDE)
         if STREAMS == 2:
-            store_row_sums(two, reshaped(y, y.size), other * SIDE)
+            store_row_sums(two, y.reshape(y.size), other * SIDE)
 
 
 @jit_inner
@@ -304,7 +303,7 @@ def _choose_two_rows(x, D, weight, size, rows, following):
 @jit_inner
 def _refine_rows(x, D, weight, size, rows, lowest, found, y):
     """y[rows], previews, become the products where they are above `lowest`."""
-    logits, count = reshaped(y, y.size), 0
+    logits, count = y.reshape(y.size), 0
     for first in range(rows.start, rows.stop, LANES):
         if max_lanes(load(logits, first)) > lowest:
             for v in range(first, first + LANES):
@@ -318,8 +317,8 @@ def _refine_rows(x, D, weight, size, rows, lowest, found, y):
 
 @jit_inner
 def _likely_some(worker, workers, few, fine, packed, x, D, weight, size, sums, board, y):
-    V, done, logits = y.shape[1], 0, reshaped(y, y.size)
-    found = new_array((V // SIDE // PIECES + 1) * SIDE + 1, np.int64)
+    V, done, logits = y.shape[1], 0, y.reshape(y.size)
+    found = np.empty((V // SIDE // PIECES + 1) * SIDE + 1, np.int64)
     piece = next_task(board, 0, worker, workers, PIECES)
     while piece >= 0:
         groups = chunk(piece, PIECES, V // SIDE)
@@ -345,10 +344,10 @@ def _likely_all(workers, x, gain, eps, order, fine, packed, weight, size, y):
     """The logits y [1, V] of x [D], after an RMSNorm where there is a gain; False, and nothing done, if x has an
     infinity or what is no number, which whole numbers would hide.
     """
-    D, normed = x.size, new_array(x.size, np.float32)
-    ordered, whole = new_array(D, np.float32), new_array(D, np.int8)
+    D, normed = x.size, np.empty(x.size, np.float32)
+    ordered, whole = np.empty(D, np.float32), np.empty(D, np.int8)
     blocks = fine // BLOCK + (D - fine) // COARSE
-    scales, starts = new_array(blocks, np.float32), new_array(blocks, np.int32)
+    scales, starts = np.empty(blocks, np.float32), np.empty(blocks, np.int32)
     if gain.size:
         norm_row(x, gain, eps, normed)
     else:
@@ -362,12 +361,12 @@ def _likely_all(workers, x, gain, eps, order, fine, packed, weight, size, y):
     for block in range(fine // BLOCK, blocks):
         k = fine + (block - fine // BLOCK) * COARSE
         scales[block], starts[block] = int4.round_to_8_bits(ordered, k, COARSE, 3, whole)
-    fours, spread = whole.view(np.uint32), new_array((D - fine) // 4 * LANES, np.uint32)
+    fours, spread = whole.view(np.uint32), np.empty((D - fine) // 4 * LANES, np.uint32)
     for i in range(spread.size):
         spread[i] = fours[fine // 4 + i // LANES]
     few = whole, spread.view(np.int8), scales, starts
-    sums, board = new_array((PIECES, 2), np.float32), new_counters(2, workers)
-    own = ready(reshaped(normed, (1, D)), weight)
+    sums, board = np.empty((PIECES, 2), np.float32), new_counters(2, workers)
+    own = ready(normed.reshape((1, D)), weight)
     parallel_for(_likely_some, workers, (few, fine, packed, own, D, weight, size, sums, board, y))
     return True
 

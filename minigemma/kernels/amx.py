@@ -40,7 +40,6 @@ from .compiler import jit, jit_inner
 from .parallel import chunk, parallel_for
 from .simd import bf16_bits
 from .simd.operation import I8, VOID, Array, Index, call, constant, operation
-from .views import new_array
 
 DEPTH = 32  # bf16 numbers in a row of a tile
 TILE = 16 * DEPTH  # numbers in a tile of them
@@ -170,7 +169,7 @@ def _multiply_imitated(c, a, b):
     @jit_inner
     def multiply_tiles(tiles):
         sums, words = tiles.view(np.float32), tiles.view(np.uint16)
-        left, right = new_array(1, np.uint32), new_array(1, np.uint32)
+        left, right = np.empty(1, np.uint32), np.empty(1, np.uint32)
         for m in range(16):
             for k in range(DEPTH):
                 left[0] = np.uint32(words[a + m * DEPTH + k]) << np.uint32(16)
@@ -213,7 +212,7 @@ def _pack_some(worker, workers, x, packed, steps):
     """A token's 32 numbers of a step become 16 pairs, which go to the 16 rows of its tile."""
     T, D = x.shape
     for block in chunk(worker, workers, (T + 31) // 32):
-        words, pairs = new_array(DEPTH, np.uint16), packed.view(np.uint32)
+        words, pairs = np.empty(DEPTH, np.uint16), packed.view(np.uint32)
         for t in range(block * 32, min(block * 32 + 32, T)):
             for step in range(steps):
                 at = ((block * steps + step) * 2 + t // 16 % 2) * TILE // 2 + t % 16

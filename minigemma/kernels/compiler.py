@@ -14,8 +14,8 @@ none outside this file. What each saves, in a first run (1) and in the start of 
     OMITTED_PASSES      (1) a tenth: passes that look for what kernels do not contain
     garbage collection  (1) a tenth: it is off while Numba compiles
     on_threads          (1) half: `prange` compiles its body five times, this twice
-    Inner               (2) 0.1 s: the 200 inner functions are typed only if a kernel is compiled
-    KernelCache         (2) 0.5 s: machine code is loaded without the modules that only the compiler needs; and the
+    Inner               (2) 0.06 s: the 200 inner functions are typed only if a kernel is compiled
+    KernelCache         (2) 0.25 s: machine code is loaded without the modules that only the compiler needs; and the
                         cache is keyed on all sources of kernels, not on the kernel's own file alone
 """
 
@@ -65,11 +65,12 @@ def jit(function: Callable) -> Any:
     """Decorator: a kernel, during which other Python threads may run. Its machine code is cached."""
     if not PLAIN:
         return Kernel(function)
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder() / f"plain-{sources_digest().hex()}")
+    before, folder = numba.config.CACHE_DIR, cache_folder() / f"plain-{sources_digest().hex()}"
+    numba.config.CACHE_DIR = str(folder)
     try:
         return numba.njit(function, nogil=True, cache=True, **KERNEL)
     except RuntimeError as reason:
-        _say_once(f"kernels are compiled in memory: {cache_folder()} cannot be written: {reason}")
+        _say_once(f"kernels are compiled in memory: {folder} cannot be written: {reason}")
         return numba.njit(function, nogil=True, **KERNEL)
     finally:
         numba.config.CACHE_DIR = before
@@ -124,8 +125,7 @@ def by_type(name: str, functions: dict[Any, Any], on: str | None = None) -> Any:
         """Stands for the functions where kernels are compiled."""
 
     cast(Any, choose).__signature__ = signature
-    joined.__name__ = joined.__qualname__ = name
-    joined.__doc__ = first.__doc__
+    joined.__name__, joined.__qualname__, joined.__doc__ = name, name, first.__doc__
     overload(joined, jit_options=first._options, strict=False)(choose)
     return joined
 
@@ -135,14 +135,8 @@ def when_compiling(call: Callable[[], None]) -> Iterator[None]:
     """Calls `call()` each time inside this block that a kernel is compiled, rather than loaded from the cache."""
     from numba.core import event
 
-    class Listener(event.Listener):
-        def on_start(self, event: Any) -> None:
-            call()
-
-        def on_end(self, event: Any) -> None:
-            pass
-
-    with event.install_listener("numba:compile", Listener()):
+    listener = type("Listener", (event.Listener,), {"on_start": lambda *_: call(), "on_end": lambda *_: None})
+    with event.install_listener("numba:compile", listener()):
         yield
 
 
@@ -184,8 +178,8 @@ BEFORE_USE: list[Callable[[], None]] = []  # what must have run in a process bef
 class KernelCache:
     """Machine code that earlier runs compiled: a file for each kernel, types of arguments, processor and version.
 
-    A file holds a digest of the sources and of its content, and the content. What is missing, damaged or of other
-    sources is compiled; where nothing can be written kernels are compiled in memory, and one line says so.
+    A file begins with a digest of the sources and of its content. What is missing, damaged or of other sources is
+    compiled; where nothing can be written kernels are compiled in memory, and one line says so.
     """
 
     def __init__(self, function: Callable) -> None:
@@ -200,8 +194,8 @@ class KernelCache:
         return Path(self.cache_path) / f"{name}-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.kernel"
 
     def _digest(self, content: bytes) -> bytes:
-        own = self._function.__code__
-        return sources_digest() + zlib.crc32(content, zlib.crc32(own.co_code)).to_bytes(4, "little")
+        own = zlib.crc32(self._function.__code__.co_code)  # of a kernel outside of those sources
+        return sources_digest() + zlib.crc32(content, own).to_bytes(4, "little")
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """Returns the compiled kernel, or None."""
@@ -211,17 +205,17 @@ class KernelCache:
             data = path.read_bytes()
         except OSError:
             return None
-        size = len(self._digest(b""))
-        stamp, content = data[:size], data[size:]
-        if stamp[:-4] != sources_digest():
+        size = len(sources_digest())
+        content = data[size + 4 :]
+        if data[:size] != sources_digest():
             return None
         try:
-            if stamp != self._digest(content):
+            if data[: size + 4] != self._digest(content):
                 raise ValueError("its content is damaged")
             return compiler.CompileResult._rebuild(context, *pickle.loads(content))
         except Exception as reason:
             _say_once(f"kernels are compiled again: {path}: {reason}")
-            return None
+        return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
         """Write a compiled kernel, in one step: an interrupted run leaves no half of a file."""
@@ -238,9 +232,6 @@ class KernelCache:
             if temporary:
                 with suppress(OSError):
                     os.unlink(temporary)
-
-    def flush(self) -> None:
-        """Numba asks for it before it compiles a kernel again; the file will be overwritten."""
 
 
 def _reduced(result: Any) -> tuple[Any, ...]:
@@ -331,7 +322,7 @@ class Kernel(_Dispatcher):
         raise TypeError(f"{self.__name__} is a kernel; what kernels call is a function of jit_inner")
 
     def _compilation_chain_init_hook(self) -> None:
-        """Leave out Numba's search of all installed packages for extensions, which costs each start 50 ms."""
+        """Leave out Numba's search of all installed packages for extensions: 14 ms of each start."""
 
 
 class Inner:
@@ -361,9 +352,8 @@ def on_threads(typingctx: Any, function: Any, arguments: Any, guard: Callable) -
     """What an intrinsic (function, workers, arguments) returns that calls function(worker, workers, *arguments) on
     Numba's thread pool. `guard` emits code around the call.
     """
-    types_in = (types.int64, types.int64, *(types.unliteral(kind) for kind in arguments))
-    called = function.get_call_type(typingctx, types_in, {})
-    compiled = function.dispatcher.overloads[called.args]
+    types_in = (types.int64, types.int64, *map(types.unliteral, arguments))
+    compiled = function.dispatcher.overloads[function.get_call_type(typingctx, types_in, {}).args]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         failed = cgutils.alloca_once_value(builder, _INT(0))
@@ -402,8 +392,7 @@ def _chunk_function(context: Any, builder: Any, compiled: Any, packed_type: Any)
     context.active_code_library.add_linking_library(compiled.library)
     target = context.declare_function(builder.module, compiled.fndesc)
     with cgutils.for_range(inside, inside.load(count)) as loop:
-        worker, kind = inside.add(first, loop.index), compiled.signature
-        passed = [worker, *unpacked]
+        kind, passed = compiled.signature, [inside.add(first, loop.index), *unpacked]
         status, _ = context.call_conv.call_function(inside, target, kind.return_type, kind.args, passed)
         with inside.if_then(status.is_error, likely=False):
             inside.store(_INT(1), failed)

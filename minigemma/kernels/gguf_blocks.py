@@ -49,7 +49,6 @@ from .simd import (
     where_less,
     zeros,
 )
-from .views import new_array
 
 
 @jit_inner
@@ -229,7 +228,7 @@ def _int4_block(x, scales, r, room, out):
 
 @jit_inner
 def _quantize_some(worker, workers, x, bits, scales, out, whole):
-    r, room = new_array(32, np.float32), new_array(2 * scales.size, np.float32)
+    r, room = np.empty(32, np.float32), np.empty(2 * scales.size, np.float32)
     for b in chunk(worker, workers, x.size // 32):
         if bits == 8:
             _int8_block(x, 32 * b, _largest(x, 32 * b) / float32(127), out, whole, 34 * b)
@@ -283,7 +282,7 @@ def _search(room, steps, divided, out, whole, to):
 @jit
 def _int8_of_32(blocks, kind, steps, out, whole):
     """Blocks of 32 weights, [B, bytes], → [B · 34]; `whole` is `out`, as int8."""
-    room, divided = new_array(32, np.float32), new_array(32, np.float32)
+    room, divided = np.empty(32, np.float32), np.empty(32, np.float32)
     for b in range(len(blocks)):
         _block_of_32(blocks[b], kind, room)
         _search(room, steps, divided, out, whole, b * 34)
@@ -292,7 +291,7 @@ def _int8_of_32(blocks, kind, steps, out, whole):
 @jit
 def _int8_of_256(blocks, kind, steps, out, whole):
     """The same of 256 weights, → [B · 8 · 34]."""  # apart, so that only what a file has is compiled
-    room, divided = new_array(256, np.float32), new_array(32, np.float32)
+    room, divided = np.empty(256, np.float32), np.empty(32, np.float32)
     for b in range(len(blocks)):
         _block_of_256(blocks[b], kind, room)
         _search(room, steps, divided, out, whole, b * 8 * 34)

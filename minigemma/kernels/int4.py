@@ -42,7 +42,6 @@ from .simd import (
     unpack_int4_block,
     zeros,
 )
-from .views import new_array, new_zeros, reshaped
 
 WORDS = BYTES // 4  # as which a kernel sees them, uint32
 QUADS = BLOCK // 4
@@ -109,7 +108,7 @@ def few_rows(x, blocks, weight, group, other, y):
     """y[:, 16 group : 16 group + 16] = the products of sixteen rows with each token, and those of the group `other`;
     for one token both are read at once, where two STREAMS are best: see few_tokens.py. x as `few_in_8_bits` makes it.
     """
-    (whole, scales, starts), out, (T, R) = x, reshaped(y, y.size), y.shape
+    (whole, scales, starts), out, (T, R) = x, y.reshape(y.size), y.shape
     if T == 1:
         one, two, at, there = row_sums_zeros(), row_sums_zeros(), group * blocks * WORDS, other * blocks * WORDS
         for block in range(blocks):
@@ -143,9 +142,9 @@ def few_in_8_bits(x):
     """As `in_8_bits`, in a kernel: with room for tokens up to a multiple of four, if there are several."""
     T, D = x.shape
     room = D if T == 1 else (T + 3) // 4 * 4 * D
-    whole, blocks = new_array(room, np.int8), T * D // BLOCK
-    scales, starts = new_array(room // BLOCK, np.float32), new_array(room // BLOCK, np.int32)
-    round_blocks(reshaped(x, x.size), whole, scales, starts, 0, blocks)
+    whole, blocks = np.empty(room, np.int8), T * D // BLOCK
+    scales, starts = np.empty(room // BLOCK, np.float32), np.empty(room // BLOCK, np.int32)
+    round_blocks(x.reshape(x.size), whole, scales, starts, 0, blocks)
     for block in range(blocks, scales.size):
         scales[block], starts[block] = 0, 0
         for k in range(block * BLOCK, block * BLOCK + BLOCK):
@@ -188,8 +187,8 @@ def _some_panels(worker, workers, x, weight, columns, panel, scales, sums, y):
 @jit_inner
 def _panels_of_all(worker, workers, x, weights, columns, ys):
     lanes, tokens = 2 * LANES, (len(ys[0]) + ROWS - 1) // ROWS * ROWS
-    panel = amx.on_cache_line(new_zeros(DEPTH * lanes + 64, np.uint8), DEPTH * lanes)
-    scales, sums = new_zeros(DEPTH // BLOCK * lanes, np.float32), new_array(tokens * lanes, np.float32)
+    panel = amx.on_cache_line(np.zeros(DEPTH * lanes + 64, np.uint8), DEPTH * lanes)
+    scales, sums = np.zeros(DEPTH // BLOCK * lanes, np.float32), np.empty(tokens * lanes, np.float32)
     for i in range(len(weights)):
         _some_panels(worker, workers, x, weights[i], columns, panel, scales, sums, ys[i])
 
@@ -251,8 +250,8 @@ def _some_on_tiles(worker, workers, packed, registers, weight, columns, panel, s
 @jit_inner
 def _all_on_tiles(worker, workers, packed, tiles, weights, columns, ys):
     blocks, registers = (len(ys[0]) + 31) // 32, tiles.copy()
-    panel = amx.on_cache_line(new_zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
-    sums = amx.on_cache_line(new_array(blocks * 1024 + 16, np.float32), blocks * 1024)
+    panel = amx.on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
+    sums = amx.on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
     amx.begin(registers)
     for i in range(len(weights)):
         _some_on_tiles(worker, workers, packed, registers, weights[i], columns, panel, sums, ys[i])

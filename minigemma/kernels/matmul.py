@@ -44,7 +44,6 @@ from .simd import (
     tile_zeros,
     unpack_32,
 )
-from .views import new_array, new_zeros
 
 PANEL = 8 * ROWS  # rows of weights that are widened together
 DEPTH = 640  # columns of them that are; PANEL x DEPTH float32 stay in the second-level cache
@@ -166,7 +165,7 @@ def _some_panels(worker, workers, packed, weight, size, columns, height, width, 
 
 @jit_inner
 def _panels_of_all(worker, workers, packed, weights, size, columns, height, width, ys):
-    panel, sums = new_zeros(PANEL * DEPTH, np.float32), new_array((len(packed), PANEL * 2 * LANES), np.float32)
+    panel, sums = np.zeros(PANEL * DEPTH, np.float32), np.empty((len(packed), PANEL * 2 * LANES), np.float32)
     for i in range(len(weights)):
         _some_panels(worker, workers, packed, weights[i], size, columns, height, width, panel, sums, ys[i])
 
@@ -258,8 +257,8 @@ def _some_whole_panels(worker, workers, packed, token_scales, weight, size, colu
 
 @jit_inner
 def _whole_panels_of_all(worker, workers, packed, token_scales, weights, size, columns, height, ys):
-    panel, scales = new_zeros(PANEL * DEPTH, np.int16), new_zeros(PANEL * DEPTH // BLOCK, np.float32)
-    sums = new_array((len(packed), PANEL * 2 * LANES), np.float32)
+    panel, scales = np.zeros(PANEL * DEPTH, np.int16), np.zeros(PANEL * DEPTH // BLOCK, np.float32)
+    sums = np.empty((len(packed), PANEL * 2 * LANES), np.float32)
     for i in range(len(weights)):
         _some_whole_panels(
             worker, workers, packed, token_scales, weights[i], size, columns, height, panel, scales, sums, ys[i]
@@ -325,9 +324,9 @@ def _some_panels_on_tiles(worker, workers, packed, registers, weight, size, colu
 
 @jit_inner
 def _panels_of_all_on_tiles(worker, workers, packed, tiles, weights, size, columns, ys):
-    blocks, registers, wide = (len(ys[0]) + 31) // 32, tiles.copy(), new_array(UNIT_DEPTH, np.float32)
-    panel = amx.on_cache_line(new_zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
-    sums = amx.on_cache_line(new_array(blocks * 1024 + 16, np.float32), blocks * 1024)
+    blocks, registers, wide = (len(ys[0]) + 31) // 32, tiles.copy(), np.empty(UNIT_DEPTH, np.float32)
+    panel = amx.on_cache_line(np.zeros(32 * UNIT_DEPTH + 32, np.uint16), 32 * UNIT_DEPTH)
+    sums = amx.on_cache_line(np.empty(blocks * 1024 + 16, np.float32), blocks * 1024)
     amx.begin(registers)
     for i in range(len(weights)):
         _some_panels_on_tiles(worker, workers, packed, registers, weights[i], size, columns, wide, panel, sums, ys[i])

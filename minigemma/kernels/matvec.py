@@ -58,7 +58,6 @@ from .simd import (
     to_even_odd,
     zeros,
 )
-from .views import new_array, reshaped
 
 OFFSETS = 2 * LANES  # numbers of 16 bits that a block of x carries along: see dot_32
 IN_BLOCKS = (types.int8, types.uint8)  # weights that are blocks of whole numbers
@@ -243,7 +242,7 @@ def _several_tokens(x, D, weight, size, pairs, y):
     stride, step, lanes = weight.size // y.shape[1], pairs.step, 8 * fours
     line, most = 64 // weight.itemsize, IN_CACHE // (4 * numbers.itemsize)
     width = (D // ((D + most - 1) // most) + 31) // 32 * 32  # equal parts, as near as may be
-    made, sums = new_array(8, np.float32), new_array(PAIRS * lanes, np.float32)
+    made, sums = np.empty(8, np.float32), np.empty(PAIRS * lanes, np.float32)
     for top in range(0, pairs.length, PAIRS):
         some = some_pairs(pairs, top, PAIRS)
         sums[:] = 0
@@ -371,13 +370,13 @@ def _ready(x, weight):
 
 @jit_inner
 def _in_numbers(x, weight):
-    (T, D), flat, scales = x.shape, reshaped(x, x.size), new_array(len(x), np.float32)
+    (T, D), flat, scales = x.shape, x.reshape(x.size), np.empty(len(x), np.float32)
     for t in range(T):
         scales[t] = 1
     if T == 1:
         return flat, scales
     size = (T + 3) // 4 * 4 * D
-    fours, whole = on_cache_line(new_array(size + 16, np.float32), size), D // (2 * LANES) * (2 * LANES)
+    fours, whole = on_cache_line(np.empty(size + 16, np.float32), size), D // (2 * LANES) * (2 * LANES)
     for t in range((T + 3) // 4 * 4):
         begin, row, lane = t // 4 * 4 * D, min(t, T - 1) * D, t % 4
         for d in range(0, whole, 2 * LANES):
@@ -391,10 +390,10 @@ def _in_numbers(x, weight):
 
 @jit_inner
 def _in_16_bits(x, weight):
-    (T, D), flat, scales = x.shape, reshaped(x, x.size), new_array(len(x), np.float32)
+    (T, D), flat, scales = x.shape, x.reshape(x.size), np.empty(len(x), np.float32)
     side = 1 if T == 1 else 4
     size = (T + side - 1) // side * side * _room(D)
-    whole = on_cache_line(new_array(size + 32, np.int16), size)
+    whole = on_cache_line(np.empty(size + 32, np.int16), size)
     for t in range((T + side - 1) // side * side):
         begin, lane, token = t // side * side * _room(D), t % side, min(t, T - 1)
         offsets = begin + side * D + lane * OFFSETS

@@ -52,7 +52,6 @@ from threadpoolctl import threadpool_limits
 from ..definition import runs_formulas
 from .compiler import BEFORE_USE, INLINED, KERNEL, NO_MEMORY, PLAIN, jit_inner, on_threads
 from .simd import prefetch
-from .views import new_zeros
 
 PIECES = 8  # tasks of each step per thread, the most that other threads can take over
 LINE = 8  # int64 in a cache line: counters of two threads in one line would move between their caches
@@ -312,7 +311,7 @@ def _give_way(typingctx):
 @jit_inner
 def new_counters(steps, workers):
     """Counters of all steps: for each thread's share the pieces begun, then the pieces done."""
-    return new_zeros(steps * (workers + 1) * LINE, np.int64)
+    return np.zeros(steps * (workers + 1) * LINE, np.int64)
 
 
 @jit_inner
