@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 import minigemma as mg
 from minigemma.arrays import F32, read_only
-from minigemma.cli.peers import weight_bytes
+from minigemma.cli.measure import weight_bytes
 from minigemma.files.convert import FORMATS
 from minigemma.files.load import describe
 from minigemma.kernels.amx import choice

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 import minigemma as mg
-from minigemma.cli.bench import READ_BYTES, arithmetic_peak, bench, read_all, read_bandwidth, unit_peak
-from minigemma.cli.peers import weight_bytes
+from minigemma.cli.measure import Plan, bench, weight_bytes
 from minigemma.cli.random_weights import random_model
 from minigemma.formulas.attention import Mask, attention
 from minigemma.formulas.linear import NO_ROWS, TOGETHER, linear
 from minigemma.kernels.amx import choice
 from minigemma.kernels.matvec import few_tokens
 from minigemma.kernels.parallel import threading_layer, threads
+from minigemma.kernels.peaks import READ_BYTES, arithmetic_peak, read_all, read_bandwidth, unit_peak
 from minigemma.kernels.simd import LANES
 from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
 from minigemma.layouts.int4 import side_by_side
@@ -225,7 +225,7 @@ def models() -> str:
     for shape, dtype in [*product_of(shapes, ("bf16", "int8", "int4")), ("gemma-3-27b", "int4")]:
         model = random_model(shape, dtype, threads=THREADS, vision=False)
         large = shape == "gemma-3-27b"
-        r = bench(model, 32 if large else 128, 4 if large else 16, (), (), 2 if large else 3)
+        r = bench(model, Plan(32 if large else 128, 4 if large else 16, repeat=2 if large else 3))
         ours = r["programs"]["minigemma"]
         rows.append(
             [
@@ -242,7 +242,7 @@ def models() -> str:
     header = ["random weights", "GB of weights", "GB resident", "decode, tokens/s", "of the bandwidth limit"]
     header += ["prompt of 128 (27b: 32), tokens/s", "of the arithmetic peak"]
     model = random_model("gemma-3-1b", "bf16", threads=THREADS, vision=False)
-    r = bench(model, 16, 16, (1024, 32_000), (), 3)
+    r = bench(model, Plan(16, 16, (1024, 32_000)))
     near, far = (r["milliseconds_per_token_at"][p] for p in ("1024", "32000"))
     window = model.config.attention(0).window or 0
     layers = sum(model.config.kind(i) == "global" for i in range(model.config.layers))
@@ -258,11 +258,15 @@ def models() -> str:
 
 def peers() -> str:
     """Other programs with the same weights, in turns: the real 270M."""
+    sys.path.append(str(Path(__file__).parents[1]))  # benchmarks is not installed
+    from benchmarks import programs_with
+
     rows = []
     for dtype in ("int8", "int4", "bf16"):
         model = mg.load("gemma-3-270m", dtype=dtype, threads=THREADS)
         for tokens in (512, 2048) if dtype == "int8" else (512,):
-            r = bench(model, tokens, 32, (), PROGRAMS, 5)
+            others, missing = programs_with(model, PROGRAMS)
+            r = bench(model, Plan(tokens, repeat=5), others)
             ours = r["programs"].pop("minigemma")
             share = ours["decode_tps"] / r["decode_limit_tps"]
             what = f"{dtype}, prompt of {tokens:,}"
@@ -279,7 +283,7 @@ def peers() -> str:
             for name, its in r["programs"].items():
                 ratios = [f"{ours[kind] / its[kind]:.2f} x" for kind in ("prefill_tps", "decode_tps")]
                 rows.append([what, name, f"{its['prefill_tps']:.0f}", ratios[0], f"{its['decode_tps']:.1f}", ratios[1]])
-            rows += [[what, name, "not measured", "", "", why] for name, why in r["missing"].items()]
+            rows += [[what, name, "not measured", "", "", why] for name, why in missing.items()]
     header = ["minigemma's weights", "program", "prompt, tokens/s", "ratio", "decode, tokens/s", "ratio"]
     return f"{machine()}\n\n{table(header, rows)}"
 

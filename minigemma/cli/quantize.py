@@ -8,6 +8,7 @@ the embedding of an int4 model is int8, as the quality of a text hangs on it mos
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from ..files.resolve import resolve
 from ..files.safetensors_file import write_safetensors
 from ..layouts.gguf_blocks import dequantize
 from ..layouts.weight import Weight, packed_shape, widen
+from .inspect import bytes_text
+from .progress import Progress, print_json
 
 COPIED = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.json", "chat_template.jinja"),
@@ -42,6 +45,21 @@ class Report:
     def errors(self) -> dict[str, float]:
         """Root mean square of the differences over that of the weights, for each role of a matrix."""
         return {role: (missed / max(whole, 1e-30)) ** 0.5 for role, (missed, whole) in self.squares.items()}
+
+
+def run(args: argparse.Namespace, progress: Progress) -> None:
+    """Write the folder and print its size, and for each role of a matrix how far its weights moved."""
+    progress(f"quantizing {args.model}")
+    progress.watch_compiler()
+    report = quantize(args.model, args.target, args.dtype, progress.per_cent(f"quantizing {args.model}"))
+    progress("")
+    if args.json:
+        sizes = {"bytes_before": int(report.bytes_before), "bytes_after": int(report.bytes_after)}
+        print_json({"folder": args.target, "dtype": args.dtype, **sizes, "errors": report.errors})
+        return
+    print(f"{args.target}: {bytes_text(report.bytes_before)} → {bytes_text(report.bytes_after)}")
+    for role, error in report.errors.items():
+        print(f"{100 * error:7.2f} %  {role}")
 
 
 def quantize(

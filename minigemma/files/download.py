@@ -21,6 +21,10 @@ FILES = (
     "generation_config.json",
     "preprocessor_config.json",
     "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "model*.safetensors",
     "model.safetensors.index.json",
 )

@@ -49,7 +49,8 @@ from .convert import (
 from .gguf_file import GGUF, open_gguf
 from .memory import check_memory, fits_memory
 from .resolve import resolve
-from .safetensors_file import DAMAGED, FOREIGN, Tensor, open_checkpoint_files, read_json, short, unreadable, what_is
+from .safetensors_file import FOREIGN, Tensor, open_checkpoint_files, unreadable, what_is
+from .statements import Statements, folder_statements, gguf_statements
 from .tokenizer import Tokenizer, stop_ids
 
 ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's
@@ -78,8 +79,7 @@ class Files:
     tensors: dict[str, Stored]  # by our names
     norm_offset: float  # what a stored RMSNorm has too much: 1 in a GGUF file
     make_tokenizer: Callable[[], Tokenizer | None]
-    eos: tuple[int, ...]
-    instruction_tuned: bool
+    states: Statements
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ def load(
         making = side.submit(files.make_tokenizer)
         weights = _weights(files, dtype, progress)
         tokenizer = making.result()
+    if tokenizer:
+        tokenizer.add(files.states.added, files.config.vocab)
     for ours, weight in weights.items():  # the small ones; looking at all would read the whole file now
         if weight.dtype == np.float32 and weight.ndim == 1 and not np.isfinite(weight).all():
             told = "has values that are NaN or infinite; `minigemma inspect --check` looks at every weight"
@@ -146,7 +148,7 @@ def load(
             f"its tokenizer has {tokenizer.size} pieces, its embedding {files.config.vocab} rows",
             "take the tokenizer.model that was released with these weights",
         )
-    return FAMILIES[files.config.family].model(
+    model = FAMILIES[files.config.family].model(
         files.config,
         assembled(files.config, weights),
         tokenizer=tokenizer,
@@ -155,10 +157,23 @@ def load(
         backend=backend,
         threads=threads,
         previews=fits_memory(held + preview_bytes(files.config.vocab, files.config.width), cache),
-        eos=stop_ids(tokenizer, files.eos, files.instruction_tuned) if tokenizer else files.eos,
-        instruction_tuned=files.instruction_tuned,
+        instruction_tuned=files.states.instruction_tuned,
         path=files.path,
     )
+    take_up(model, files.states)
+    return model
+
+
+def take_up(model: Decoder, states: Statements) -> None:
+    """Give the model what its checkpoint states about tokens and turns; warn about a foreign chat template."""
+    if model.tokenizer:
+        model.eos = stop_ids(model.tokenizer, states.ends, states.instruction_tuned)
+    else:
+        model.eos = tuple(end for end in states.ends if isinstance(end, int))
+    model.sampling, model.foreign_turns = states.sampling, states.foreign_turns
+    if states.foreign_turns:
+        told = f"its chat template writes {states.foreign_turns}, not Gemma's turns; templates are not run"
+        warnings.warn(f"{model.path}: {told}", stacklevel=3)
 
 
 def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
@@ -198,7 +213,7 @@ def describe(
     tensors = {ours: (t.kind, t.shape, t.array.nbytes) for ours, t in files.tensors.items()}
     held = sum(held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
     parts = (files.path,) if files.path.is_file() else tuple(sorted(files.path.glob("*.safetensors")))
-    return Description(files.config, parts, tensors, held, files.instruction_tuned)
+    return Description(files.config, parts, tensors, held, files.states.instruction_tuned)
 
 
 def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None) -> Files:
@@ -255,8 +270,8 @@ def _open_folder(folder: Path, vision: bool) -> Files:
     _report(folder, set(named.values()) - set(stored), set(stored) - set(named.values()) - ignored)
     tensors = {ours: stored_tensor(name, stored[name].dtype, stored[name].array) for ours, name in named.items()}
     _check_kinds(folder, tensors)
-    eos, chatty = _folder_eos(folder, fields)
-    return Files(folder, config, tensors, 0.0, partial(_folder_tokenizer, folder), eos, chatty)
+    states = folder_statements(folder, fields)
+    return Files(folder, config, tensors, 0.0, partial(_folder_tokenizer, folder), states)
 
 
 def _same(one: Tensor | None, other: Tensor) -> bool:
@@ -283,18 +298,14 @@ def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
         config = vision_from_gguf(projector, config)
         named = {ours: theirs for ours, theirs, _ in all_names(config, 1) if ours.startswith("vision.")}
         tensors |= _gguf_tensors(Path(mmproj), projector, _unswapped(named, projector, config))
-    eos = gguf.metadata.get("tokenizer.ggml.eos_token_id", 1)
-    if not isinstance(eos, int):
-        raise ModelFormatError(path, f"tokenizer.ggml.eos_token_id is {short(eos)}; it must be a whole number", DAMAGED)
-    name = f"{gguf.metadata.get('general.name', '')} {path.name}"
-    chatty = "tokenizer.chat_template" in gguf.metadata or bool(re.search(r"\bit\b", name))
 
     def make_tokenizer() -> Tokenizer | None:
         return (
             Tokenizer.from_vocabulary(*gguf.vocabulary, path=path) if "tokenizer.ggml.tokens" in gguf.metadata else None
         )
 
-    return Files(path, config, tensors, 1.0, make_tokenizer, (eos,), chatty)
+    states = gguf_statements(path, gguf.metadata)
+    return Files(path, config, tensors, 1.0, make_tokenizer, states)
 
 
 def _gguf_tensors(path: Path, gguf: GGUF, named: dict[str, str]) -> dict[str, Stored]:
@@ -366,15 +377,3 @@ def _tower(vision: VisionConfig, weights: dict[str, Any]) -> VisionWeights:
 def _folder_tokenizer(folder: Path) -> Tokenizer | None:
     path = folder / "tokenizer.model"
     return Tokenizer.from_model_file(path) if path.exists() else None
-
-
-def _folder_eos(folder: Path, fields: dict[str, Any]) -> tuple[tuple[int, ...], bool]:
-    """Ids that end a text, from everywhere they may be stated, and whether the model was tuned to instructions."""
-    generation = folder / "generation_config.json"
-    stated = [fields.get("eos_token_id", 1), read_json(generation).get("eos_token_id", 1) if generation.exists() else 1]
-    ids = {i for value in stated for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
-    chatty = any((folder / name).exists() for name in ("chat_template.json", "chat_template.jinja"))
-    described = folder / "tokenizer_config.json"
-    chatty = chatty or (described.exists() and "chat_template" in read_json(described))
-    chatty = chatty or len(ids) > 1 or bool(re.search(r"\bit\b", folder.name))
-    return tuple(sorted(ids)), chatty

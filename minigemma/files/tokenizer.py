@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import sentencepiece
 
 from ..arrays import F32, I32, Strings, letters
 from ..errors import ModelFormatError
+from .statements import AddedToken
 
 SPACE = "\u2581"  # what a piece has for a blank
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -48,6 +49,9 @@ class Tokenizer:
             problem = _what_it_is(model) if "ParseFromArray" in reason else f"has a vocabulary that is broken: {reason}"
             raise ModelFormatError(path, problem, remedy) from None
         self.size: int = self._model.get_piece_size()
+        self._added: dict[int, bytes] = {}  # what an added token writes
+        self._names: dict[str, int] = {}  # its id by its name
+        self._in_text: tuple[str, ...] = ()  # added tokens that any text may hold; the others need control=True
         if [self.piece(i) for i in range(4)] != ["<pad>", "<eos>", "<bos>", "<unk>"]:
             raise ModelFormatError(path, "has the vocabulary of another model, not a Gemma's", remedy)
 
@@ -78,6 +82,36 @@ class Tokenizer:
             raise ModelFormatError(path, problem, DAMAGED)
         return cls(_model_of(pieces, scores, types), path, DAMAGED)
 
+    def add(self, tokens: Iterable[AddedToken], rows: int) -> None:
+        """Take up a checkpoint's added tokens; those at or above `rows`, which the embedding lacks, are left out.
+
+        Entries that repeat the vocabulary's own name of an id, as Gemma's files do, change nothing.
+        """
+        in_text = []
+        for token in tokens:
+            same = token.text.replace(" ", SPACE) == self.piece(token.id).replace(" ", SPACE)
+            if same or token.id >= rows or re.fullmatch(CONTROL_NAME, token.text):
+                continue
+            self._added[token.id], self._names[token.text] = token.text.encode("utf-8", "replace"), token.id
+            in_text += [] if token.special else [token.text]
+        self._in_text = tuple(in_text)
+        self.size = max([self.size, *(number + 1 for number in self._added)])
+
+    @cached_property
+    def _control_names(self) -> list[str]:
+        """Names of all control tokens of this vocabulary, and of the added tokens."""
+        ids = range(self._model.get_piece_size())
+        names = (
+            self.piece(i) for i, is_control in zip(ids, self._model.is_control(list(ids)), strict=True) if is_control
+        )
+        return [*filter(None, names), *self._names]
+
+    def _found(self, text: str, control: bool) -> Iterator[re.Match[str]]:
+        """The tokens that stand in a text by their names, longest first."""
+        names = sorted(self._control_names if control else self._in_text, key=len, reverse=True)
+        pattern = "|".join([*map(re.escape, names), *([CONTROL_NAME] if control else [])])
+        return re.finditer(pattern, text) if pattern else iter(())
+
     def encode(self, text: str, control: bool = False) -> list[int]:
         """Ids of a text, without BOS. With `control`, the names of control tokens in it become these tokens.
 
@@ -85,7 +119,7 @@ class Tokenizer:
         """
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids, done = [], 0
-        for name in re.finditer(CONTROL_NAME, text) if control else ():
+        for name in self._found(text, control):
             token = self.id_of(name[0])
             if token is not None:  # else the name is of another Gemma's vocabulary, and text in this one
                 ids += [*self._model.encode(text[done : name.start()]), token]
@@ -103,21 +137,29 @@ class Tokenizer:
     def piece(self, token: int) -> str:
         """The vocabulary's entry for an id, as it stands there; empty for an id outside it."""
         try:
-            return self._model.id_to_piece(int(token)) if 0 <= token < self.size else ""
+            return self._model.id_to_piece(int(token)) if 0 <= token < self._model.get_piece_size() else ""
         except UnicodeDecodeError:  # in a file made to do harm
             return "\ufffd"
 
     def bytes_of(self, token: int) -> bytes:
         """What an id adds to a text, in UTF-8: nothing for control tokens and ids outside the vocabulary."""
         token = int(token)
-        if not 0 <= token < self.size or self._model.is_control(token) or self._model.is_unknown(token):
+        if token in self._added:
+            return self._added[token]
+        if (
+            not 0 <= token < self._model.get_piece_size()
+            or self._model.is_control(token)
+            or self._model.is_unknown(token)
+        ):
             return b""
         if self._model.is_byte(token):
             return bytes([int(self.piece(token)[1:-1], 16)])
         return self.piece(token).replace(SPACE, " ").encode()
 
     def id_of(self, piece: str) -> int | None:
-        """The id of a piece, or None if the vocabulary has no such."""
+        """The id of a piece or an added token, or None if the vocabulary has no such."""
+        if piece in self._names:
+            return self._names[piece]
         token = self._model.piece_to_id(piece)
         return token if self.piece(token) == piece else None
 
@@ -237,7 +279,8 @@ def _with_controls_marked(model: bytes) -> bytes:
     return bytes(marked)
 
 
-def stop_ids(tokenizer: Tokenizer, config_eos: Iterable[int], turns: bool = True) -> tuple[int, ...]:
+def stop_ids(tokenizer: Tokenizer, stated: Iterable[int | str], turns: bool = True) -> tuple[int, ...]:
     """Ids that end an answer: <eos>, those that the checkpoint states, and <end_of_turn> if it was taught `turns`."""
-    end = tokenizer.id_of("<end_of_turn>") if turns else None
-    return tuple(sorted({tokenizer.eos, *config_eos} | ({end} if end is not None else set())))
+    ends = [*stated, *(["<end_of_turn>"] if turns else [])]
+    ids = {tokenizer.id_of(end) if isinstance(end, str) else end for end in ends}
+    return tuple(sorted({tokenizer.eos} | {i for i in ids if i is not None}))

@@ -14,12 +14,13 @@ the embedding is stored in bf16 or quantized, and not where it is stored in floa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,9 @@ class ImageSpan:
 
 class Decoder(ABC):
     """A text model: config, weights and tokenizer; no state."""
+
+    sampling: Mapping[str, Any] = MappingProxyType({})  # the checkpoint's own settings: temperature, top_k, …
+    foreign_turns: str = ""  # a mark of its chat template, where that is not Gemma's
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ..arrays import F32
 from ..cache import Cache
 from ..models.decoder import Decoder
-from .generation import Piece, Seen, look_at, stream_generate
+from .generation import Seen, Token, look_at, stream_generate
 from .prompt import conversation_ids
 
 
@@ -30,9 +31,11 @@ class Chat:
     _seen: F32  # [n, tokens, D]: the images of all messages
 
     def __init__(self, model: Decoder, system: str | None = None, **settings: Any) -> None:
-        """`settings`, those of `stream_generate`, hold for all answers; without any, the released sampling values."""
+        """`settings`, those of `stream_generate`, hold for all answers. TypeError for a setting of another name."""
+        if unknown := set(settings) - set(signature(stream_generate).parameters):
+            raise TypeError(f"Chat has no setting {min(unknown)!r}; see stream_generate for those it has")
         self.model = model
-        self.settings: dict[str, Any] = {"temperature": 1.0, "top_k": 64, "top_p": 0.95, **settings}
+        self.settings: dict[str, Any] = settings
         self.reset(system)
 
     def reset(self, system: str | None = None) -> None:
@@ -48,7 +51,7 @@ class Chat:
         """The model's answer to `text` and images, as `look_at` takes them; settings as in `stream`."""
         return "".join(piece.text for piece in self.stream(text, images, **settings))
 
-    def stream(self, text: str, images: Sequence[Any] | Seen = (), **settings: Any) -> Iterator[Piece]:
+    def stream(self, text: str, images: Sequence[Any] | Seen = (), **settings: Any) -> Iterator[Token]:
         """Yield the answer to `text` as it comes; `settings`, those of `stream_generate`, hold for this answer.
 
         Images stand where the text has <start_of_image>, or in front of it.
@@ -85,8 +88,8 @@ class Chat:
             raise
 
     def _remembering(
-        self, messages: list[dict[str, Any]], seen: F32, ids: list[int], cache: Cache, pieces: Iterator[Piece]
-    ) -> Iterator[Piece]:
+        self, messages: list[dict[str, Any]], seen: F32, ids: list[int], cache: Cache, pieces: Iterator[Token]
+    ) -> Iterator[Token]:
         said, tokens = "", []
         try:
             for piece in pieces:

@@ -18,12 +18,14 @@ from ..formulas.sampling import Sampler, logprob_of
 from ..formulas.softcap import soft_cap
 from ..kernels.parallel import threads
 from ..models.decoder import PREFILL_CHUNK, Decoder, chunks
-from .prompt import text_ids
+from .prompt import conversation_ids, text_ids
 
 if TYPE_CHECKING:
     from ..files.images import PanAndScan
 
 PAYS = 64  # new tokens from which on the coarse copy of the head saves more time than it takes to make
+
+RELEASED_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}  # the model cards of Gemma 2 and 3
 
 Prompt = str | Sequence[int]
 Progress = Callable[[int, int], None]  # called with tokens done, tokens in all
@@ -41,8 +43,8 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one more token brought. `text` may be empty: half a character, or half a stop string, is held back."""
+class Token:
+    """One generated token. `text` may be empty: half a character, or half a stop string, is held back."""
 
     text: str
     token: int
@@ -50,8 +52,11 @@ class Piece:
     finish_reason: str | None  # "stop": end of text, of a turn, or a stop string; "length"; None: it goes on
     prompt_tokens: int
     generation_tokens: int
-    prompt_tps: float  # tokens a second
+    prompt_tps: float  # tokens per second
     generation_tps: float
+
+
+Piece = Token  # its name until 0.1
 
 
 def generate(
@@ -59,7 +64,7 @@ def generate(
     prompt: Prompt,
     images: Sequence[Any] = (),
     max_new_tokens: int = 256,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
@@ -67,11 +72,12 @@ def generate(
     stop: str | Sequence[str] = (),
     pan_and_scan: PanAndScan | None = None,
     exact_logits: bool = False,
+    raw: bool | None = None,
 ) -> str:
     """The text that follows `prompt`; the settings are those of `stream_generate`."""
     settings = max_new_tokens, temperature, top_k, top_p, min_p, seed, stop
-    more: dict[str, Any] = {"pan_and_scan": pan_and_scan, "exact_logits": exact_logits}
-    return "".join(p.text for p in stream_generate(model, prompt, images, *settings, **more))
+    more: dict[str, Any] = {"pan_and_scan": pan_and_scan, "exact_logits": exact_logits, "raw": raw}
+    return "".join(token.text for token in stream_generate(model, prompt, images, *settings, **more))
 
 
 def look_at(
@@ -107,7 +113,7 @@ def stream_generate(
     prompt: Prompt,
     images: Sequence[Any] | Seen = (),
     max_new_tokens: int = 256,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
@@ -117,10 +123,16 @@ def stream_generate(
     progress: Progress | None = None,
     pan_and_scan: PanAndScan | None = None,
     exact_logits: bool = False,
-) -> Iterator[Piece]:
-    """Yield a `Piece` for each token that follows `prompt`; the last one has a finish_reason.
+    raw: bool | None = None,
+) -> Iterator[Token]:
+    """Yield a `Token` for each token that follows `prompt`; the last one has a finish_reason.
 
-    prompt    a text, which BOS is put in front of, or ids, which are taken as they are
+    prompt    a text, or ids, which are taken as they are. A text becomes the user's turn of a conversation where the
+              model is instruction-tuned, else BOS and the text; after a filled cache, the text alone
+    raw       True: BOS and the text, whatever the model is; False: a turn
+    temperature, top_k, top_p, min_p
+              None: as the checkpoint's generation_config.json says, else as released: 1.0, 64, 0.95, no min_p;
+              temperature 0: always the likeliest token
     images    as `look_at` takes them, or what it made of them; they stand where the text has <start_of_image>, or in
               front of it, or, in ids, where the image tokens are
     stop      strings that end the text before they would appear in it, also when they span several tokens
@@ -137,13 +149,14 @@ def stream_generate(
     Arguments are checked here, before the first piece is asked for. Raises ValueError for settings out of range, a
     prompt that is empty or longer than the context, and images for a model that has no vision tower.
     """
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampler = sampler_for(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     random = _generator(seed)
     stops = _stop_strings(model, stop)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
     seen = images if isinstance(images, Seen) else look_at(model, images, pan_and_scan) if len(images) else None
-    ids = _prompt_ids(model, prompt, seen.crops if seen else ())
+    follows = cache is not None and cache.position > 0
+    ids = _checked_ids(model, prompt, seen.crops if seen else (), raw, follows)
     features = seen.features if seen else np.empty((0, 0, 0), np.float32)
     if len(features) != (places := len(model.image_runs(ids))):
         raise ValueError(f"{len(features)} images and crops were given, and the prompt has the tokens of {places}")
@@ -178,13 +191,63 @@ def _stop_strings(model: Decoder, stop: str | Sequence[str]) -> tuple[str, ...]:
     return stops
 
 
-def _prompt_ids(model: Decoder, prompt: Prompt, crops: Sequence[int]) -> list[int]:
+def sampler_for(model: Decoder, **given: Any) -> Sampler:
+    """The settings that are given (not None), the checkpoint's own for the others, else those of the model cards.
+
+    Raises ValueError for settings out of range, and for those that have no effect at temperature 0.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("temperature") == 0:
+        if useless := [name for name in given if name != "temperature"]:
+            told = "which always takes the likeliest token; give a temperature, or leave it out"
+            raise ValueError(f"{useless[0]} has no effect at temperature 0, {told}")
+        return Sampler(temperature=0.0)
+    own = {name: value for name, value in model.sampling.items() if name != "do_sample"}
+    if not given and model.sampling.get("do_sample") is False:
+        return Sampler(temperature=0.0)
+    settings = RELEASED_SAMPLING | own | given
+    return Sampler(**settings) if settings["temperature"] else Sampler(temperature=0.0)
+
+
+def prompt_ids(
+    model: Decoder, text: str, *, system: str | None = None, raw: bool | None = None, crops: Sequence[int] = ()
+) -> list[int]:
+    """A text as ids: the user's turn of a conversation, or with `raw` BOS and the text; None: as the model was taught.
+
+    crops: of each image, as in `text_ids`. Raises ValueError where turns must be chosen (a chat template that is not
+    Gemma's), and for a system text without turns.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer.model; give the prompt as token ids")
+    if raw is None and model.instruction_tuned and model.foreign_turns:
+        why = f"its chat template writes {model.foreign_turns}, not Gemma's turns"
+        raise ValueError(f"{why}; choose --raw (raw=True: write them yourself) or --turns (raw=False: Gemma's turns)")
+    if model.instruction_tuned if raw is None else not raw:
+        messages: list[dict[str, Any]] = [{"role": "user", "content": text, "images": crops}]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        return conversation_ids(tokenizer, model.config.family, messages, vision=model.vision)
+    if system:
+        why = "--raw has no turns" if raw else f"{model.name} is pretrained only and knows no turns"
+        raise ValueError(f"{why}, so --system has no place; put the instruction into the text")
+    return text_ids(tokenizer, text, model.vision, crops)
+
+
+def _checked_ids(model: Decoder, prompt: Prompt, crops: Sequence[int], raw: bool | None, follows: bool) -> list[int]:
+    """The prompt as ids; a text that follows a filled cache is taken as it is, without BOS."""
     if isinstance(prompt, str):
-        if model.tokenizer is None:
-            raise ValueError("this checkpoint has no tokenizer.model; give the prompt as token ids")
-        return text_ids(model.tokenizer, prompt, model.vision, crops)
-    if not len(prompt):
+        return (
+            prompt_ids(model, prompt, raw=True, crops=crops)[1:]
+            if follows
+            else prompt_ids(model, prompt, raw=raw, crops=crops)
+        )
+    if isinstance(prompt, (bytes, bytearray)):
+        raise ValueError("the prompt is bytes; decode it to a text first")
+    if prompt is None or not len(prompt):
         raise ValueError("the prompt has no ids; it takes one at least, such as that of <bos>")
+    if any(isinstance(i, str) for i in prompt):
+        raise ValueError("the prompt is a list of texts; give one text, or token ids")
     return list(prompt)
 
 
@@ -199,7 +262,7 @@ def _pieces(
     stops: tuple[str, ...],
     progress: Progress | None,
     exact: bool,
-) -> Iterator[Piece]:
+) -> Iterator[Token]:
     began = time.perf_counter()
     logits = prefill(model, prompt, cache, features, progress)
     first = time.perf_counter()
@@ -218,7 +281,7 @@ def _pieces(
         text, pending, stopped = _split_at_stop(pending, stops, bool(reason))
         reason = "stop" if stopped else reason
         speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
-        yield Piece(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
+        yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
         if reason:
             return
         logits = model.forward([token], cache, last_only=True)[0] if exact else sampling_logits(model, token, cache)

@@ -12,9 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 import minigemma.text.chat
-from minigemma.cli.main import Progress, main
+from minigemma.cli import chat, generate, inspect, opening, score
+from minigemma.cli.main import main
+from minigemma.cli.progress import Progress
 from minigemma.models.registry import RELEASED
-from minigemma.text.generation import Piece
+from minigemma.text import generation
+from minigemma.text.generation import Token
 
 
 class Tokenizer:
@@ -40,6 +43,7 @@ def calls(monkeypatch):
             name="toy",
             instruction_tuned=seen.instruction_tuned,
             vision=None,
+            foreign_turns="",
         )
         return seen.model
 
@@ -52,7 +56,7 @@ def calls(monkeypatch):
         seen.prompt, seen.settings = prompt, settings
         for at, text in enumerate(seen.pieces):
             end = "length" if at == len(seen.pieces) - 1 else None
-            yield Piece(text, at, -1.0, end, len(prompt), at + 1, 100.0, 10.0)
+            yield Token(text, at, -1.0, end, len(prompt), at + 1, 100.0, 10.0)
         if seen.error:
             raise seen.error
 
@@ -62,7 +66,7 @@ def calls(monkeypatch):
     def conversation_ids(tokenizer, family, messages, vision):
         return [2, *(ord(c) for m in messages for c in f"[{m['role']}]{m['content']}")]
 
-    def score(model, ids):
+    def score_ids(model, ids):
         return SimpleNamespace(logprobs=[-0.5] * (len(ids) - 1), perplexity=1.6487)
 
     class Chat:
@@ -80,15 +84,14 @@ def calls(monkeypatch):
             self.messages += [{"role": "user", "content": text}, {"role": "model", "content": "Hello"}]
             yield from stream_generate(self.model, text, images, **settings)
 
-    stand_ins = {
-        "checkpoint": SimpleNamespace(load=load),
-        "generation": SimpleNamespace(stream_generate=stream_generate, look_at=look_at),
-        "prompt": SimpleNamespace(text_ids=text_ids, conversation_ids=conversation_ids),
-        "scoring": SimpleNamespace(score=score),
-        "chat": SimpleNamespace(Chat=Chat),
-    }
-    for name, stand_in in stand_ins.items():
-        monkeypatch.setitem(sys.modules, f"minigemma.{name}", stand_in)
+    monkeypatch.setattr(opening, "load", load)
+    monkeypatch.setattr(opening, "look_at", look_at)
+    monkeypatch.setattr(generate, "stream_generate", stream_generate)
+    monkeypatch.setattr(generation, "text_ids", text_ids)
+    monkeypatch.setattr(generation, "conversation_ids", conversation_ids)
+    monkeypatch.setattr(score, "text_ids", text_ids)
+    monkeypatch.setattr(score, "score", score_ids)
+    monkeypatch.setattr(chat, "Chat", Chat)
     return seen
 
 
@@ -145,15 +148,16 @@ def test_flags_reach_the_library(calls):
         "min_p": 0.1,
         "seed": 11,
         "stop": ["a", "b"],
+        "exact_logits": False,
     }
 
 
-def test_generate_is_greedy_and_chat_samples_as_released_by_default(calls, monkeypatch, capsys):
+def test_sampling_is_left_to_the_library_unless_flags_say_otherwise(calls, monkeypatch, capsys):
     main(["generate", "Once"])
-    assert calls.settings["temperature"] == 0 and calls.settings["top_k"] is None
+    assert calls.settings["temperature"] is None and calls.settings["top_k"] is None
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
     main(["chat"])
-    assert [calls.settings[name] for name in ("temperature", "top_k", "top_p")] == [1.0, 64, 0.95]
+    assert [calls.settings[name] for name in ("temperature", "top_k", "top_p")] == [None, None, None]
 
 
 def test_instruction_tuned_models_get_turns_unless_raw(calls):
@@ -226,6 +230,9 @@ def test_an_error_is_one_line_and_debug_shows_where(calls, capsys):
         "generate a --top-p 0",
         "generate a --top-p 1.1",
         "generate a --top-k 0",
+        "generate a --top-k 5 --temp 0",
+        "generate a --raw --turns",
+        "generate a --stream",
         "generate a --min-p 2",
         "generate a -n 0",
         "generate a -n 1.5",
@@ -367,10 +374,8 @@ def described(monkeypatch, tmp_path):
         weight_bytes=2_000_000_000,
         instruction_tuned=True,
     )
-    monkeypatch.setitem(
-        sys.modules, "minigemma.files.load", SimpleNamespace(describe=lambda path, dtype=None, mmproj=None: about)
-    )
-    monkeypatch.setitem(sys.modules, "minigemma.files.resolve", SimpleNamespace(resolve=lambda name: file))
+    monkeypatch.setattr(inspect, "describe", lambda path, dtype=None, mmproj=None: about)
+    monkeypatch.setattr(inspect, "resolve", lambda name: file)
     return file
 
 

@@ -35,7 +35,8 @@ from test_safetensors_file import refused
 from test_tokenizer import trained, vocabulary
 
 import minigemma as mg
-from minigemma.cli.main import chat_command, main
+from minigemma.cli.chat import chat_command
+from minigemma.cli.main import main
 from minigemma.files.config_json import config_from_json
 from minigemma.files.gguf_file import open_gguf
 from minigemma.files.images import open_image

@@ -15,7 +15,7 @@ PROGRAM = """
 import re, sys
 import minigemma as mg
 model = mg.load(sys.argv[1])
-mg.generate(model, list(range(5, 605)), max_new_tokens=20)
+mg.generate(model, list(range(5, 605)), max_new_tokens=20, temperature=0)
 cache = model.new_cache(620)
 model.forward(range(5, 605), cache, last_only=True)
 print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]), cache.nbytes)
@@ -50,7 +50,7 @@ import re
 from dataclasses import replace
 import numpy as np
 from minigemma.models.registry import RELEASED
-from minigemma.cli.peers import weight_bytes
+from minigemma.cli.measure import weight_bytes
 from minigemma.cli.random_weights import random_model
 config = RELEASED["gemma-3-4b"]
 few = replace(config.vision, layers=2)

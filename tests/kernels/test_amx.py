@@ -67,13 +67,14 @@ def test_products_of_every_format(where, unit):
 
 
 PEAK = """
-from minigemma.cli.bench import bench, table
+from minigemma.cli.bench import table
+from minigemma.cli.measure import Plan, bench
 from minigemma.models.registry import RELEASED
 from minigemma.cli.random_weights import random_model
 
 for dtype, multiplies in (("int8", "bf16 on the matrix unit"), ("f32", "float32")):
     model = random_model(RELEASED["gemma-3-270m"], dtype, layers=1)
-    report = bench(model, 9, 1, repeat=1) | {"weights": "random"}
+    report = bench(model, Plan(9, 1, repeat=1)) | {"weights": "random"}
     assert report["flops_per_second"] > 1e6 and f"GFLOP/s in {multiplies};" in table(report), table(report)
 print("right")
 """

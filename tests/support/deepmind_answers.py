@@ -25,7 +25,7 @@ def model_of(folder: Path) -> Any:
     """DeepMind's model with the weights of a folder, and the window that its config.json states."""
     import torch
 
-    from minigemma.cli.peers import deepmind_modules, deepmind_names
+    from benchmarks.torch_programs import deepmind_modules, deepmind_names
 
     common, module = deepmind_modules()
     stated, kind = json.loads((folder / "config.json").read_text("utf-8")), common.TemporalBlockType

@@ -11,8 +11,8 @@ from minigemma.cache import Cache
 from minigemma.files.tokenizer import StreamDecoder
 from minigemma.formulas.sampling import log_softmax
 from minigemma.models.decoder import PREFILL_CHUNK
-from minigemma.text.generation import stream_generate
-from minigemma.text.prompt import text_ids
+from minigemma.text.generation import prompt_ids, sampler_for, stream_generate
+from minigemma.text.prompt import conversation_ids, text_ids
 from minigemma.text.scoring import score
 
 BYTES, TURN = 4, 260  # the first byte's id; <start_of_turn>, <end_of_turn> behind the bytes
@@ -48,6 +48,7 @@ class ToyModel:
         self.rule, self.tokenizer, self.eos, self.banned = rule, tokenizer, eos, banned
         self.name, self.config = "toy", SimpleNamespace(context=context, family=family)
         self.vision = self.preview = None
+        self.instruction_tuned, self.sampling, self.foreign_turns = False, {}, ""
         self.vocab_limit = limit or (tokenizer.size if tokenizer else 300)
         self.fed = []  # tokens in each call
         self.interrupt_at = None  # number of the call that Ctrl-C ends
@@ -120,11 +121,11 @@ def continued(model, ids, count):
 
 def test_greedy_generation_is_argmax_again_and_again():
     model = talker(eos=())
-    pieces = list(stream_generate(model, "Hello", max_new_tokens=20))
+    pieces = list(stream_generate(model, "Hello", max_new_tokens=20, temperature=0))
     expected = continued(model, [2, *model.tokenizer.encode("Hello")], 20)
     assert [p.token for p in pieces] == expected
     assert "".join(p.text for p in pieces) == model.tokenizer.decode(expected)
-    assert mg.generate(model, "Hello", max_new_tokens=20) == model.tokenizer.decode(expected)
+    assert mg.generate(model, "Hello", max_new_tokens=20, temperature=0) == model.tokenizer.decode(expected)
 
 
 def test_logprobs_are_the_models_own_at_any_temperature_and_those_of_score():
@@ -162,7 +163,7 @@ def test_a_text_gets_bos_and_ids_are_taken_as_they_are():
     caches = [model.new_cache(50) for _ in range(4)]
     prompts = ["é", "", [9, 8], np.array([9, 8])]
     for cache, prompt in zip(caches, prompts, strict=True):
-        next(stream_generate(model, prompt, cache=cache))
+        next(stream_generate(model, prompt, cache=cache, temperature=0))
     assert [c.ids for c in caches] == [[2, BYTES + 0xC3, BYTES + 0xA9], [2], [9, 8], [9, 8]]
 
 
@@ -170,36 +171,36 @@ def test_a_text_gets_bos_and_ids_are_taken_as_they_are():
 
 
 def test_the_reason_stands_on_the_last_piece_only():
-    pieces = list(stream_generate(saying("a", "b"), "?"))
+    pieces = list(stream_generate(saying("a", "b"), "?", temperature=0))
     assert [(p.text, p.finish_reason) for p in pieces] == [("a", None), ("b", None), ("", "stop")]
-    pieces = list(stream_generate(saying("a", "b"), "?", max_new_tokens=2))
+    pieces = list(stream_generate(saying("a", "b"), "?", max_new_tokens=2, temperature=0))
     assert [(p.text, p.finish_reason) for p in pieces] == [("a", None), ("b", "length")]
 
 
 def test_an_end_token_that_has_letters_does_not_show_them():
     model = saying("a", "THE END", "b")
     model.eos = (TURN + 3,)
-    assert mg.generate(model, "?") == "a"
+    assert mg.generate(model, "?", temperature=0) == "a"
 
 
 def test_prompt_and_answer_fill_the_context_exactly():
     model = talker(eos=(), context=12)
-    pieces = list(stream_generate(model, [2] * 9, max_new_tokens=100))
+    pieces = list(stream_generate(model, [2] * 9, max_new_tokens=100, temperature=0))
     assert len(pieces) == 3 and pieces[-1].finish_reason == "length"
 
 
 @pytest.mark.parametrize("length", [12, 13, 40])
 def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(length):
     with pytest.raises(ValueError, match=rf"the prompt has {length} tokens and the context holds 12\b"):
-        stream_generate(talker(context=12), [2] * length)
+        stream_generate(talker(context=12), [2] * length, temperature=0)
 
 
 def test_a_small_cache_ends_the_answer_or_is_refused():
     model = talker(eos=())
-    pieces = list(stream_generate(model, [2] * 5, cache=model.new_cache(7)))
+    pieces = list(stream_generate(model, [2] * 5, cache=model.new_cache(7), temperature=0))
     assert len(pieces) == 2 and pieces[-1].finish_reason == "length"
     with pytest.raises(ValueError, match=r"the prompt has 7 tokens and the cache holds 7\b"):
-        stream_generate(model, [2] * 7, cache=model.new_cache(7))
+        stream_generate(model, [2] * 7, cache=model.new_cache(7), temperature=0)
 
 
 # ------------------------------------------------------------------------------------------------------------ text
@@ -243,7 +244,7 @@ def test_a_stop_string_ends_the_text_however_it_is_cut_into_pieces(text, stop):
                 expected = text[: min(found)]
                 break
         shown, reasons = "", []
-        for piece in stream_generate(saying(*pieces), "?", stop=stop):
+        for piece in stream_generate(saying(*pieces), "?", stop=stop, temperature=0):
             shown += piece.text
             reasons.append(piece.finish_reason)
             assert expected.startswith(shown), (pieces, shown)
@@ -252,12 +253,12 @@ def test_a_stop_string_ends_the_text_however_it_is_cut_into_pieces(text, stop):
 
 
 def test_only_what_may_become_a_stop_string_is_held_back():
-    texts = [p.text for p in stream_generate(saying("ab", "S", "T", "x", "ST"), "?", stop=["STOP"])]
+    texts = [p.text for p in stream_generate(saying("ab", "S", "T", "x", "ST"), "?", stop=["STOP"], temperature=0)]
     assert texts == ["ab", "", "", "STx", "", "ST"]
 
 
 def test_held_text_is_shown_when_the_length_ends_it():
-    pieces = list(stream_generate(saying("ab", "ST"), "?", stop=["STOP"], max_new_tokens=2))
+    pieces = list(stream_generate(saying("ab", "ST"), "?", stop=["STOP"], max_new_tokens=2, temperature=0))
     assert [(p.text, p.finish_reason) for p in pieces] == [("ab", None), ("ST", "length")]
 
 
@@ -265,7 +266,7 @@ def test_characters_come_whole():
     tokenizer, text = ToyTokenizer(), "é–🙂a\u200db"
     ids = tokenizer.encode(text)
     model = ToyModel(scripted([*ids, TURN + 1], tokenizer.size, 2), tokenizer)
-    texts = [p.text for p in stream_generate(model, "?")]
+    texts = [p.text for p in stream_generate(model, "?", temperature=0)]
     assert "".join(texts) == text and "\ufffd" not in "".join(texts)
     assert [t for t in texts if t] == list(text)
 
@@ -273,18 +274,22 @@ def test_characters_come_whole():
 def test_half_a_character_at_the_end_becomes_a_replacement_character():
     tokenizer = ToyTokenizer()
     model = ToyModel(scripted([BYTES + 0xF0, BYTES + 0x9F], tokenizer.size, 2), tokenizer)
-    assert mg.generate(model, "?", max_new_tokens=2) == tokenizer.decode([BYTES + 0xF0, BYTES + 0x9F]) == "\ufffd"
+    assert (
+        mg.generate(model, "?", max_new_tokens=2, temperature=0)
+        == tokenizer.decode([BYTES + 0xF0, BYTES + 0x9F])
+        == "\ufffd"
+    )
 
 
 def test_without_a_tokenizer_ids_go_in_and_tokens_come_out():
     model = ToyModel(chaotic(300), None, eos=())
-    pieces = list(stream_generate(model, [5, 6], max_new_tokens=4))
+    pieces = list(stream_generate(model, [5, 6], max_new_tokens=4, temperature=0))
     assert [p.token for p in pieces] == continued(model, [5, 6], 4)
     assert {p.text for p in pieces} == {""}
     with pytest.raises(ValueError, match=r"no tokenizer[.]model; give the prompt as token ids"):
-        stream_generate(model, "text")
+        stream_generate(model, "text", temperature=0)
     with pytest.raises(ValueError, match=r"no tokenizer[.]model, so .* stop string"):
-        stream_generate(model, [5], stop="x")
+        stream_generate(model, [5], stop="x", temperature=0)
 
 
 # ------------------------------------------------------------------------------------------------ cache and counts
@@ -294,9 +299,9 @@ def test_without_a_tokenizer_ids_go_in_and_tokens_come_out():
 def test_an_answer_taken_up_again_over_its_cache_is_the_answer_in_one(first):
     model, ids = talker(eos=()), [2, 40, 41]
     cache = model.new_cache(60)
-    begun = [p.token for p in stream_generate(model, ids, max_new_tokens=first, cache=cache)]
+    begun = [p.token for p in stream_generate(model, ids, max_new_tokens=first, cache=cache, temperature=0)]
     assert cache.ids == [*ids, *begun[:-1]] and cache.position == len(cache.ids)
-    rest = [p.token for p in stream_generate(model, begun[-1:], max_new_tokens=10, cache=cache)]
+    rest = [p.token for p in stream_generate(model, begun[-1:], max_new_tokens=10, cache=cache, temperature=0)]
     assert begun + rest == continued(model, ids, first + 10)
 
 
@@ -306,26 +311,28 @@ def test_an_interrupt_leaves_a_cache_that_can_be_continued(call):
     expected, cache, seen = continued(model, ids, 12), model.new_cache(60), []
     model.interrupt_at = call
     with pytest.raises(KeyboardInterrupt):
-        seen.extend(p.token for p in stream_generate(model, ids, max_new_tokens=12, cache=cache))
+        seen.extend(p.token for p in stream_generate(model, ids, max_new_tokens=12, cache=cache, temperature=0))
     assert seen == expected[:call]
     missing = [*ids, *seen][cache.position :]
-    rest = stream_generate(model, missing, max_new_tokens=12 - len(seen), cache=cache)
+    rest = stream_generate(model, missing, max_new_tokens=12 - len(seen), cache=cache, temperature=0)
     assert seen + [p.token for p in rest] == expected
 
 
 def test_progress_counts_the_prompt_to_its_end_in_bounded_steps():
     model, told = talker(eos=(), context=2000), []
     ids = [2 + i % 200 for i in range(1200)]
-    with_progress = list(stream_generate(model, ids, max_new_tokens=2, progress=lambda *at: told.append(at)))
+    with_progress = list(
+        stream_generate(model, ids, max_new_tokens=2, progress=lambda *at: told.append(at), temperature=0)
+    )
     steps = [min(PREFILL_CHUNK, 1200 - at) for at in range(0, 1200, PREFILL_CHUNK)]
     assert told == [(sum(steps[: i + 1]), 1200) for i in range(len(steps))]
     assert model.fed == [*steps, 1] and len(steps) > 2
-    without = list(stream_generate(model, ids, max_new_tokens=2))
+    without = list(stream_generate(model, ids, max_new_tokens=2, temperature=0))
     assert [p.token for p in without] == [p.token for p in with_progress]
 
 
 def test_pieces_count_tokens_and_speeds():
-    pieces = list(stream_generate(talker(eos=()), [2, 3, 4], max_new_tokens=5))
+    pieces = list(stream_generate(talker(eos=()), [2, 3, 4], max_new_tokens=5, temperature=0))
     assert [p.generation_tokens for p in pieces] == [1, 2, 3, 4, 5]
     assert {p.prompt_tokens for p in pieces} == {3}
     assert pieces[0].generation_tps == 0 and all(p.generation_tps > 0 for p in pieces[1:])
@@ -360,3 +367,73 @@ def test_wrong_arguments_are_refused_before_anything_runs(arguments, message):
     with pytest.raises(ValueError, match=message):
         stream_generate(model, **{"prompt": "x", **arguments})
     assert not model.fed
+
+
+# ------------------------------------------------------------------------------- what the checkpoint states, or not
+
+
+@pytest.mark.parametrize(
+    "stated, given, expected",
+    [
+        ({}, {}, (1.0, 64, 0.95, None)),
+        ({"temperature": 0.7, "min_p": 0.1}, {}, (0.7, 64, 0.95, 0.1)),
+        ({"temperature": 0.7}, {"temperature": 1.5, "top_k": 5}, (1.5, 5, 0.95, None)),
+        ({"do_sample": False}, {}, (0.0, None, None, None)),
+        ({"do_sample": False}, {"temperature": 0.5}, (0.5, 64, 0.95, None)),
+        ({"temperature": 0.0}, {}, (0.0, None, None, None)),
+        ({}, {"temperature": 0}, (0.0, None, None, None)),
+    ],
+)
+def test_settings_are_those_given_then_the_checkpoints_then_the_released(stated, given, expected):
+    model = talker()
+    model.sampling = stated
+    sampler = sampler_for(model, **given)
+    assert (sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p) == expected
+
+
+@pytest.mark.parametrize("name, value", [("top_k", 5), ("top_p", 0.5), ("min_p", 0.1)])
+def test_a_setting_without_effect_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} has no effect at temperature 0"):
+        stream_generate(talker(), "x", temperature=0, **{name: value})
+
+
+def test_an_instruction_tuned_model_gets_a_turn_unless_raw():
+    model = talker(context=2000)
+    as_text, as_turn = (
+        text_ids(model.tokenizer, "hi"),
+        conversation_ids(model.tokenizer, "gemma3", [{"role": "user", "content": "hi"}]),
+    )
+    assert prompt_ids(model, "hi") == as_text and prompt_ids(model, "hi", raw=False) == as_turn
+    model.instruction_tuned = True
+    assert prompt_ids(model, "hi") == as_turn and prompt_ids(model, "hi", raw=True) == as_text
+    cache = model.new_cache(500)
+    next(stream_generate(model, "hi", cache=cache, temperature=0))
+    assert cache.ids == as_turn
+
+
+def test_a_foreign_chat_template_makes_the_caller_choose():
+    model = talker(context=2000)
+    model.instruction_tuned, model.foreign_turns = True, "<|im_start|>"
+    with pytest.raises(ValueError, match=r"writes <\|im_start\|>, not Gemma's turns; choose --raw"):
+        mg.generate(model, "hi")
+    for raw in (True, False):
+        assert mg.generate(model, "hi", raw=raw, max_new_tokens=1) is not None
+
+
+def test_a_text_after_a_filled_cache_gets_no_second_bos():
+    model = talker(context=2000)
+    cache = model.new_cache(100)
+    model.forward([2, 9, 8], cache)
+    next(stream_generate(model, "é", cache=cache, temperature=0))
+    assert cache.ids == [2, 9, 8, BYTES + 0xC3, BYTES + 0xA9]
+
+
+@pytest.mark.parametrize("prompt, why", [(b"hi", "bytes"), (["a", "b"], "list of texts"), (None, "no ids")])
+def test_prompts_that_are_neither_text_nor_ids_are_refused(prompt, why):
+    with pytest.raises(ValueError, match=why):
+        mg.generate(talker(), prompt)
+
+
+def test_a_misspelt_setting_of_a_chat_is_refused():
+    with pytest.raises(TypeError, match="'temprature'"):
+        mg.Chat(talker(), temprature=0.2)

@@ -53,13 +53,16 @@ def test_an_answer_is_that_of_the_ids_and_pixels_by_hand(model, pictures):
     ids = text_ids(model.tokenizer, text, EYES, [0, 0])
     images = np.stack([pixels(one), pixels(two)])
     expected = model.forward(ids, images=images)[-1]
-    token = next(stream_generate(model, text, [one, two], max_new_tokens=1)).token
+    token = next(stream_generate(model, text, [one, two], max_new_tokens=1, temperature=0)).token
     allowed = expected.copy()
     allowed[model.vocab_limit :] = allowed[list(model.banned)] = -np.inf
     assert token == allowed.argmax()
-    as_pixels = mg.generate(model, ids, images, max_new_tokens=5)
-    assert mg.generate(model, text, [one, str(two)], max_new_tokens=5) == as_pixels
-    assert mg.generate(model, text, [Image.open(one), np.asarray(Image.open(two))], max_new_tokens=5) == as_pixels
+    as_pixels = mg.generate(model, ids, images, max_new_tokens=5, temperature=0)
+    assert mg.generate(model, text, [one, str(two)], max_new_tokens=5, temperature=0) == as_pixels
+    assert (
+        mg.generate(model, text, [Image.open(one), np.asarray(Image.open(two))], max_new_tokens=5, temperature=0)
+        == as_pixels
+    )
 
 
 def test_the_order_of_the_images_matters(model, pictures):
@@ -73,8 +76,8 @@ def test_crops_are_seen_too(model, pictures):
     assert seen.crops == (3,) and seen.features.shape == (4, EYES.tokens, CONFIG.width)
     whole = look_at(model, [pictures / "wide.png"])
     np.testing.assert_array_equal(whole.features[0], seen.features[0])
-    text = mg.generate(model, "x", [pictures / "wide.png"], max_new_tokens=3, pan_and_scan=PanAndScan())
-    assert text == mg.generate(model, "x", seen, max_new_tokens=3)
+    text = mg.generate(model, "x", [pictures / "wide.png"], max_new_tokens=3, pan_and_scan=PanAndScan(), temperature=0)
+    assert text == mg.generate(model, "x", seen, max_new_tokens=3, temperature=0)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 50])
@@ -140,7 +143,7 @@ def test_counts_that_do_not_match_are_refused(model, pictures):
     ids = text_ids(model.tokenizer, "x", EYES, [0])
     for prompt, images in ((ids, ()), ([2, 5], one), (ids, np.concatenate([one, one]))):
         with pytest.raises(ValueError, match=r"images and crops were given, and the prompt has the tokens of|image"):
-            stream_generate(model, prompt, images)
+            stream_generate(model, prompt, images, temperature=0)
 
 
 @pytest.fixture
@@ -155,13 +158,15 @@ def test_command_line(command, model, pictures, capsys):
     message = {"role": "user", "content": "What?", "images": [0]}
     ids = conversation_ids(model.tokenizer, "gemma3", [message], vision=EYES)
     assert report["prompt_tokens"] == len(ids)
-    assert report["text"] == mg.generate(model, ids, pixels(pictures / "one.png")[None], max_new_tokens=3)
+    assert report["text"] == mg.generate(
+        model, ids, pixels(pictures / "one.png")[None], max_new_tokens=3, temperature=0
+    )
 
 
 def test_pictures_in_the_chat(model, pictures, monkeypatch, capsys):
     lines = iter([f"/image {pictures / 'one.png'}", f"/image {pictures / 'none.png'}", "What is this?", "/exit"])
     monkeypatch.setattr("minigemma.files.load.load", lambda *_, **__: model)
-    monkeypatch.setattr("minigemma.cli.main.read_line", lambda: next(lines))
+    monkeypatch.setattr("minigemma.cli.chat.read_line", lambda: next(lines))
     assert main(["chat", "--temp", "0", "-n", "3"]) == 0
     out, err = capsys.readouterr()
     assert "one.png, 60 x 70 pixels, goes with your next message" in err
@@ -195,4 +200,4 @@ def test_models_without_eyes_say_so(name, pictures):
     with pytest.raises(
         ValueError, match=f"^{name} has no vision tower, but 1 image was given; use gemma-3-4b or larger$"
     ):
-        mg.generate(random_model(small), [2], [pictures / "one.png"])
+        mg.generate(random_model(small), [2], [pictures / "one.png"], temperature=0)

@@ -1,0 +1,240 @@
+"""The flags of all commands, and where a text comes from. Nothing slow is imported, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .. import __version__
+
+DEMO = "gemma-3-270m"
+NARROW = ["int8", "int4", "sfp8", "int8-row", "int4-row"]  # the formats of fewer than 16 bits per weight
+LONGEST_TEXT = 20_000_000  # bytes, more than any context holds
+Flags = Callable[[argparse.ArgumentParser], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are two lines, and which suggests the nearest flag for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print where the flags are listed and what is wrong, and exit with 2."""
+        self.exit(2, f"usage: {self.prog} …   (all flags: {self.prog} --help)\n{self.prog}: {message}\n")
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """Refuse words that no flag takes."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(words[0].split("=")[0], flags, n=1) if words[0].startswith("-") else []
+        self.error(f"unknown: {' '.join(words)}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command and its flags; exits with 2 on wrong usage."""
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        args.parser.unknown(unknown)
+    useless = [name for name in ("top_k", "top_p", "min_p") if getattr(args, name, None) is not None]
+    if useless and args.temperature == 0:
+        args.parser.error(f"--{useless[0].replace('_', '-')} has no effect with --temperature 0")
+    if getattr(args, "stream", False) and not args.json:
+        args.parser.error("--stream prints JSON lines and goes with --json")
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    parser = Parser(prog="minigemma", description="Gemma models on the CPU.")
+    parser.add_argument("--version", action="version", version=f"minigemma {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
+
+    def command(name: str, doc: str, *flags: Flags) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=doc, description=doc)
+        for add in (*flags, add_common):
+            add(made)
+        made.set_defaults(command=name, parser=made)
+        return made
+
+    talking = (add_model, add_mmproj, add_machine, add_sampling)
+    made = command("generate", "Continue a text; an instruction-tuned model answers it.", add_text, *talking, add_json)
+    turns = made.add_mutually_exclusive_group()
+    turns.add_argument("--raw", action="store_true", default=None, help="continue the text as it is, without turns")
+    turns.add_argument("--turns", action="store_false", dest="raw", help="Gemma's turns, whatever the chat template")
+    made.add_argument("--stream", action="store_true", help="with --json: one JSON object per token, then the summary")
+    command("chat", "Hold a conversation; /help lists the commands.", *talking)
+    doc = "Say how likely a text is: perplexity and, with -v, each token."
+    command("score", doc, add_text, add_model, add_machine, add_json)
+    doc = "Measure the model's speed beside what this machine can do."
+    command("bench", doc, add_model, add_machine, add_bench, add_json)
+    doc = "Show sizes, layers, formats and the memory it takes, reading headers only."
+    command("inspect", doc, add_inspected, add_model, add_mmproj, add_dtype, add_json)
+    made = command("quantize", "Write a folder with smaller weights, which loads at once.", add_json)
+    made.add_argument("model", metavar="SRC", help="folder, name or Hugging Face id of safetensors files")
+    made.add_argument("target", metavar="DST", help="the folder to write, which must not exist yet")
+    made.add_argument("--dtype", choices=NARROW, required=True, help="the format of matrices")
+    made = command("download", "Fetch a model from the Hugging Face hub into its cache (extra [hub]).", add_json)
+    made.add_argument("model", help="Hugging Face id, such as google/gemma-3-1b-it")
+    made.add_argument("--revision", help="branch, tag or commit (default: main)")
+    return parser
+
+
+# ---- groups of flags
+
+
+def add_common(to: argparse.ArgumentParser) -> None:
+    """Flags of every command."""
+    to.add_argument("--offline", action="store_true", help="never ask the network")
+    to.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+    to.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_json(to: argparse.ArgumentParser) -> None:
+    """For programs that read the output."""
+    to.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_model(to: argparse.ArgumentParser) -> None:
+    """Which model, and how much of its context."""
+    to.add_argument("-m", "--model", default=DEMO, help="folder, file, name or Hugging Face id (default: %(default)s)")
+    context = number(int, 1)
+    to.add_argument("-c", "--ctx-size", type=context, metavar="N", help="context in tokens (default: the model's)")
+
+
+def add_mmproj(to: argparse.ArgumentParser) -> None:
+    """Where the vision tower of a GGUF model is."""
+    to.add_argument("--mmproj", metavar="FILE", help="the vision tower of a GGUF model, which has a file of its own")
+
+
+def add_inspected(to: argparse.ArgumentParser) -> None:
+    """What `inspect` shows; the model may stand without -m."""
+    to.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="the same as -m")
+    to.add_argument("--cpu", action="store_true", help="show which kernels run on this processor, and why")
+    to.add_argument("--check", action="store_true", help="read every weight and look for NaN and infinity")
+
+
+def add_text(to: argparse.ArgumentParser) -> None:
+    """Where the text comes from: exactly one of three."""
+    source = to.add_mutually_exclusive_group(required=True)
+    source.add_argument("text", nargs="?", metavar="TEXT", help="the text; - reads standard input")
+    source.add_argument("-p", "--prompt", metavar="TEXT", help="the same as a flag")
+    source.add_argument("-f", "--file", type=Path, help="read the text from a file")
+
+
+def add_machine(to: argparse.ArgumentParser) -> None:
+    """How the model is run."""
+    to.add_argument("-v", "--verbose", action="store_true", help="show tokens")
+    to.add_argument("-t", "--threads", type=number(int, 1), metavar="N", help="(default: all cores)")
+    to.add_argument("--force", action="store_true", help="load it even if it does not fit into memory")
+    add_dtype(to)
+
+
+def add_dtype(to: argparse.ArgumentParser) -> None:
+    """In which format the weights are held."""
+    to.add_argument("--dtype", choices=["f32", "bf16", *NARROW], help="hold the weights so (default: as stored)")
+
+
+def add_sampling(to: argparse.ArgumentParser) -> None:
+    """What the model is told, and how its next token is chosen."""
+    to.add_argument("--system", type=unicode, metavar="TEXT", help="an instruction for the whole conversation")
+    to.add_argument("--image", action="append", default=[], metavar="FILE", help="show the model an image; repeatable")
+    to.add_argument("--pan-and-scan", action="store_true", help="show it crops of wide and tall images too")
+    flags = ("-n", "--max-new-tokens", "--max-tokens")
+    to.add_argument(*flags, type=number(int, 1), default=256, metavar="N", help="(default: %(default)s)")
+    to.add_argument(
+        "--temperature",
+        "--temp",
+        type=number(float, 0),
+        metavar="X",
+        help="0: always the likeliest token",
+    )
+    to.add_argument("--top-k", type=number(int, 1), metavar="N", help="choose among the N likeliest")
+    to.add_argument("--top-p", type=number(float, 0, 1, above=True), metavar="X", help="… among those that make up X")
+    to.add_argument("--min-p", type=number(float, 0, 1), metavar="X", help="… at least X times as likely as the first")
+    to.add_argument("-s", "--seed", type=number(int, 0, 2**64 - 1), metavar="N", help="make sampling repeatable")
+    to.add_argument("--stop", action="append", default=[], type=nonempty, metavar="TEXT", help="end before; repeatable")
+    to.add_argument("--exact-logits", action="store_true", help="no shortcut for the logits of unlikely tokens")
+
+
+def add_bench(to: argparse.ArgumentParser) -> None:
+    """What is measured."""
+    whole = number(int, 1)
+    to.add_argument("--shape", metavar="NAME", help="random weights of this released size instead of -m")
+    to.add_argument("--layers", type=whole, metavar="N", help="only the first N of them, and of the vision tower's")
+    lengths = "one length or more; decoding follows the longest (default: 512; for --plot 8,32,128,512)"
+    to.add_argument("--prompt-tokens", type=counts, metavar="N,…", help=lengths)
+    to.add_argument("-n", "--new-tokens", type=whole, default=32, metavar="N", help="(default: %(default)s)")
+    to.add_argument("-r", "--repeat", type=whole, default=3, metavar="N", help="rounds (default: %(default)s)")
+    to.add_argument("--positions", type=positions, default=[], metavar="N,…", help="time per token at these positions")
+    to.add_argument("--image", action="store_true", help="time of an image, for a model with a vision tower")
+    to.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the speeds under the roofline of this machine")
+
+
+# ---- types of arguments
+
+
+def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
+    """An argparse type: a number from `low` (exclusive, if `above`) to `high`."""
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not (low <= value <= high) or (above and value == low):
+            bounds = f"{'above' if above else 'at least'} {low:g} and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds.removesuffix(' and at most inf')}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says "invalid int value"
+    return parse
+
+
+def positions(text: str) -> list[int]:
+    """An argparse type: integers from 0, separated by commas."""
+    return [number(int, 0)(part) for part in text.split(",")]
+
+
+def counts(text: str) -> list[int]:
+    """An argparse type: integers from 1, separated by commas."""
+    return [number(int, 1)(part) for part in text.split(",")]
+
+
+def unicode(text: str) -> str:
+    """An argparse type: a text; bytes that the locale cannot decode (LC_ALL=C) are read as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(text).decode()
+        except UnicodeDecodeError as error:
+            raise argparse.ArgumentTypeError(f"not UTF-8 (near byte {error.start:,})") from None
+    return text
+
+
+def nonempty(text: str) -> str:
+    """An argparse type: any text but the empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError("the text is empty")
+    return unicode(text)
+
+
+def read_text(args: argparse.Namespace) -> str:
+    """The text of the command line, a file or standard input, which must be UTF-8; a byte order mark is dropped."""
+    given = args.text if args.prompt is None else args.prompt
+    name = str(args.file or ("standard input" if given == "-" else "the text"))
+    if args.file:
+        with args.file.open("rb") as file:
+            content = file.read(LONGEST_TEXT + 1)
+    elif given == "-":
+        content = sys.stdin.buffer.read(LONGEST_TEXT + 1)
+    else:
+        try:
+            content = given.encode()
+        except UnicodeEncodeError:
+            content = os.fsencode(given)  # the bytes as the shell gave them: in a C locale they are UTF-8 too
+    if len(content) > LONGEST_TEXT:
+        raise ValueError(f"{name} has more than {LONGEST_TEXT:,} bytes, and so more than any context; shorten it")
+    try:
+        return content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 (near byte {error.start:,}); convert it first") from None

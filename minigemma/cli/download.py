@@ -1,0 +1,17 @@
+"""`minigemma download`: fetch a model from the Hugging Face hub into its cache."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..files.download import download
+from .progress import Progress, print_json
+
+
+def run(args: argparse.Namespace, progress: Progress) -> None:
+    """Print the folder that the model's files are in now."""
+    folder = download(args.model, args.revision)
+    if args.json:
+        print_json({"model": args.model, "folder": str(folder)})
+    else:
+        print(folder)

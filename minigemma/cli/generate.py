@@ -1,0 +1,81 @@
+"""`minigemma generate`: continue a text, or, with an instruction-tuned model, answer it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ..models.decoder import Decoder
+from ..text.generation import Token, prompt_ids, stream_generate
+from .arguments import read_text
+from .main import Interrupt
+from .opening import open_model, see
+from .progress import START, Progress, note, print_json
+
+SUMMARY = ("finish_reason", "prompt_tokens", "generation_tokens", "prompt_tps", "generation_tps")
+
+
+def run(args: argparse.Namespace, progress: Progress) -> None:
+    """Print the text that follows the prompt, then a line of timings on stderr; with --json all of it as JSON."""
+    text = read_text(args)
+    model = open_model(args, progress, vision=bool(args.image))
+    seen = see(model, args, progress) if args.image else ()
+    ids = prompt_ids(model, text, system=args.system, raw=args.raw, crops=seen.crops if seen else ())
+    if args.verbose:
+        note(args, f"prompt {[(i, token_text(model, i)) for i in ids]}")
+    progress(f"reading the prompt ({len(ids):,} tokens)")
+    tokens = stream_generate(model, ids, seen, **settings(args))
+    report = show(json_lines(tokens) if args.stream else tokens, progress, silent=args.json)
+    if args.json:
+        print_json(report)
+    elif not args.quiet:
+        print_speed(report)
+
+
+def token_text(model: Decoder, token: int) -> str:
+    """The text of one token; an image's have none."""
+    return model.tokenizer.decode([token]) if token < model.tokenizer.size else "<image_soft_token>"
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that `stream_generate` and `Chat.stream` take, as they name them."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "exact_logits")
+    return {name: getattr(args, name) for name in names}
+
+
+def json_lines(tokens: Iterator[Token]) -> Iterator[Token]:
+    """The same tokens, each printed as a line of JSON on its way."""
+    for token in tokens:
+        print_json({"text": token.text, "token": token.token, "logprob": token.logprob})
+        yield token
+
+
+def show(tokens: Iterator[Token], progress: Progress, began: float = START, silent: bool = False) -> dict[str, Any]:
+    """Print tokens as they come (unless `silent`) and return what is known when they end."""
+    seen: list[Token] = []
+    first = 0.0
+    for token in tokens:
+        Interrupt.check()
+        progress("")
+        first = first or time.monotonic() - began
+        seen.append(token)
+        if not silent:
+            print(token.text, end="", flush=True)
+    text = "".join(token.text for token in seen)
+    if not silent and not text.endswith("\n"):
+        print(flush=True)
+    told: dict[str, Any] = {"text": text, "tokens": [t.token for t in seen], "logprobs": [t.logprob for t in seen]}
+    return told | {"seconds_to_first_token": first} | {name: getattr(seen[-1], name) for name in SUMMARY}
+
+
+def print_speed(report: dict[str, Any]) -> None:
+    """Print one line of timings on stderr."""
+    print(
+        f"[prompt {report['prompt_tokens']:,} tokens, {report['prompt_tps']:,.0f}/s · "
+        f"answer {report['generation_tokens']:,} tokens, {report['generation_tps']:,.1f}/s · "
+        f"first after {report['seconds_to_first_token']:.2f} s · ended by {report['finish_reason']}]",
+        file=sys.stderr,
+    )

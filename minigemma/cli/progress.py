@@ -1,0 +1,110 @@
+"""What a command shows on stderr while it works: what is being waited for, remarks; and JSON on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from typing import Any
+
+START = time.monotonic()
+
+
+class Progress:
+    """Says on stderr what is being waited for, once the wait has lasted a second.
+
+    On a terminal the line disappears when the wait is over. That kernels are being compiled is printed anywhere, and
+    stays.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        """With `quiet` it says nothing at all."""
+        self.quiet = quiet
+        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.doing, self.since, self.shown = "", START, ""
+        self.compiling = self.announced = False
+        self.over = threading.Event()
+        self.lock = threading.Lock()
+        self.closing = ExitStack()
+
+    def __enter__(self) -> Progress:
+        """Begin to watch the clock."""
+        self.watcher = threading.Thread(target=self.watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave a clean line."""
+        self.closing.close()
+        self.over.set()
+        self.watcher.join()
+        self("")
+
+    def __call__(self, doing: str) -> None:
+        """From now on this is waited for; with "" nothing is."""
+        with self.lock:
+            self.erase()
+            self.doing, self.since = doing, time.monotonic()
+
+    def erase(self) -> None:
+        """Erase the line on the terminal, if there is one."""
+        if self.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self.shown = ""
+
+    def watch(self) -> None:
+        """Check every tenth of a second whether there is something to say."""
+        while not self.over.wait(0.1):
+            with self.lock:
+                if not self.quiet and self.doing and time.monotonic() - self.since > 1:
+                    self.say()
+
+    def say(self) -> None:
+        """Print what is not on the screen yet."""
+        if self.compiling and not self.announced:
+            self.erase()
+            told = "minigemma: compiling kernels for this processor, once (up to half a minute) …"
+            print(told, file=sys.stderr, flush=True)
+            self.announced = True
+        if self.terminal and self.shown != self.doing:
+            self.erase()
+            print(f"{self.doing} …", end="", file=sys.stderr, flush=True)
+            self.shown = self.doing
+
+    def watch_compiler(self) -> None:
+        """Notice from now on when Numba compiles a kernel, which it does where none was found on disk."""
+        self.closing.enter_context(self.compile_listener())
+
+    def compile_listener(self) -> Any:
+        """A context in which `compiling` becomes True as soon as Numba compiles a kernel."""
+        from ..kernels.compiler import when_compiling
+
+        def compiling() -> None:
+            self.compiling = True
+
+        return when_compiling(compiling)
+
+    def per_cent(self, doing: str) -> Any:
+        """A callback (done, total) that shows how far `doing` has come."""
+
+        def show(done: int, total: int) -> None:
+            self.doing = f"{doing}: {100 * done // max(total, 1)} %"
+
+        return show
+
+
+def note(args: argparse.Namespace, text: str) -> None:
+    """Print a remark on stderr, but not with -q."""
+    if not args.quiet:
+        print(f"minigemma: {text}", file=sys.stderr, flush=True)
+
+
+def print_json(report: dict[str, Any]) -> None:
+    """Print one JSON object on stdout, in ASCII alone where stdout's encoding is not UTF-8."""
+    import json
+
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    print(json.dumps(report, ensure_ascii=encoding != "utf8"), flush=True)

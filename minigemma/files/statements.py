@@ -1,0 +1,144 @@
+"""What a checkpoint states about tokens and turns: chat template, ends of a text, sampling, added tokens.
+
+Every file that may state one of them is read, and statements are joined: the tokens that end a text are the union of
+all. A chat template is a program; it is not run, but what it writes says whose turn format the model was taught.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ModelFormatError
+from .safetensors_file import DAMAGED, read_json, short
+
+GEMMA_TURN = "<start_of_turn>"
+SAMPLING = {"do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "min_p": float}
+# Settings of generation_config.json that change which token is chosen, and the values at which they do nothing.
+UNUSED = {"repetition_penalty": (1, None), "no_repeat_ngram_size": (0, None), "typical_p": (1, None)}
+GGUF_ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+
+
+class AddedToken(NamedTuple):
+    """A token beside those of tokenizer.model, or one of them under another name."""
+
+    id: int
+    text: str
+    special: bool  # recognized in a text only where control tokens are asked for
+
+
+@dataclass(frozen=True)
+class Statements:
+    """What the files of a checkpoint state, joined."""
+
+    names: str  # of the model, as folders and files have it
+    ends: tuple[int | str, ...] = (1,)  # tokens that end a text, by id or by name
+    taught_turns: bool = False  # a folder that states several ends states that of a turn
+    template: str = ""  # "" if there is none
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # the fields of SAMPLING that are stated
+    added: tuple[AddedToken, ...] = ()
+
+    @property
+    def instruction_tuned(self) -> bool:
+        """Whether the model was taught turns: it has a chat template, several ends, or "it" in its name."""
+        return bool(self.template) or self.taught_turns or re.search(r"(?<![a-z])it\b", self.names) is not None
+
+    @property
+    def foreign_turns(self) -> str:
+        """The first mark of a chat template that is not Gemma's, such as "<|im_start|>"; "" where it is Gemma's."""
+        if not self.template or GEMMA_TURN in self.template:
+            return ""
+        mark = re.search(r"<\|?[\w/ ]+\|?>|\[/?[A-Z]+\]", self.template)
+        return mark[0] if mark else short(self.template)
+
+
+def folder_statements(folder: Path, config: Mapping[str, Any]) -> Statements:
+    """What a Hugging Face folder states; `config`: the fields of its config.json. ModelFormatError for broken JSON."""
+    generation, described = (_json(folder / name) for name in ("generation_config.json", "tokenizer_config.json"))
+    end_name = described.get("eos_token")
+    if isinstance(end_name, Mapping):
+        end_name = end_name.get("content")
+    ends: list[int | str] = [*_ids(config.get("eos_token_id", 1)), *_ids(generation.get("eos_token_id", 1))]
+    ends += [end_name] if isinstance(end_name, str) and end_name != "<eos>" else []
+    hub = next((part for part in folder.absolute().parts if part.startswith("models--")), "")
+    names = f"{folder.name} {hub} {config.get('_name_or_path', '')}"
+    sampling = _sampling(folder / "generation_config.json", generation)
+    ends = list(dict.fromkeys(ends))
+    template, added = _template(folder, described), _added(folder, described)
+    return Statements(names, tuple(ends), len(ends) > 1, template, sampling, added)
+
+
+def gguf_statements(path: Path, metadata: Mapping[str, Any]) -> Statements:
+    """What a GGUF header states; ModelFormatError for an end that is no id."""
+    stated = {key: metadata[key] for key in GGUF_ENDS if key in metadata} or {GGUF_ENDS[0]: 1}
+    for key, end in stated.items():
+        if not isinstance(end, int):
+            raise ModelFormatError(path, f"{key} is {short(end)}; it must be a whole number", DAMAGED)
+    template = metadata.get("tokenizer.chat_template", "")
+    names = " ".join(str(metadata.get(f"general.{key}", "")) for key in ("name", "finetune"))
+    known = {name: metadata[f"general.sampling.{name}"] for name in SAMPLING if f"general.sampling.{name}" in metadata}
+    sampling = _sampling(path, known)
+    ends = tuple(dict.fromkeys(stated.values()))
+    return Statements(f"{names} {path.name}", ends, template=str(template), sampling=sampling)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _ids(value: Any) -> list[int]:
+    return [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
+
+
+def _template(folder: Path, described: Mapping[str, Any]) -> str:
+    """The chat template, from the three files that may hold one; of several templates, all of them."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.exists():
+        return jinja.read_bytes()[: 1 << 20].decode("utf-8", "replace")
+    stated = described.get("chat_template") or _json(folder / "chat_template.json").get("chat_template") or ""
+    if isinstance(stated, list):
+        stated = "\n".join(str(each.get("template")) for each in stated if isinstance(each, dict))
+    return str(stated)
+
+
+def _sampling(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of sampling that are stated, as numbers; those that are not done here are named in a warning."""
+    if ignored := [name for name, neutral in UNUSED.items() if stated.get(name) not in neutral]:
+        told = ", ".join(f"{name} {short(stated[name])}" for name in ignored)
+        warnings.warn(f"{path}: {told} is not applied; minigemma has no such setting", stacklevel=2)
+    found = {}
+    for name, kind in SAMPLING.items():
+        value = stated.get(name)
+        if isinstance(value, (int, float)) and not (name == "top_k" and value == 0):  # transformers' 0: all tokens
+            found[name] = kind(value)
+    return found
+
+
+def _added(folder: Path, described: Mapping[str, Any]) -> tuple[AddedToken, ...]:
+    """The added tokens of tokenizer_config.json, added_tokens.json and, only without those, tokenizer.json."""
+    found: dict[int, AddedToken] = {}
+
+    def add(number: Any, text: Any, special: Any) -> None:
+        if isinstance(text, str) and text and str(number).isdigit():
+            found.setdefault(int(number), AddedToken(int(number), text, bool(special)))
+
+    for number, entry in _items(described.get("added_tokens_decoder")):
+        if isinstance(entry, dict):
+            add(number, entry.get("content"), entry.get("special", True))
+    for text, number in _items(_json(folder / "added_tokens.json")):
+        add(number, text, True)
+    whole = folder / "tokenizer.json"
+    if not found and whole.exists() and whole.stat().st_size < 1 << 23:
+        entries: Iterable[Any] = _json(whole).get("added_tokens") or ()
+        for entry in entries:
+            if isinstance(entry, dict):
+                add(entry.get("id"), entry.get("content"), entry.get("special", True))
+    return tuple(found.values())
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, dict) else ()

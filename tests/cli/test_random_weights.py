@@ -1,0 +1,52 @@
+"""Random models cost what released ones cost."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.small_models import LOCAL_GLOBAL, RECURRENT, SEEING
+
+from minigemma.cli.measure import weight_bytes
+from minigemma.cli.random_weights import random_model
+from minigemma.layouts.weight import format_of
+from minigemma.models.registry import RELEASED
+
+
+@pytest.mark.parametrize(
+    "dtype, bits", [("f32", 32), ("bf16", 16), ("int8", 8.5), ("int4", 4.5), ("int8-row", 8.04), ("int4-row", 4.04)]
+)
+def test_random_weights_take_the_bytes_that_the_format_says(dtype, bits):
+    config = RELEASED["gemma-3-270m"]
+    model = random_model(config, dtype, layers=2)
+    matrices = replace(config, layers=2).non_embedding_parameters * bits / 8
+    embedding = config.embedding_parameters * (bits + 4 if "int4" in dtype else bits) / 8
+    assert weight_bytes(model.weights) == pytest.approx(matrices + embedding, rel=2e-3), "norms are float32"
+    assert format_of(model.weights.blocks[1].ffn.down) == dtype
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
+@pytest.mark.parametrize("config", [RECURRENT, LOCAL_GLOBAL, SEEING], ids=["recurrent", "gemma 2", "gemma 3"])
+def test_random_models_run_and_their_values_keep_their_size(config, dtype):
+    model = random_model(config, dtype)
+    logits = model.forward(range(2, 40))
+    assert np.isfinite(logits).all()
+    assert 0.01 < logits.std() < 100
+
+
+def test_the_seed_decides():
+    first, again, other = (random_model(RECURRENT, "int8", seed=seed).weights for seed in (1, 1, 2))
+    assert (first.embedding == again.embedding).all()
+    assert (first.embedding != other.embedding).any()
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="no released model is named 'gemma-5'; those that are: gemma-2b,"):
+        random_model("gemma-5")
+    with pytest.raises(ValueError, match="dtype is 'int2'"):
+        random_model(RECURRENT, "int2")
+
+
+def test_layers_may_be_fewer():
+    model = random_model("gemma-3-4b", "int4", layers=1)
+    assert (model.config.layers, len(model.weights.blocks), len(model.weights.vision.blocks)) == (1, 1, 1)
+    assert random_model("gemma-3-4b", "int4", layers=1, vision=False).vision is None

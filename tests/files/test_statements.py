@@ -1,0 +1,109 @@
+"""What a checkpoint states about tokens and turns is used, wherever it states it."""
+
+import json
+
+import pytest
+from test_tokenizer import trained
+
+from minigemma.errors import ModelFormatError
+from minigemma.files.download import FILES
+from minigemma.files.statements import AddedToken, Statements, folder_statements, gguf_statements
+from minigemma.files.tokenizer import Tokenizer, stop_ids
+
+GEMMA = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+def write(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / (f"{name}.jinja" if isinstance(content, str) else f"{name}.json")).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "files, tuned, foreign",
+    [
+        ({}, False, ""),
+        ({"chat_template": GEMMA}, True, ""),
+        ({"chat_template": CHATML}, True, "<|im_start|>"),
+        ({"tokenizer_config": {"chat_template": CHATML}}, True, "<|im_start|>"),
+        ({"tokenizer_config": {"chat_template": [{"name": "default", "template": GEMMA}]}}, True, ""),
+        ({"generation_config": {"eos_token_id": [1, 106]}}, True, ""),
+        ({"generation_config": {"eos_token_id": 1}}, False, ""),
+    ],
+)
+def test_turns(files, tuned, foreign, tmp_path):
+    states = folder_statements(write(tmp_path / "m", **files), {})
+    assert (states.instruction_tuned, states.foreign_turns) == (tuned, foreign)
+
+
+@pytest.mark.parametrize(
+    "path, config, tuned",
+    [
+        ("gemma-1.1-2b-it", {}, True),
+        ("models--google--gemma-1.1-2b-it/snapshots/0123abc", {}, True),
+        ("models--google--gemma-2b/snapshots/0123abc", {}, False),
+        ("mine", {"_name_or_path": "google/gemma-2b-it"}, True),
+        ("split-bit-model", {}, False),
+    ],
+)
+def test_a_name_that_ends_in_it(path, config, tuned, tmp_path):
+    assert folder_statements(write(tmp_path / path), config).instruction_tuned == tuned
+
+
+def test_ends_of_a_text_are_the_union_of_all_statements(tmp_path):
+    files = {"generation_config": {"eos_token_id": [1, 106]}, "tokenizer_config": {"eos_token": {"content": "<|end|>"}}}
+    states = folder_statements(write(tmp_path / "m", **files), {"eos_token_id": 107})
+    assert states.ends == (107, 1, 106, "<|end|>")
+    tokenizer = Tokenizer(trained(), "tokenizer.model")
+    tokenizer.add([AddedToken(tokenizer.size + 2, "<|end|>", True)], 10_000)
+    assert set(stop_ids(tokenizer, states.ends)) >= {1, 106, 107, tokenizer.size - 1}
+
+
+def test_a_gguf_states_its_ends_and_its_kind(tmp_path):
+    path, key = tmp_path / "m.gguf", "tokenizer.ggml.eos_token_id"
+    states = gguf_statements(path, {key: 1, "tokenizer.ggml.eot_token_id": 106})
+    assert states.ends == (1, 106) and not states.instruction_tuned
+    assert gguf_statements(path, {"general.finetune": "it"}).instruction_tuned
+    assert gguf_statements(path, {"tokenizer.chat_template": CHATML}).foreign_turns == "<|im_start|>"
+    with pytest.raises(ModelFormatError, match="eos_token_id is 'x'"):
+        gguf_statements(path, {key: "x"})
+
+
+def test_sampling_as_stated(tmp_path):
+    stated = {"do_sample": True, "temperature": 0.6, "top_k": 0, "top_p": 0.9, "cache_implementation": "hybrid"}
+    states = folder_statements(write(tmp_path / "m", generation_config=stated), {})
+    assert states.sampling == {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    with pytest.warns(UserWarning, match=r"repetition_penalty 1\.2 is not applied"):
+        folder_statements(write(tmp_path / "n", generation_config={"repetition_penalty": 1.2}), {})
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config", "added_tokens", "tokenizer"])
+def test_added_tokens_of_three_files(file, tmp_path):
+    content = {
+        "tokenizer_config": {"added_tokens_decoder": {"300": {"content": "<tool>", "special": True}}},
+        "added_tokens": {"<tool>": 300},
+        "tokenizer": {"added_tokens": [{"id": 300, "content": "<tool>", "special": True}]},
+    }[file]
+    assert folder_statements(write(tmp_path / "m", **{file: content}), {}).added == (AddedToken(300, "<tool>", True),)
+    assert Statements("m").added == ()
+
+
+def test_added_tokens_are_recognized_decoded_and_within_the_vocabulary():
+    tokenizer = Tokenizer(trained(), "tokenizer.model")
+    size, renamed = tokenizer.size, tokenizer.id_of("<mask>") or 4
+    added = [AddedToken(size, "<tool>", True), AddedToken(size + 1, "<think>", False), AddedToken(renamed, "<x>", True)]
+    tokenizer.add([*added, AddedToken(9999, "<no row>", True), AddedToken(2, "<bos>", True)], size + 5)
+    assert tokenizer.size == size + 2 and tokenizer.id_of("<tool>") == size
+    assert size not in tokenizer.encode("a<tool>b") and size in tokenizer.encode("a<tool>b", control=True)
+    assert size + 1 in tokenizer.encode("a<think>b"), "a token that is not special is recognized in any text"
+    assert tokenizer.decode(tokenizer.encode("a<think>b")) == "a<think>b"
+    assert tokenizer.decode([size, renamed, 2]) == "<tool><x>"
+    stream = tokenizer.stream()
+    assert stream.push(size) + stream.flush() == "<tool>"
+
+
+def test_the_download_brings_what_states_them():
+    assert {"tokenizer_config.json", "chat_template.jinja", "generation_config.json"} <= set(FILES)

@@ -1,0 +1,8 @@
+"""The machine is measured."""
+
+from minigemma.kernels.peaks import arithmetic_peak, read_bandwidth
+
+
+def test_the_machine_is_measured():
+    assert 1e7 < read_bandwidth() < 1e13  # whatever else wants the machine meanwhile
+    assert 1e7 < arithmetic_peak() < 1e14
