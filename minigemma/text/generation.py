@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -160,20 +160,24 @@ def stream_generate(
     features = seen.features if seen else np.empty((0, 0, 0), np.float32)
     if len(features) != (places := len(model.image_runs(ids))):
         raise ValueError(f"{len(features)} images and crops were given, and the prompt has the tokens of {places}")
-    held = cache.position if cache else 0
-    limit = min(model.config.context, cache.max_tokens) if cache else model.config.context
-    room = limit - held - len(ids)
-    if room < 1:
-        holder = "context" if limit == model.config.context else "cache"
-        raise ValueError(
-            f"the prompt has {held + len(ids):,} tokens and the {holder} holds {limit:,}, "
-            "of which the answer needs one at least; shorten the prompt"
-        )
-    new = min(max_new_tokens, room)
+    new = min(max_new_tokens, _room(model, cache, len(ids)))
     cache = cache or model.new_cache(len(ids) + new)
     # A temperature above 1 draws unlikely tokens, and the coarse copy of the head must first be made.
     exact = exact_logits or sampler.temperature > 1 or new < PAYS or (seed is not None and sampler.temperature > 0)
-    return _pieces(model, ids, features, cache, new, sampler, random, stops, progress, exact)
+    return _tokens(model, (ids, features), cache, new, Choice(sampler, random, stops, exact), progress)
+
+
+def _room(model: Decoder, cache: Cache | None, count: int) -> int:
+    """How many tokens fit after a prompt of `count`; ValueError if none does."""
+    held = cache.position if cache else 0
+    limit = min(model.config.context, cache.max_tokens) if cache else model.config.context
+    if limit - held - count < 1:
+        holder = "context" if limit == model.config.context else "cache"
+        raise ValueError(
+            f"the prompt has {held + count:,} tokens and the {holder} holds {limit:,}, "
+            "of which the answer needs one at least; shorten the prompt"
+        )
+    return limit - held - count
 
 
 def _generator(seed: int | None) -> np.random.Generator:
@@ -251,18 +255,25 @@ def _checked_ids(model: Decoder, prompt: Prompt, crops: Sequence[int], raw: bool
     return list(prompt)
 
 
-def _pieces(
+class Choice(NamedTuple):
+    """How tokens are chosen, and where the text ends."""
+
+    sampler: Sampler
+    random: np.random.Generator
+    stops: tuple[str, ...]
+    exact: bool  # logits of unlikely tokens too
+
+
+def _tokens(
     model: Decoder,
-    prompt: list[int],
-    features: F32,
+    read: tuple[list[int], F32],
     cache: Cache,
     max_new_tokens: int,
-    sampler: Sampler,
-    random: np.random.Generator,
-    stops: tuple[str, ...],
+    choice: Choice,
     progress: Progress | None,
-    exact: bool,
 ) -> Iterator[Token]:
+    """Read the prompt, ids and features of its images, and yield the tokens that follow."""
+    prompt, features = read
     began = time.perf_counter()
     logits = prefill(model, prompt, cache, features, progress)
     first = time.perf_counter()
@@ -273,17 +284,18 @@ def _pieces(
     for count in range(1, max_new_tokens + 1):
         allowed = logits.copy()
         allowed[model.vocab_limit :] = allowed[banned] = -np.inf
-        token = sampler.choose(allowed, random)
+        token = choice.sampler.choose(allowed, choice.random)
         logprob = float(logprob_of(logits[None], [token])[0])
         reason = "stop" if token in model.eos else "length" if count == max_new_tokens else None
         if decoder:
             pending += ("" if token in model.eos else decoder.push(token)) + (decoder.flush() if reason else "")
-        text, pending, stopped = _split_at_stop(pending, stops, bool(reason))
+        text, pending, stopped = _split_at_stop(pending, choice.stops, bool(reason))
         reason = "stop" if stopped else reason
         speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
         yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
         if reason:
             return
+        exact = choice.exact  # else the shortcut of a coarse head
         logits = model.forward([token], cache, last_only=True)[0] if exact else sampling_logits(model, token, cache)
 
 
