@@ -16,7 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support import oracles
+from support import checkpoints, oracles
+
+SEEDS = f"weights {checkpoints.SEED}, token ids 11 and 13, images 3, blocks of weights 0"
 
 
 def installed(program: str) -> str:
@@ -38,8 +40,8 @@ class Recorder:
 
 
 def write(stem: str, answers: dict, whole: bool) -> None:
-    programs = ", ".join(installed(program) for program in oracles.ARRAYS_OF[stem].split(", "))
-    made = {"programs": programs, "by": "python tests/record.py", "seeds": "those in the tests and in tests/support"}
+    programs = ", ".join(installed(program) for program in oracles.PROGRAMS_OF[stem].split(", "))
+    made = {"programs": programs, "by": "python tests/record.py", "seeds": SEEDS}
     values, arrays = {}, {}
     for key, answer in answers.items():
         if isinstance(answer, np.ndarray):

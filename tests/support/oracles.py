@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors import safe_open
 
 DATA = Path(__file__).parents[1] / "data" / "recorded"
-ARRAYS_OF: dict[str, str] = {}  # file → the programs that its answers come from
+PROGRAMS_OF: dict[str, str] = {}  # file → the programs that its answers come from
 
 
 # A test that asks a program something of which no answer can be kept: it belongs to the outer ring alone.
@@ -73,7 +73,7 @@ def answered_by(*programs: str, file: str | None = None, digest: bool = False) -
     its place, for arrays that ours must equal to the last bit.
     """
     stem = file or programs[0]
-    ARRAYS_OF[stem] = ", ".join(programs)
+    PROGRAMS_OF[stem] = ", ".join(programs)
 
     def wrap(ask: Callable) -> Callable:
         @functools.wraps(ask)
