@@ -116,7 +116,7 @@ import llvmlite.binding
 
 features = os.environ["NUMBA_CPU_FEATURES"].replace("+", "").split(",")
 llvmlite.binding.get_host_cpu_features = lambda: dict.fromkeys(features, True)
-import minigemma.kernels.compiler
+import minigemma.kernels.parallel
 
 opened, ctypes.CDLL = ctypes.CDLL, lambda *_: type("Linux", (), {"syscall": lambda *_: 0})
 from minigemma.kernels import amx
