@@ -12,7 +12,6 @@ none outside this file. What each saves, in a first run (1) and in the start of 
 
     _InnerLibrary       (1) half of the time to compile: an inner function is optimized in its kernel only
     OMITTED_PASSES      (1) a tenth: passes that look for what kernels do not contain
-    garbage collection  (1) a tenth: it is off while Numba compiles
     on_threads          (1) half: `prange` compiles its body five times, this twice
     Inner               (2) 0.06 s: the 200 inner functions are typed only if a kernel is compiled
     KernelCache         (2) 0.25 s: machine code is loaded without the modules that only the compiler needs; and the
@@ -21,7 +20,6 @@ none outside this file. What each saves, in a first run (1) and in the start of 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import inspect
 import logging
@@ -306,16 +304,10 @@ class Kernel(_Dispatcher):
         self._cache = KernelCache(function)
 
     def compile(self, sig: Any) -> Any:
-        """Load from the cache or compile, with garbage collection off."""
+        """Load from the cache or compile."""
         for start in BEFORE_USE:
             start()
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            return super().compile(sig)
-        finally:
-            if collecting:
-                gc.enable()
+        return super().compile(sig)
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
         """Refuse to become part of another kernel: the cache holds no code to build one from."""

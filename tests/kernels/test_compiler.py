@@ -1,6 +1,5 @@
 """Kernels are compiled once, and whatever is wrong with the cache, they run."""
 
-import gc
 import os
 import pickle
 import subprocess
@@ -11,7 +10,6 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import pytest
-from numba.core.registry import CPUDispatcher
 
 from minigemma.kernels.compiler import Inner, by_type, cache_folder, jit, jit_inner, when_compiling
 
@@ -49,18 +47,6 @@ def test_numba_is_told_of_an_inner_function_when_a_kernel_asks():
 def test_a_kernel_cannot_be_built_into_another():
     with pytest.raises(TypeError, match="sum_of_doubles is a kernel"):
         calls_a_kernel(np.arange(4.0))
-
-
-@pytest.mark.parametrize("collects", (True, False))
-def test_the_collector_rests_meanwhile_and_is_afterwards_as_it_was(collects, monkeypatch):
-    before, meanwhile = gc.isenabled(), []
-    monkeypatch.setattr(CPUDispatcher, "compile", lambda *_: meanwhile.append(gc.isenabled()))
-    try:
-        (gc.enable if collects else gc.disable)()
-        sum_of_doubles.compile("types")
-        assert meanwhile == [False] and gc.isenabled() == collects
-    finally:
-        (gc.enable if before else gc.disable)()
 
 
 class Halves(NamedTuple):
