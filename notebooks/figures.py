@@ -1,4 +1,4 @@
-"""What the notebooks draw with: one palette, one width, and the few kinds of picture that several of them need."""
+"""Plotting helpers of the notebooks: one palette, one width, and the plots that several notebooks share."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-WIDTH = 9.0  # inches, at which a notebook shows a figure whole
+WIDTH = 9.0  # inches; fits a notebook's column
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f6db3", "#e07b39", "#3a9a6d", "#8a5fb0", "#8c8c8c"
-LOCAL, GLOBAL, RECURRENT = BLUE, ORANGE, GREEN  # kinds of layers, everywhere the same
+LOCAL, GLOBAL, RECURRENT = BLUE, ORANGE, GREEN  # kinds of layers, the same in every notebook
 
 plt.rcParams.update(
     {
@@ -33,12 +33,12 @@ plt.rcParams.update(
 
 
 def figure(rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any) -> tuple[Figure, Any]:
-    """A figure as wide as the page, and its axes; height in inches."""
+    """Returns a figure of the page's width and its axes; height in inches."""
     return plt.subplots(rows, columns, figsize=(WIDTH, height), **options)
 
 
 def matrix(axes: Axes, values: np.ndarray, title: str, x: str, y: str, **options: Any) -> Any:
-    """Draw values [rows, columns] as an image, without grid lines; returns the image, for a colour bar."""
+    """Draws values [rows, columns] as an image without grid lines; returns the image, for a color bar."""
     image = axes.imshow(values, aspect=options.pop("aspect", "auto"), **options)
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(False)
@@ -46,7 +46,7 @@ def matrix(axes: Axes, values: np.ndarray, title: str, x: str, y: str, **options
 
 
 def stacked_bars(axes: Axes, names: Sequence[str], parts: Mapping[str, Sequence[float]], unit: str) -> None:
-    """Horizontal bars, one a name, made of `parts` in their order; the first name on top."""
+    """Draws one horizontal bar per name, stacked from `parts` in order; the first name is on top."""
     left = np.zeros(len(names))
     for label, sizes in parts.items():
         axes.barh(names, sizes, left=left, label=label)
@@ -57,7 +57,7 @@ def stacked_bars(axes: Axes, names: Sequence[str], parts: Mapping[str, Sequence[
 
 
 def token_labels(axes: Axes, pieces: Sequence[str], x: bool = True, y: bool = True) -> None:
-    """Write the pieces of a text along the axes, blanks shown as ␣ and line ends as ⏎."""
+    """Labels the axes with the tokens of a text; blanks are shown as ␣ and line ends as ⏎."""
     shown = [piece.replace(" ", "␣").replace("\n", "⏎") for piece in pieces]
     if x:
         axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=7)

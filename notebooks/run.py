@@ -1,7 +1,7 @@
-"""Run notebooks and keep their outputs: python notebooks/run.py [01 02 …]; without numbers, all of them.
+"""Run notebooks and save their outputs: python notebooks/run.py [01 02 …]; without numbers, all of them.
 
-A notebook remembers a fingerprint of the code that made its outputs; a test compares the two, so that outputs are never
-older than what they claim to come from. Its first figure, made small, goes to thumbnails/ for the index.
+Each notebook stores a fingerprint of the code that made its outputs; a test compares it with the code, so outputs
+cannot be older than the code. The first figure is saved small in thumbnails/ for the index.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 HERE = Path(__file__).parent
 WIDTH = 320  # pixels of a thumbnail
-LIMIT = 120  # seconds that one notebook may take
+LIMIT = 120  # seconds per cell
 
 
 def fingerprint(notebook: Any) -> str:
-    """A hash of the code cells, in order."""
+    """Returns a hash of the code cells, in order."""
     code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def run(path: Path) -> Any:
-    """The notebook with the outputs of a fresh kernel; raises nbclient's CellExecutionError or CellTimeoutError."""
+    """Returns the notebook with outputs of a fresh kernel; raises nbclient's CellExecutionError or CellTimeoutError."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -35,13 +35,13 @@ def run(path: Path) -> Any:
     os.environ.setdefault("PYTHONHASHSEED", "0")
     NotebookClient(notebook, timeout=LIMIT, resources={"metadata": {"path": str(HERE)}}).execute()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # when each cell ran, which nobody needs in a diff
+        cell.metadata.pop("execution", None)  # time stamps, which would only add noise to a diff
     notebook.metadata["minigemma"] = {"source": fingerprint(notebook)}
     return notebook
 
 
 def thumbnail(notebook: Any, path: Path) -> None:
-    """Save the first picture among the outputs, WIDTH pixels wide; nothing where there is none."""
+    """Saves the first image among the outputs, WIDTH pixels wide; does nothing if there is none."""
     from PIL import Image
 
     outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
@@ -55,7 +55,7 @@ def thumbnail(notebook: Any, path: Path) -> None:
 
 
 def main(numbers: list[str]) -> None:
-    """Run the notebooks whose names begin with one of `numbers`, in place."""
+    """Runs the notebooks whose names begin with one of `numbers`, in place."""
     import nbformat
 
     for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
