@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minigemma.arrays import round_bf16
-from minigemma.layouts.weight import widen
+from minigemma.layouts import Weight
 from minigemma.models.decoder import Decoder
 from minigemma.models.registry import FAMILIES, layer_tensors
 
@@ -33,12 +33,11 @@ def named_weights(model: Decoder) -> Iterator[tuple[str, Any]]:
             yield prefix + theirs, value
 
 
-def as_bf16(torch: ModuleType, weight: np.ndarray) -> Any:
-    """A weight of any format as a bf16 tensor; where it is bf16 already, the same memory."""
-    words = weight
-    if weight.dtype != np.uint16:
-        matrix = weight.dtype.itemsize == 1
-        words = round_bf16(widen(weight) if matrix else weight)
+def as_bf16(torch: ModuleType, weight: Weight | np.ndarray) -> Any:
+    """A weight in any layout as a bf16 tensor; where it is bf16 already, the same memory."""
+    words = weight.data if isinstance(weight, Weight) else weight
+    if words.dtype != np.uint16:
+        words = round_bf16(weight.widen() if isinstance(weight, Weight) else weight)
     return torch.from_numpy(np.array(words, copy=not words.flags.writeable).view(np.int16)).view(torch.bfloat16)
 
 

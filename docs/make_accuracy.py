@@ -28,14 +28,14 @@ from numba import get_num_threads
 from numpy.typing import NDArray
 
 import minigemma as mg
-from minigemma.arrays import F32, read_only
+from minigemma.arrays import F32
 from minigemma.cli.measure import weight_bytes
 from minigemma.files.convert import FORMATS
 from minigemma.files.load import describe
 from minigemma.kernels.amx import choice
 from minigemma.kernels.compiler import jit, jit_inner
 from minigemma.kernels.parallel import chunk, parallel_for
-from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
+from minigemma.layouts import LAYOUTS, Weight
 from minigemma.models.decoder import Decoder
 from minigemma.text.generation import sampling_logits
 
@@ -191,14 +191,16 @@ def texts(model: Decoder, chunks: int) -> tuple[list[NDArray], int]:
     return made[:chunks], min(len(parts[0]), chunks)
 
 
-def remade(weights: Any, make: Callable[[F32], NDArray]) -> Any:
-    """The tree of dataclasses and tuples that a model's weights are, every matrix in another format."""
+def remade(weights: Any, layout: str) -> Any:
+    """The tree of dataclasses and tuples that a model's weights are, every matrix in another layout."""
+    if isinstance(weights, Weight):
+        return Weight.pack(LAYOUTS[layout], weights.widen())
     if is_dataclass(weights):
-        parts = {f.name: remade(getattr(weights, f.name), make) for f in fields(weights)}
+        parts = {f.name: remade(getattr(weights, f.name), layout) for f in fields(weights)}
         return replace(weights, **parts)  # type: ignore[type-var]
     if isinstance(weights, tuple):
-        return tuple(remade(part, make) for part in weights)
-    return read_only(make(weights)) if getattr(weights, "ndim", 0) == 2 else weights
+        return tuple(remade(part, layout) for part in weights)
+    return weights
 
 
 def altered(model: Decoder, **attributes: Any) -> Decoder:
@@ -216,9 +218,9 @@ def weight_formats(file: str, exact: Decoder) -> Iterator[Contender]:
     for dtype in FORMATS[1:]:
         yield contender(NAMES.get(dtype, dtype), mg.load(file, dtype=dtype))
         if dtype == "int8":
-            yield contender(AFRESH, altered(exact, exact=False, weights=remade(exact.weights, quantize_int8)))
+            yield contender(AFRESH, altered(exact, exact=False, weights=remade(exact.weights, "int8")))
         if dtype == "int4":
-            narrow = read_only(quantize_int4(exact.weights.embedding))
+            narrow = Weight.pack(LAYOUTS["int4"], exact.weights.embedding.widen())
             model = mg.load(file, dtype=dtype)
             yield contender(ALL_INT4, altered(model, weights=replace(model.weights, embedding=narrow)))
 

@@ -29,15 +29,14 @@ import minigemma as mg
 from minigemma.cli.measure import Plan, bench, weight_bytes
 from minigemma.cli.random_weights import random_model
 from minigemma.formulas.attention import Mask, attention
-from minigemma.formulas.linear import NO_ROWS, TOGETHER, linear
+from minigemma.formulas.linear import linear
 from minigemma.kernels.amx import choice
-from minigemma.kernels.matvec import few_tokens
+from minigemma.kernels.matvec import TOGETHER, matvec
 from minigemma.kernels.parallel import threading_layer, threads
 from minigemma.kernels.peaks import READ_BYTES, arithmetic_peak, read_all, read_bandwidth, unit_peak
 from minigemma.kernels.simd import LANES
-from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
-from minigemma.layouts.int4 import side_by_side
-from minigemma.layouts.weight import block_bytes, flat, rows_columns
+from minigemma.kernels.weights import no_rows, of
+from minigemma.layouts import LAYOUTS, Weight
 from minigemma.text.generation import sampling_logits
 
 PAGE = Path(__file__).with_name("performance.md")
@@ -89,15 +88,13 @@ def machine() -> str:
     )
 
 
-def matrices(rows: int, columns: int) -> dict[str, np.ndarray]:
-    """One random matrix in each format."""
-    bf16 = RNG.integers(15000, 16000, (rows, columns)).astype(np.uint16)
-    blocks = RNG.standard_normal((1024, columns), np.float32)
-    return {
-        "bf16": bf16,
-        "int8": np.resize(quantize_int8(blocks), (rows, columns // 32, 34)),
-        "int4": np.resize(side_by_side(quantize_int4(blocks)), (rows // 16, columns // 32, 288)),
-    }
+def matrices(rows: int, columns: int) -> dict[str, Weight]:
+    """One random matrix in each layout but float32."""
+    some, made = RNG.standard_normal((1024, columns), np.float32), {}
+    for name in ("bf16", "int8", "int4"):
+        layout = LAYOUTS[name]
+        made[name] = Weight(layout, np.resize(layout.pack(some), layout.data_shape(rows, columns)), (rows, columns))
+    return made
 
 
 def read_once() -> None:
@@ -113,7 +110,7 @@ def _room() -> np.ndarray:
 def one_token(rows: int, columns: int) -> list[str]:
     """Gigabytes of weights a second."""
     x, weights = RNG.standard_normal((1, columns), np.float32), matrices(rows, columns)
-    xt, theirs = torch.from_numpy(x).bfloat16(), as_torch(weights["bf16"])
+    xt, theirs = torch.from_numpy(x).bfloat16(), as_torch(weights["bf16"].data)
     runs = [partial(linear, x, w) for w in weights.values()]
     seconds = in_turns(*runs, partial(torch.nn.functional.linear, xt, theirs), read_once)
     sizes = [w.nbytes for w in weights.values()] + [weights["bf16"].nbytes, READ_BYTES]
@@ -124,7 +121,7 @@ def one_token(rows: int, columns: int) -> list[str]:
 def many_tokens(rows: int, columns: int, tokens: int) -> list[str]:
     """GFLOP/s."""
     x, weights = RNG.standard_normal((tokens, columns), np.float32), matrices(rows, columns)
-    theirs = as_torch(weights["bf16"]).float()
+    theirs = as_torch(weights["bf16"].data).float()
     runs = [partial(linear, x, w) for w in weights.values()]
     seconds = in_turns(*runs, partial(torch.nn.functional.linear, torch.from_numpy(x), theirs))
     return [f"{rows:,} x {columns:,}, {tokens} tokens", *[f"{2e-9 * rows * columns * tokens / s:.0f}" for s in seconds]]
@@ -178,13 +175,13 @@ def attention_alone() -> str:
     return f"{machine()}\n\n{table(['ms', 'minigemma', 'torch SDPA, bf16', 'ratio'], rows)}"
 
 
-def product(*weights: np.ndarray) -> Callable[[], None]:
+def product(*weights: Weight) -> Callable[[], None]:
     """A call of the kernel for one token, with all that Python has to do for it done before."""
-    rows, ys = [flat(w) for w in weights], [np.empty((1, rows_columns(w)[0]), np.float32) for w in weights]
-    rows += [rows[0][:0]] * (TOGETHER - len(weights))
-    outs = tuple(ys + [NO_ROWS] * (TOGETHER - len(weights)))
-    x = RNG.standard_normal((1, rows_columns(weights[0])[1]), np.float32)
-    return partial(few_tokens, THREADS, x, tuple(rows), block_bytes(weights[0]), outs)
+    rows, ys = [of(w) for w in weights], [np.empty((1, w.shape[0]), np.float32) for w in weights]
+    missing = TOGETHER - len(weights)
+    x = RNG.standard_normal((1, weights[0].shape[1]), np.float32)
+    padded = *rows, *[no_rows(rows[0])] * missing
+    return partial(matvec, THREADS, x, padded, (*ys, *[ys[0][:0]] * missing))
 
 
 def one_dtype(dtype: str) -> list[str]:

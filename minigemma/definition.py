@@ -53,7 +53,7 @@ def runs_formulas() -> bool:
 def require(fits: bool, what: str, *arrays: Any) -> None:
     """Raises ValueError with the shapes unless `fits`: kernels check no index, so their callers check shapes."""
     if not fits:
-        shapes = ", ".join(f"{array.dtype} {list(array.shape)}" for array in arrays)
+        shapes = ", ".join(f"{getattr(array, 'dtype', 'a weight')} {list(array.shape)}" for array in arrays)
         raise ValueError(f"{what}: the shapes {shapes} do not fit together")
 
 

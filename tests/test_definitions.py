@@ -5,28 +5,24 @@ import pkgutil
 import re
 import warnings
 
-import numba
 import numpy as np
 import pytest
 
 import minigemma
-from minigemma.arrays import read_only, round_bf16
+from minigemma.arrays import round_bf16
 from minigemma.blocks.feedforward import FeedForwardWeights
 from minigemma.blocks.gqa import AttentionWeights
 from minigemma.blocks.griffin import RecurrentWeights
 from minigemma.cache import KeyValueRing, RecurrentState, TokenPositions
-from minigemma.cli.random_weights import random_matrix
 from minigemma.config import AttentionConfig
 from minigemma.definition import DEFINITIONS, definition, formulas_only
 from minigemma.formulas.attention import Mask, attention
 from minigemma.formulas.linear import linear, linears
 from minigemma.formulas.two_pass_head import in_few_bits, widened
-from minigemma.kernels.compiler import KERNEL, jit_inner
 from minigemma.kernels.matvec import FEW
-from minigemma.layouts.gguf_blocks import quantize_int4_rows, quantize_int8, quantize_int8_rows
-from minigemma.layouts.int4 import side_by_side
-from minigemma.layouts.sfp8 import quantize_sfp8
-from minigemma.layouts.weight import block_bytes, flat, format_of, is_side_by_side, rows_columns, widen
+from minigemma.layouts import LAYOUTS, Weight
+from minigemma.layouts.gguf_blocks import dequantize
+from minigemma.layouts.int4 import from_q4_0
 from minigemma.taps import NO_TAPS
 
 for module in pkgutil.walk_packages(minigemma.__path__, "minigemma."):
@@ -52,6 +48,19 @@ def blocks(rows, columns, size):
     made[..., :2] = scales.view(np.uint8).reshape(rows, columns // 32, 2)
     made.setflags(write=False)
     return made
+
+
+def packed(name, x):
+    """x as a weight of a layout."""
+    return Weight.pack(LAYOUTS[name], x)
+
+
+def int8(rows, columns):
+    return Weight(LAYOUTS["int8"], blocks(rows, columns, 34), (rows, columns))
+
+
+def int4(rows, columns):
+    return Weight(LAYOUTS["int4"], from_q4_0(blocks(rows, columns, 18)), (rows, columns))
 
 
 def attention_case(T, S, N, K, H, window, cap, *, bf16=False, shuffled=False, image=1):
@@ -81,10 +90,9 @@ def likely_case(V, kind):
     """A head with two rows far above the others, so that no preview lies where it could count as likely or not."""
     x, w, columns = normal(1, 128), normal(V, 128) * np.float32(0.02), order(128)
     w[5], w[-3] = x, x
-    return x, in_few_bits.formula(kind(w), columns), columns, kind(w)
+    return x, in_few_bits.formula(packed(kind, w), columns), columns, packed(kind, w)
 
 
-ROWS = (quantize_int8_rows, quantize_int4_rows)
 KINDS = [
     kind_case(*case)
     for case in (
@@ -132,23 +140,17 @@ CASES = {
         (normal(T, D), weight)
         for T in (1, 2, 8, 9, 16, 33, 130)
         for D, weight in (
-            (33, normal(5, 33)),
-            (96, normal(131, 96)),
-            (67, round_bf16(normal(29, 67))),
-            (1, round_bf16(normal(20, 1))),
-            (1120, round_bf16(normal(64, 1120))),
-            (64, blocks(3, 64, 34)),
-            (1056, blocks(101, 1056, 34)),
-            (96, blocks(7, 96, 18)),
-            (1056, blocks(101, 1056, 18)),
-            (67, read_only(quantize_sfp8(normal(29, 67)))),
-            (1120, read_only(quantize_sfp8(normal(64, 1120) * 1e-3))),
-            *((D, read_only(make(normal(R, D)))) for make in ROWS for R, D in ((1, 32), (7, 96), (101, 1056))),
-            *((D, read_only(side_by_side(blocks(R, D, 18)))) for R, D in ((16, 32), (80, 96), (112, 1056), (32, 2336))),
+            (33, packed("f32", normal(5, 33))),
+            (96, packed("f32", normal(131, 96))),
+            (67, packed("bf16", normal(29, 67))),
+            (1, packed("bf16", normal(20, 1))),
+            (1120, packed("bf16", normal(64, 1120))),
+            *((D, int8(R, D)) for R, D in ((1, 32), (3, 64), (7, 96), (101, 1056), (35, 2336))),
+            *((D, int4(R, D)) for R, D in ((16, 32), (80, 96), (112, 1056), (32, 2336))),
         )
     ],
-    "in_few_bits": [(kind(normal(32, 128)), order(128)) for kind in (np.asarray, round_bf16, quantize_int8)],
-    "likely_logits": [likely_case(V, kind) for V in (64, 144) for kind in (np.asarray, round_bf16, quantize_int8)],
+    "in_few_bits": [(packed(kind, normal(32, 128)), order(128)) for kind in ("f32", "bf16", "int8")],
+    "likely_logits": [likely_case(V, kind) for V in (64, 144) for kind in ("f32", "bf16", "int8")],
     "attention": [
         attention_case(1, 1, 4, 1, 256, None, None),
         attention_case(1, 1500, 4, 1, 64, None, None, bf16=True),
@@ -169,10 +171,10 @@ CASES = {
 
 
 def block_weights(kind, D, F, N, K, H, **more):
-    """Attention and feed-forward weights, matrices as `kind` makes them of float32."""
+    """Attention and feed-forward weights, matrices of the layout `kind`."""
 
     def matrix(*shape):
-        return read_only(kind(normal(*shape) * np.float32(shape[1] ** -0.5)))
+        return packed(kind, normal(*shape) * np.float32(shape[1] ** -0.5))
 
     qkvo = {"q": matrix(N * H, D), "k": matrix(K * H, D), "v": matrix(K * H, D), "o": matrix(D, N * H)}
     gud = {"gate": matrix(F, D), "up": matrix(F, D), "down": matrix(D, F)}
@@ -192,8 +194,8 @@ def attention_block_case(T, first, kind, *, window=None, N=4, K=2, H=32, kept=np
 
 
 def recurrent_block_case(T, first, kind):
-    D, E, M = 48, 64, 2
-    matrices = {"y": kind(normal(E, D)), "x": kind(normal(E, D)), "out": kind(normal(D, E))}
+    D, E, M = 96, 64, 2
+    matrices = {"y": packed(kind, normal(E, D)), "x": packed(kind, normal(E, D)), "out": packed(kind, normal(D, E))}
     biases = {"y_bias": normal(E), "x_bias": normal(E), "out_bias": normal(D), "conv_bias": normal(E)}
     gates = {f"{name}_gate": normal(M, E // M, E // M) for name in ("recurrence", "input")}
     gates |= {f"{name}_bias": normal(M, E // M) for name in ("recurrence", "input")}
@@ -209,20 +211,20 @@ def recurrent_block_case(T, first, kind):
 
 QK_NORM = {"q_norm": normal(32), "k_norm": normal(32), "post_norm": normal(64)}
 CASES["attention_block"] = [
-    attention_block_case(1, 0, np.asarray),
-    attention_block_case(1, 50, round_bf16, window=17, **QK_NORM),
-    attention_block_case(16, 60, np.asarray, **QK_NORM),
-    attention_block_case(5, 7, round_bf16, window=17, o_bias=normal(64)),
-    attention_block_case(5, 14, np.asarray, window=17),  # it would wrap: the definition
-    attention_block_case(3, 2, np.asarray, N=3, K=1, H=20),  # no whole vectors: the definition
+    attention_block_case(1, 0, "f32"),
+    attention_block_case(1, 50, "bf16", window=17, **QK_NORM),
+    attention_block_case(16, 60, "f32", **QK_NORM),
+    attention_block_case(5, 7, "bf16", window=17, o_bias=normal(64)),
+    attention_block_case(5, 14, "f32", window=17),  # it would wrap: the definition
+    attention_block_case(3, 2, "f32", N=3, K=1, H=20),  # no whole vectors: the definition
 ]
 CASES["feed_forward_block"] = [
     (normal(T, 64) * 3, block_weights(kind, 64, F, 1, 1, 2)[1], 1e-6, NO_TAPS.within("blocks.0"))
-    for T, F, kind in ((1, 96, round_bf16), (16, 100, np.asarray), (17, 96, np.asarray), (7, 96, np.asarray))
+    for T, F, kind in ((1, 96, "bf16"), (16, 100, "f32"), (17, 96, "f32"), (7, 96, "f32"))
 ]
 CASES["recurrent_block"] = [
     recurrent_block_case(T, first, kind)
-    for T, first, kind in ((1, 0, round_bf16), (16, 0, np.asarray), (1, 9, np.asarray), (5, 9, np.asarray))
+    for T, first, kind in ((1, 0, "bf16"), (16, 0, "f32"), (1, 9, "f32"), (5, 9, "f32"))
 ]
 
 
@@ -243,7 +245,7 @@ def test_kernel_computes_its_definition(name):
         assert fast.dtype == formula.dtype
         assert fast.shape == formula.shape
         if name == "int8_blocks":  # two scales may come equally close: the weights say how close
-            fast, formula = widen(fast[:, None]), widen(formula[:, None])
+            fast, formula = dequantize("Q8_0", fast[:, None]), dequantize("Q8_0", formula[:, None])
             assert np.abs(fast - formula).max() <= np.abs(formula).max() / 90
             continue
         if name == "in_few_bits":  # where two whole numbers are equally near, either will do
@@ -267,13 +269,13 @@ def rounding(name, case):
     x, weight = case[0], case[-1]
     if name == "likely_logits":  # blocks of some columns: their largest x is that of all at most
         return 6 / 12**0.5 / 127 * np.abs(x).max() * np.linalg.norm(widened(case[1], case[2]), axis=-1)
-    if format_of(weight) in ("f32", "bf16", "sfp8"):
+    if weight.layout.name in ("f32", "bf16"):
         return 0
-    if is_side_by_side(weight):
+    if weight.layout.name == "int4":
         step = np.repeat(np.abs(x.reshape(len(x), x.shape[1] // 32, 32)).max(-1), 32, axis=-1) / 127
-        return 6 / 12**0.5 * np.sqrt(step**2 @ (widen(weight) ** 2).T)
+        return 6 / 12**0.5 * np.sqrt(step**2 @ (weight.widen() ** 2).T)
     step = np.abs(x).max(-1, keepdims=True) / 32767
-    return 6 * step / 12**0.5 * np.linalg.norm(widen(weight), axis=-1)
+    return 6 * step / 12**0.5 * np.linalg.norm(weight.widen(), axis=-1)
 
 
 def bound(letters, shape, known):
@@ -304,11 +306,7 @@ def test_docstring_gives_the_shapes(name):
         known = {}
         for parameter, letters in re.findall(r"(\w+) \[([^\]]*)\]", left):
             value = by_name(parameters, case)[parameter]
-            if (
-                name in (*ROUNDED, "in_few_bits") and value.itemsize == 1
-            ):  # blocks and codes: rows_columns knows how many weights
-                value = np.empty(rows_columns(value))
-            if value.ndim == letters.count(",") + 1 or "..." in letters:
+            if len(value.shape) == letters.count(",") + 1 or "..." in letters:
                 bound(letters, value.shape, known)
         bound(re.search(r"\[([^\]]*)\]", right)[1], made(*case).shape, known)
 
@@ -338,6 +336,10 @@ def spoilt_cases(case):
     for i, value in enumerate(case):
         if isinstance(value, np.ndarray):
             inner = [(what, wrong) for what, wrong in spoilt(value)]
+        elif isinstance(value, Weight):  # which looks at its array itself: tests/layouts/test_weight.py
+            shapes = {"rows": (value.shape[0] + 16, value.shape[1]), "columns": (value.shape[0], value.shape[1] + 32)}
+            ones = {what: np.ones(shape, np.float32) for what, shape in shapes.items()}
+            inner = [(f"more {what}", Weight.pack(value.layout, one)) for what, one in ones.items()]
         elif hasattr(value, "_fields"):
             inner = [(what, value._make(fields)) for what, _, fields in spoilt_cases(tuple(value))]
         else:
@@ -393,28 +395,6 @@ def test_queries_may_lie_head_by_head(queries):
     np.testing.assert_array_equal(attention(by_heads, k, v, *where), attention(q, k, v, *where))
 
 
-@pytest.mark.parametrize("streams", [1, 2])
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4-row"])
-def test_several_tokens_read_rows_from_one_place_or_two(streams, dtype, monkeypatch):
-    few = minigemma.kernels.matvec
-    monkeypatch.setattr(few, "STREAMS", streams)
-    monkeypatch.setattr(few, "pairs", jit_inner(few.pairs.py_func))  # compiled now, for so many
-    several, weights_want = jit_inner(few._several_tokens.py_func), few.ready
-
-    @numba.njit(**KERNEL)
-    def product(x, weight, size, pieces, y):
-        for piece in range(pieces):
-            places = few.pairs(piece, pieces, 2, y.shape[1])
-            several(weights_want(x, weight), x.shape[1], weight, size, places, y)
-
-    rng = np.random.default_rng(0)
-    for rows, columns, tokens in ((1, 32, 2), (7, 64, 5), (131, 1088, 13)):
-        weight = random_matrix(rng, rows, columns, dtype)
-        x, y = rng.standard_normal((tokens, columns), np.float32), np.full((tokens, rows), np.nan, np.float32)
-        product(x, flat(weight), block_bytes(weight), 4, y)
-        np.testing.assert_allclose(y, linear.formula(x, weight), atol=1e-4 * np.abs(y).max())
-
-
 def test_kernels_must_take_the_arguments_of_their_definition():
     @definition
     def twice(x):
@@ -441,13 +421,12 @@ def test_formulas_only_runs_no_kernel():
 
 
 @pytest.mark.parametrize("tokens", [1, FEW + 1, 40])
-@pytest.mark.parametrize("mixed", [False, True], ids=["one format", "two formats"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["one layout", "two layouts"])
 def test_several_weights_at_once(tokens, mixed):
-    """q, k and v in one go, of one format or two, some of them locked and some not, are what each alone is."""
+    """q, k and v in one go, of one layout or two, are what each alone is."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((tokens, 64), np.float32)
     weights = [rng.standard_normal((rows, 64), np.float32) for rows in (48, 20, 7)]
-    weights = [read_only(weights[0]), round_bf16(weights[1]) if mixed else weights[1], weights[2]]
+    weights = [packed("bf16" if mixed and i == 1 else "f32", weight) for i, weight in enumerate(weights)]
     for weight, y in zip(weights, linears(x, *weights), strict=True):
         np.testing.assert_allclose(y, linear.formula(x, weight), rtol=1e-4, atol=1e-4)
-    assert weights[2].flags.writeable

@@ -76,6 +76,7 @@ def check_weights(args: argparse.Namespace, path: Path) -> None:
 def show_cpu(args: argparse.Namespace) -> None:
     """Print which kernels run here, and how many threads share them."""
     from ..kernels.amx import choice
+    from ..kernels.dispatch import rows
     from ..kernels.parallel import default_threads, most_threads, threading_layer
     from ..kernels.simd import paths
 
@@ -86,6 +87,7 @@ def show_cpu(args: argparse.Namespace) -> None:
         "threads": f"{default_threads()} of at most {most_threads()}",
         "regions": threading_layer(),
     }
+    told |= {f"{layout}, {work} tokens": f"x in {path.form}; {path.multiplies}" for layout, work, path in rows()}
     if args.json:
         print_json(told)
         return

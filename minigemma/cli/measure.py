@@ -25,7 +25,7 @@ from ..formulas.rglru import linear_scan
 from ..kernels.parallel import threads
 from ..kernels.peaks import READ_BYTES, Machine, median_seconds
 from ..kernels.simd import LANES
-from ..layouts.weight import format_of, rows_columns
+from ..layouts import Weight
 from ..models.decoder import Decoder
 from ..models.recurrentgemma import RecurrentGemmaConfig
 from ..taps import NO_TAPS
@@ -108,7 +108,7 @@ def about(model: Decoder, ours: Ours) -> dict[str, Any]:
     return {
         "name": model.name,
         "parameters": parameters(model),
-        "dtype": format_of(model.weights.blocks[0].ffn.gate),
+        "dtype": model.weights.blocks[0].ffn.gate.layout.name,
         "threads": model.threads,
         "vectors": f"{LANES} lanes",
         "weight_bytes": ours.weight_bytes,
@@ -152,7 +152,7 @@ def parameters(model: Decoder) -> int:
 
 def weight_bytes(weights: Any) -> int:
     """Bytes of all arrays in the tree of dataclasses and tuples that a model's weights are."""
-    if is_dataclass(weights):
+    if is_dataclass(weights) and not isinstance(weights, Weight):
         return sum(weight_bytes(getattr(weights, field.name)) for field in fields(weights))
     return sum(map(weight_bytes, weights)) if isinstance(weights, tuple) else getattr(weights, "nbytes", 0)
 
@@ -162,7 +162,7 @@ def prompt_flops(model: Decoder) -> int:
     last = model.weights.blocks[-1]
     a, r, f = last.attention, last.recurrent, last.ffn
     idle = [f.gate, f.up, f.down, *((a.q, a.o) if a else ()), *((r.y, r.out) if r else ())]
-    sizes = [rows * columns for rows, columns in map(rows_columns, idle)]
+    sizes = [rows * columns for rows, columns in (weight.shape for weight in idle)]
     return 2 * (model.config.non_embedding_parameters - sum(sizes))
 
 

@@ -1,9 +1,9 @@
 """`minigemma quantize`: a released folder with its matrices in 8 or 4 bits a weight, which `load` maps straight back.
 
 The folder is as Hugging Face's: config.json and the tokenizer are copied, and the tensors keep their names, in one
-model.safetensors. A matrix [R, D] becomes the bytes that `linear` runs it from, whose dtype and shape say the format
-(formats.py says which byte is what). What is no matrix, and matrices whose rows are no whole blocks, stay as they are;
-the embedding of an int4 model is int8, as the quality of a text hangs on it most.
+model.safetensors. A matrix [R, D] becomes the bytes of a layout or stored form (layouts/ says which byte is what).
+What is no matrix, and matrices whose rows are no whole blocks, stay as they are; the embedding of an int4 model is
+int8, as the quality of a text depends on it most.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ModelFormatError
-from ..files.convert import NARROW, Stored, converted, format_for, is_matrix, some_rows
+from ..files.convert import FORMS, NARROW, Stored, converted, form_for, is_matrix, some_rows, widened
 from ..files.load import open_files
 from ..files.resolve import resolve
 from ..files.safetensors_file import write_safetensors
+from ..layouts import int4
 from ..layouts.gguf_blocks import dequantize
-from ..layouts.weight import Weight, packed_shape, widen
 from .inspect import bytes_text
 from .progress import Progress, print_json
 
@@ -117,35 +117,37 @@ def quantize(
 _SIZE = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
 
 
-def _format(ours: str, tensor: Stored, dtype: str) -> str | None:
-    """The format that a tensor is written in; None: as it is."""
+def _form(ours: str, tensor: Stored, dtype: str) -> str | None:
+    """The form that a tensor is written in; None: as it is."""
     if not is_matrix(ours, tensor) or ours == "vision.projection" or tensor.kind not in _SIZE:
         return None
-    wanted = format_for(tensor, dtype, ours)
+    wanted = form_for(tensor, dtype, ours)
     return wanted if wanted in NARROW else None
 
 
 def _entry(ours: str, tensor: Stored, dtype: str) -> tuple[str, str, tuple[int, ...]]:
     """(name, dtype, shape) as the header of the new file has them."""
-    wanted = _format(ours, tensor, dtype)
+    wanted = _form(ours, tensor, dtype)
     if wanted is None:
         kind = {np.dtype(np.uint8): "U8", np.dtype(np.int8): "I8"}.get(tensor.array.dtype, tensor.kind)
         return tensor.name, kind, tensor.array.shape
-    rows, columns = tensor.shape
-    return tensor.name, "I8" if wanted == "int8-row" else "U8", packed_shape(wanted, rows, columns)
+    R, D = tensor.shape
+    shape = (R, D // 32, 18) if wanted == "int4" and R % int4.SIDE else FORMS[wanted].data_shape(R, D)
+    return tensor.name, "I8" if wanted == "int8-row" else "U8", shape
 
 
 def _parts(ours: str, tensor: Stored, dtype: str, report: Report) -> Iterator[np.ndarray]:
-    """The tensor's bytes in its new format, some rows at a time."""
-    wanted = _format(ours, tensor, dtype)
+    """The tensor's bytes in its new form, some rows at a time."""
+    wanted = _form(ours, tensor, dtype)
     if wanted is None:
         yield tensor.array
         return
     role = ".".join(part for part in ours.split(".") if not part.isdigit())
     sums = report.squares.setdefault(role, [0.0, 0.0])
     for rows in some_rows(tensor):
-        made: Weight = converted(tensor.kind, rows, wanted, tensor.shape)
-        wide = dequantize(tensor.kind, rows)
-        sums[0] += float(np.square(widen(made) - wide, dtype=np.float64).sum())
+        made, wide = converted(tensor.kind, rows, wanted, tensor.shape), widened(tensor.kind, rows)
+        apart = wanted == "int4" and tensor.shape[0] % int4.SIDE
+        found = dequantize("Q4_0", made) if apart else FORMS[wanted].unpack(made)
+        sums[0] += float(np.square(found - wide, dtype=np.float64).sum())
         sums[1] += float(np.square(wide, dtype=np.float64).sum())
         yield made

@@ -6,7 +6,6 @@ weights of about D^-1/2, so that values keep their size from layer to layer.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -15,11 +14,10 @@ import numpy as np
 
 from ..arrays import read_only
 from ..config import TextConfig
-from ..files.convert import FORMATS
+from ..files.convert import FORMATS, RUNS_AS
 from ..files.load import assembled
-from ..layouts.int4 import SIDE, can_lie_side_by_side
-from ..layouts.sfp8 import SCALE_BYTES
-from ..layouts.weight import BLOCK, BLOCK_BYTES, Weight, packed_shape
+from ..layouts import LAYOUTS, Weight
+from ..layouts.int4 import SIDE
 from ..models.decoder import Decoder
 from ..models.registry import FAMILIES, RELEASED, all_names
 
@@ -36,8 +34,8 @@ def random_model(
 ) -> Decoder:
     """A model of a released name ("recurrentgemma-2b") or a config, weights random, without a tokenizer.
 
-    dtype: one of FORMATS, as in `load`; `layers`: only the first so many, also of the vision tower; `vision`: with it,
-    where the model has one.
+    dtype: one of FORMATS, as in `load`, for the layout that it runs in; `layers`: only the first ones, also of the
+    vision tower; `vision`: with it, where the model has one.
     Raises ValueError for an unknown name or dtype.
     """
     if isinstance(shape, str):
@@ -66,36 +64,30 @@ def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtyp
     if name.endswith("recurrent.decay"):  # a between 0.9 and 0.999, as the paper begins (§2.4)
         return read_only((-np.log(random.uniform(0.9, 0.999, shape)) / 8).astype(np.float32))
     if len(shape) == 2 and not name.endswith("_bias") and name != "vision.positions":
-        return read_only(random_matrix(random, *shape, dtype.replace("int4", "int8") if name == "embedding" else dtype))
+        return random_matrix(random, *shape, dtype.replace("int4", "int8") if name == "embedding" else dtype)
     if len(shape) == 3 and dtype != "f32":
-        return read_only(random_matrix(random, shape[0] * shape[1], shape[2], "bf16").reshape(shape))
+        return read_only(random_matrix(random, shape[0] * shape[1], shape[2], "bf16").data.reshape(shape))
     gain = 1 if re.search(r"^vision\..*norm[12]?$", name) and name != "vision.soft_norm" else 0  # of a LayerNorm
     return read_only(random.standard_normal(shape, np.float32) * np.float32(0.1) + np.float32(gain))
 
 
 def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: str) -> Weight:
-    """[R, D] of weights around D^-1/2 in one of the formats of formats.py; rows that are no whole blocks are bf16."""
-    size = float(columns) ** -0.5
-    if dtype == "f32":
-        return random.standard_normal((rows, columns), np.float32) * np.float32(size)
-    if dtype in BLOCK_BYTES and columns % BLOCK == 0:
-        shape, scale = packed_shape(dtype, rows, columns), np.float32 if dtype.endswith("row") else np.float16
-        blocks = _bytes(random, math.prod(shape)).reshape(shape)
-        side_by_side = SIDE if dtype == "int4" and can_lie_side_by_side(rows) else 1
-        blocks[..., : scale().nbytes * side_by_side] = np.full(side_by_side, size / SPREAD[dtype[:4]], scale).view(
-            np.uint8
-        )
-        return blocks.view(np.int8) if dtype == "int8-row" else blocks
-    if dtype == "sfp8":
-        codes = _bytes(random, rows * (SCALE_BYTES + columns)).reshape(rows, -1)
-        codes[:, SCALE_BYTES:] |= 0x40  # the larger half of the magnitudes, spread over eight octaves
-        codes[:, :SCALE_BYTES] = np.array([size / 0.55], np.float32).view(np.uint8)
-        return codes
-    # A random sign and fraction, and one exponent for all: evenly spread from 2^e to 2^(e + 1), on both sides of 0.
-    words = _bytes(random, rows * columns * 2).view(np.uint16).reshape(rows, columns)
-    words &= np.uint16(0x807F)
-    words |= np.uint16((127 + round(np.log2(size / 1.5))) << 7)
-    return words
+    """[R, D] of weights around D^-1/2, in the layout that `load` gives this dtype; rows of no whole blocks are bf16."""
+    size, layout = float(columns) ** -0.5, LAYOUTS[RUNS_AS.get(dtype, dtype)]
+    if rows % layout.rows:
+        layout = LAYOUTS["int8"]
+    if columns % layout.columns:
+        layout = LAYOUTS["bf16"]
+    if layout.name == "f32":
+        return Weight(layout, random.standard_normal((rows, columns), np.float32) * np.float32(size), (rows, columns))
+    data = _bytes(random, layout.nbytes(rows, columns)).view(layout.dtype).reshape(layout.data_shape(rows, columns))
+    if layout.name == "bf16":  # a random sign and fraction and one exponent: evenly spread from 2^e to 2^(e + 1), ±
+        data &= np.uint16(0x807F)
+        data |= np.uint16((127 + round(np.log2(size / 1.5))) << 7)
+    else:
+        scales = np.full(SIDE if layout.name == "int4" else 1, size / SPREAD[layout.name], np.float16)
+        data[..., : scales.nbytes] = scales.view(np.uint8)
+    return Weight(layout, data, (rows, columns))
 
 
 def _bytes(random: np.random.Generator, count: int) -> np.ndarray:

@@ -1,44 +1,32 @@
-"""A tensor as a file stores it → the weight that the models run: which layout it runs in, and the way there."""
+"""A tensor as a file stores it → the weight that the models run.
+
+bf16, float32, Q8_0 and interleaved int4 run where the file is mapped. All others are converted while loading, some rows
+at a time, so that no float32 copy of a model is ever held: layouts/__init__.py says what each becomes and takes.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import F32, LargePages, read_only, round_bf16
+from ..arrays import F32, LargePages, read_only
 from ..formulas.rglru import softplus
 from ..kernels import gguf_blocks as _gguf_kernels  # noqa: F401  they run in place of the definitions
-from ..layouts.gguf_blocks import (
-    KINDS,
-    OURS,
-    dequantize,
-    quantize_int4,
-    quantize_int4_rows,
-    quantize_int8_rows,
-    to_int8,
-)
-from ..layouts.int4 import SIDE, can_lie_side_by_side, row_by_row, side_by_side
-from ..layouts.sfp8 import quantize_sfp8
-from ..layouts.weight import BLOCK, BLOCK_BYTES, Weight, format_of, is_side_by_side, packed_shape, rows_columns
+from ..layouts import LAYOUTS, STORED, Layout, Weight, int4, int8, rows
+from ..layouts.gguf_blocks import KINDS, dequantize, to_int8
 
-CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another format
+CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another layout
 READABLE = ("F32", "F16", "BF16", *KINDS)
-NARROW = ("int8", "int4", "sfp8", "int8-row", "int4-row")
-FORMATS = ("f32", "bf16", *NARROW)
-AS_STORED = {kind: kind.lower() for kind in OURS} | {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}
-KIND = {form: kind for kind, form in AS_STORED.items()}
-QUANTIZERS: dict[str, Callable[[F32], Weight]] = {
-    "bf16": round_bf16,
-    "sfp8": quantize_sfp8,
-    "int8-row": quantize_int8_rows,
-    "int4-row": quantize_int4_rows,
-}
+NARROW = ("int8", "int4", *STORED)
+FORMS = LAYOUTS | STORED  # what `dtype` may be
+FORMATS = tuple(FORMS)
+OURS = {"INT4": "int4"} | {name.upper(): name for name in STORED}  # what files call the forms that we alone write
+AS_STORED = OURS | {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}
+RUNS_AS = {"sfp8": "bf16", "int8-row": "int8", "int4-row": "int4"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +40,19 @@ class Stored:
 
 
 def stored_tensor(name: str, dtype: str, array: NDArray) -> Stored:
-    """A tensor of a safetensors file; bytes are what `minigemma quantize` writes, and their shape says the format."""
-    if dtype in ("U8", "I8"):
-        with suppress(ValueError):  # in a shape that is none of ours they keep their type, which is refused
-            kind = "INT4" if is_side_by_side(array) else KIND[format_of(array)]
-            return Stored(name, kind, rows_columns(array), array)
-    return Stored(name, dtype, array.shape, array)
+    """A tensor of a safetensors file; bytes are what `minigemma quantize` writes, and their shape says which form."""
+    if dtype not in ("U8", "I8"):
+        return Stored(name, dtype, array.shape, array)
+    shape, size = array.shape, array.shape[-1] if array.ndim else 0
+    blocks = {34: ("Q8_0", 1), 18: ("Q4_0", 1), int4.BYTES: ("INT4", int4.SIDE)}
+    if dtype == "U8" and array.ndim == 3 and size in blocks:
+        kind, together = blocks[size]
+        return Stored(name, kind, (shape[0] * together, shape[1] * 32), array)
+    if dtype == "U8" and array.ndim == 3 and shape[1] == 1 and size % 16 == rows.SCALE_BYTES:
+        return Stored(name, "INT4-ROW", (shape[0], (size - rows.SCALE_BYTES) * 2), array)
+    if array.ndim == 2 and (dtype == "U8" or size % 32 == rows.SCALE_BYTES):
+        return Stored(name, "SFP8" if dtype == "U8" else "INT8-ROW", (shape[0], size - rows.SCALE_BYTES), array)
+    return Stored(name, dtype, shape, array)  # which is refused
 
 
 def held_bytes(ours: str, tensor: Stored, dtype: str | None) -> int:
@@ -66,12 +61,12 @@ def held_bytes(ours: str, tensor: Stored, dtype: str | None) -> int:
     if not is_matrix(ours, tensor):
         as_stored = ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32"
         return (2 if as_stored else 4) * weights
-    form = format_for(tensor, dtype, ours)
-    return math.prod(packed_shape(form, *tensor.shape)) if form in NARROW else weights * {"f32": 4, "bf16": 2}[form]
+    R, D = tensor.shape
+    return layout_for(tensor, form_for(tensor, dtype, ours)).nbytes(R, D)
 
 
 def converted_weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float, pages: LargePages) -> Any:
-    """A tensor as the models want it: matrices in their format, gates as stored, all that is small in float32."""
+    """A tensor as the models want it: matrices in their layout, gates as stored, all that is small in float32."""
     tensor = _laid_out(ours, tensor)
     if is_matrix(ours, tensor):
         return _matrix(tensor, dtype, ours, pages)
@@ -99,47 +94,75 @@ def _laid_out(ours: str, tensor: Stored) -> Stored:
 
 
 def is_matrix(ours: str, tensor: Stored) -> bool:
-    """Is this the weight of a linear map or an embedding, which has a format, and no norm, bias or gate?"""
+    """Is this the weight of a linear map or an embedding, which has a layout, and no norm, bias or gate?"""
     return len(tensor.shape) == 2 and not ours.endswith("_bias") and ours != "vision.positions"
 
 
-def format_for(tensor: Stored, dtype: str | None, ours: str) -> str:
-    """The format that a matrix runs in: what `dtype` asks for, or the nearest of ours to the stored one."""
+def form_for(tensor: Stored, dtype: str | None, ours: str) -> str:
+    """The form that a matrix is rounded to: what `dtype` says, or the nearest of ours to the stored one."""
     wanted = dtype or ("bf16" if tensor.kind == "F16" else AS_STORED.get(tensor.kind, "int8"))
     if ours in ("embedding", "head") and AS_STORED.get(tensor.kind) != wanted:
         wanted = wanted.replace("int4", "int8")
-    if wanted in BLOCK_BYTES and tensor.shape[1] % BLOCK:
+    if tensor.shape[1] % FORMS[wanted].columns:
         return "f32" if tensor.kind == "F32" else "bf16"  # rows that do not divide into blocks
     return wanted
 
 
+def layout_for(tensor: Stored, form: str) -> Layout:
+    """The layout in which a matrix of this form runs; int4 whose rows do not divide by sixteen runs as int8."""
+    layout = LAYOUTS[RUNS_AS.get(form, form)]
+    return layout if tensor.shape[0] % layout.rows == 0 else LAYOUTS["int8"]
+
+
 def _matrix(tensor: Stored, dtype: str | None, ours: str, pages: LargePages) -> Weight:
-    """The matrix in its format: where it lies if it is stored in that one, else converted, in large pages."""
-    kind, array, wanted = tensor.kind, tensor.array, format_for(tensor, dtype, ours)
-    if AS_STORED.get(kind) == wanted and not (
-        kind == "Q4_0" and dtype == "int4" and can_lie_side_by_side(tensor.shape[0])
-    ):
-        return read_only(np.ascontiguousarray(array))
-    first, *others = (converted(kind, rows, wanted, tensor.shape) for rows in some_rows(tensor))
-    return read_only(pages.hold(np.concatenate([first, *others]) if others else np.ascontiguousarray(first)))
+    """The matrix in its layout: where it lies if it is stored in that one, else converted, in large pages."""
+    form, shape = form_for(tensor, dtype, ours), (tensor.shape[0], tensor.shape[1])
+    if AS_STORED.get(tensor.kind) == form and form in LAYOUTS and tensor.kind != "Q4_0":
+        return Weight(LAYOUTS[form], tensor.array, shape)
+    for layout in (layout_for(tensor, form), LAYOUTS["bf16"]):  # bf16 where a row's scale is no normal float16
+        made = [_in_layout(form, converted(tensor.kind, part, form, shape), layout) for part in some_rows(tensor)]
+        parts = [part for part in made if part is not None]
+        if len(parts) == len(made):
+            break
+    return Weight(layout, pages.hold(np.concatenate(parts) if parts[1:] else np.ascontiguousarray(parts[0])), shape)
 
 
 def some_rows(tensor: Stored) -> Iterator[NDArray]:
     """The array of a matrix in parts of whole sixteens of rows, few enough to be float32 for a moment."""
-    in_element = tensor.shape[0] // len(tensor.array)  # sixteen rows, where they lie side by side
-    step = max(1, CONVERTED_TOGETHER // tensor.shape[1] // SIDE) * SIDE // in_element
+    in_element = tensor.shape[0] // len(tensor.array)  # sixteen rows, where they are interleaved
+    step = max(1, CONVERTED_TOGETHER // tensor.shape[1] // int4.SIDE) * int4.SIDE // in_element
     for r in range(0, len(tensor.array), step):
         yield tensor.array[r : r + step]
 
 
-def converted(kind: str, rows: NDArray, wanted: str, shape: tuple[int, ...]) -> Weight:
-    """Rows of a matrix of some shape, stored as `kind`, in one of the formats of formats.py."""
+def widened(kind: str, array: NDArray) -> F32:
+    """A stored tensor, or some of its rows, as float32, exact."""
+    return FORMS[OURS[kind]].unpack(array) if kind in OURS else dequantize(kind, array)
+
+
+def converted(kind: str, part: NDArray, form: str, shape: tuple[int, ...]) -> NDArray:
+    """Rows of a matrix of some shape, stored as `kind`, in one of FORMS; int4 whose rows do not divide by sixteen as
+    Q4_0.
+    """
+    if AS_STORED.get(kind) == form and kind != "Q4_0":
+        return part
     if kind == "INT4":
-        kind, rows = "Q4_0", row_by_row(rows)
-    if wanted == "int8":
-        return to_int8(kind, rows)
-    if wanted == "int4":
-        made = rows if kind == "Q4_0" else quantize_int4(dequantize(kind, rows))
-        return side_by_side(made) if can_lie_side_by_side(shape[0]) else made
-    wide = dequantize(kind, rows)
-    return wide if wanted == "f32" else QUANTIZERS[wanted](wide)
+        kind, part = "Q4_0", int4.to_q4_0(part)
+    if form == "int8":
+        return to_int8(kind, part) if kind not in OURS else int8.pack(widened(kind, part))
+    if form == "int4":
+        blocks = part if kind == "Q4_0" else int4.quantize_q4_0(widened(kind, part))
+        return blocks if shape[0] % int4.SIDE else int4.from_q4_0(blocks)
+    return FORMS[form].pack(widened(kind, part))
+
+
+def _in_layout(form: str, part: NDArray, layout: Layout) -> NDArray | None:
+    """Rows in one of FORMS → in the layout that they run in. None where a row's scale is no normal float16."""
+    if form == layout.name:
+        return part
+    if layout.name == "bf16":
+        return layout.pack(FORMS[form].unpack(part))
+    blocks = rows.in_blocks(part) if form.endswith("-row") else part
+    if blocks is None or form == "int8-row":
+        return blocks
+    return int4.from_q4_0(blocks) if layout.name == "int4" else to_int8("Q4_0", blocks)

@@ -1,8 +1,8 @@
-"""From files to a model: which tensor is which weight, in which format it runs, and `load`.
+"""From files to a model: which tensor is which weight, and `load`.
 
-Weights are used where they lie: a bf16 safetensors file and the Q8_0 and Q4_0 tensors of a GGUF file are mapped into
-memory and never copied. Other GGUF tensors, and every tensor when `dtype` asks for another format, are converted one by
-one.
+Weights are used where they lie: a bf16 safetensors file and the Q8_0 tensors of a GGUF file are mapped into memory and
+never copied. Other GGUF tensors, and every tensor where `dtype` names another layout, are converted one by one
+(convert.py).
 """
 
 from __future__ import annotations
@@ -26,11 +26,7 @@ from ..blocks.siglip import SiglipBlock, VisionWeights
 from ..config import TextConfig, VisionConfig
 from ..errors import ModelFormatError
 from ..formulas.two_pass_head import preview_bytes
-from ..kernels import gguf_blocks as _gguf_kernels  # noqa: F401  they run in place of the definitions
 from ..kernels.parallel import most_threads
-from ..layouts.gguf_blocks import (
-    dequantize,
-)
 from ..models.decoder import Decoder, DecoderWeights, LayerWeights
 from ..models.registry import FAMILIES, all_names, layer_tensors
 from ..models.vision import VISION, VISION_LAYER
@@ -45,6 +41,7 @@ from .convert import (
     converted_weight,
     held_bytes,
     stored_tensor,
+    widened,
 )
 from .gguf_file import GGUF, open_gguf
 from .memory import check_memory, fits_memory
@@ -107,7 +104,7 @@ def load(
     """The model in a folder or file, by a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
     dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4", "sfp8", "int8-row", "int4-row", which
-             formats.py describes; the embedding of an int4 model is int8
+             layouts/ describes; the embedding of an int4 model is int8
     backend  "numba": kernels; "numpy": the definitions alone, which a debugger can step through
     threads  how many cores a kernel uses; None: all that this process may use
     vision   False: leave the vision tower of a model that has one in its file
@@ -137,7 +134,7 @@ def load(
     if tokenizer:
         tokenizer.add(files.states.added, files.config.vocab)
     for ours, weight in weights.items():  # the small ones; looking at all would read the whole file now
-        if weight.dtype == np.float32 and weight.ndim == 1 and not np.isfinite(weight).all():
+        if isinstance(weight, np.ndarray) and weight.ndim == 1 and not np.isfinite(weight).all():
             told = "has values that are NaN or infinite; `minigemma inspect --check` looks at every weight"
             warnings.warn(f"{files.path}: {ours} {told}", stacklevel=2)
             break
@@ -199,7 +196,7 @@ def not_finite(name: str | Path, mmproj: str | Path | None = None) -> dict[str, 
     for ours, tensor in files.tensors.items():
         rows = max(1, CONVERTED_TOGETHER * len(tensor.array) // max(1, tensor.array.size))
         pieces = range(0, len(tensor.array), rows)
-        wrong = sum(int((~np.isfinite(dequantize(tensor.kind, tensor.array[r : r + rows]))).sum()) for r in pieces)
+        wrong = sum(int((~np.isfinite(widened(tensor.kind, tensor.array[r : r + rows]))).sum()) for r in pieces)
         if wrong:
             found[ours] = wrong
     return found

@@ -1,8 +1,8 @@
-"""The linear map y = x Wᵀ over weights as their files hold them (formats.py). No Gemma text projection has a bias.
+"""The linear map y = x Wᵀ over weights in any layout (layouts/). No Gemma text projection has a bias.
 
-Nothing is unpacked ahead: one token reads every weight once and widens it in a register (few_tokens.py; that read is
-the cost of a token); many tokens share a panel of rows that is widened once and stays in the cache (many_tokens.py).
-Sums are float32. int4 weights with sixteen rows side by side have kernels of their own (int4.py).
+Nothing is unpacked ahead: one token reads every weight once and widens it in a register (kernels/matvec.py; that read
+is the cost of a token); many tokens share a panel of rows that is unpacked once and stays in the cache
+(kernels/matmul.py). Sums are float32.
 """
 
 from __future__ import annotations
@@ -12,23 +12,17 @@ from numba import get_num_threads
 
 from ..arrays import F32
 from ..definition import definition, require, runs_formulas
-from ..kernels import amx, int4
-from ..kernels.matmul import many_tokens_in_pairs, many_tokens_on_tiles, many_tokens_widened
-from ..kernels.matvec import FEW, few_tokens, one_token_sfp8
-from ..layouts.int4 import SIDE
-from ..layouts.weight import Weight, block_bytes, flat, is_side_by_side, rows_columns, widen
+from ..kernels import dispatch, weights
+from ..kernels.matmul import matmul
+from ..kernels.matvec import TOGETHER, matvec
+from ..layouts import Weight
 
-NO_ROWS = np.empty((0, 0), np.float32)
-FEWER = 8  # where the matrix unit takes all others
-TOGETHER = 3  # weights that one x is multiplied by in one go: q, k and v
+WIDENED = 16384  # rows of a large weight that the definition widens at once
 
 
 def embed(ids: np.ndarray, weight: Weight, scale: float) -> F32:
     """Rows `ids` of the embedding, times `scale`: ids [T], weight [V, D] → [T, D] float32      [Gemma 1 §2]"""
-    if is_side_by_side(weight):
-        sixteen = widen(weight[ids // SIDE]).reshape(len(ids), SIDE, -1)
-        return sixteen[np.arange(len(ids)), ids % SIDE] * np.float32(scale)
-    return widen(weight[ids]) * np.float32(scale)
+    return weight.rows(ids) * np.float32(scale)
 
 
 @definition
@@ -37,10 +31,9 @@ def linear(x: F32, weight: Weight) -> F32:
 
     x [T, D] float32, weight [R, D] → [T, R] float32
     """
-    if weight.size < 1 << 24:
-        return x @ widen(weight).T
-    # An embedding goes in pieces: all of it in float32 at once would be gigabytes.
-    return np.concatenate([x @ widen(weight[r : r + 16384]).T for r in range(0, len(weight), 16384)], axis=-1)
+    R = weight.shape[0]
+    parts = [x @ weight.part(r, min(r + WIDENED, R)).widen().T for r in range(0, R, WIDENED)]
+    return np.concatenate(parts, axis=-1) if parts[1:] else parts[0]
 
 
 def affine(x: F32, weight: Weight, bias: F32 | None) -> F32:
@@ -53,49 +46,36 @@ def plus(y: F32, bias: F32 | None) -> F32:
     return y if bias is None else y + bias
 
 
-def few() -> int:
-    """For up to so many tokens a row of weights is used as it is read, and not as part of a panel."""
-    return FEW if amx.choice()[0] == "vectors" else FEWER
-
-
-def _products(x, weights):
-    """x Wᵀ for up to TOGETHER weights of one format."""
-    (T, D), rows, size = x.shape, [flat(weight) for weight in weights], block_bytes(weights[0])
-    ys, workers = [np.empty((T, rows_columns(w)[0]), np.float32) for w in weights], get_num_threads()
-    missing = TOGETHER - len(weights)  # a kernel is compiled for one number of weights
-    padded, outs = tuple(rows + [rows[0][:0]] * missing), tuple(ys + [NO_ROWS] * missing)
-    on_unit, side_by_side = amx.choice()[0] != "vectors", rows[0].dtype == np.uint32
-    sfp8 = size == 0 and rows[0].dtype == np.uint8
-    if T == 1 and sfp8:
-        one_token_sfp8(workers, x[0], D, padded, outs)
-    elif not sfp8 and len(x) <= few():
-        few_tokens(workers, x, padded, size, outs)
-    elif side_by_side and on_unit:
-        int4.many_tokens_on_tiles(workers, int4.tokens_in_tiles(x), amx.new_tiles(), padded, D, outs)
-    elif side_by_side:
-        int4.many_tokens_side_by_side(workers, int4.in_8_bits(x), padded, D, outs)
-    elif rows[0].dtype != np.float32 and on_unit:
-        many_tokens_on_tiles(workers, x, padded, size, outs)
-    elif size:
-        many_tokens_in_pairs(workers, x, padded, size, outs)
+def _products(x, matrices):
+    """x Wᵀ for up to TOGETHER weights of one layout."""
+    rows, workers = [weights.of(weight) for weight in matrices], get_num_threads()
+    ys = [np.empty((len(x), weight.rows), np.float32) for weight in rows]
+    missing = TOGETHER - len(rows)  # a kernel is compiled for one number of weights
+    padded = *rows, *[weights.no_rows(rows[0])] * missing
+    outs = *ys, *[ys[0][:0]] * missing
+    if x.shape[1] < rows[0].columns:
+        x = np.pad(x, ((0, 0), (0, rows[0].columns - x.shape[1])))
+    path = dispatch.path_for(matrices[0].layout.name, rows[0], len(x))
+    if path.pack is None:
+        matvec(workers, x, padded, outs)
     else:
-        many_tokens_widened(workers, x, padded, size, outs)
+        matmul(workers, path.pack(x), padded, outs)
     return ys
 
 
 @linear.kernel
 def _linear(x, weight):
-    require(x.ndim == 2 and rows_columns(weight)[1] == x.shape[1], "linear", x, weight)
+    require(x.ndim == 2 and weight.shape[1] == x.shape[1], "linear", x, weight)
     return _products(x, [weight])[0]
 
 
-def linears(x: F32, *weights: Weight) -> list[F32]:
-    """[linear(x, weight) for each weight], at most TOGETHER of them. If they are of one format, they go through one
+def linears(x: F32, *matrices: Weight) -> list[F32]:
+    """[linear(x, weight) for each weight of `matrices`], at most TOGETHER of them. Those of one layout go through one
     parallel region: its start takes as long as a small product.
     """
     if runs_formulas():
-        return [linear(x, weight) for weight in weights]
-    for weight in weights:
-        require(x.ndim == 2 and rows_columns(weight)[1] == x.shape[1], "linears", x, weight)
-    alike = len({(weight.dtype, weight.ndim, weight.shape[2:]) for weight in weights}) == 1
-    return _products(x, weights) if alike else [linear(x, weight) for weight in weights]
+        return [linear(x, weight) for weight in matrices]
+    for weight in matrices:
+        require(x.ndim == 2 and weight.shape[1] == x.shape[1], "linears", x, weight)
+    alike = len({weight.layout.name for weight in matrices}) == 1
+    return _products(x, matrices) if alike else [linear(x, weight) for weight in matrices]

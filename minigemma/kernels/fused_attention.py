@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from ..arrays import F32, I32
 from .attention_decode import Partials, attend_partition, merge_partitions, partitions_of
 from .compiler import jit, jit_inner
-from .fused_steps import Matrix, Team, add_branch, keep_row, last_product, normed, product, wait
+from .fused_steps import Team, add_branch, keep_row, last_product, normed, product, wait
 from .parallel import new_counters, next_task, parallel_for
 from .rows import norm_row, rotate
 from .scores import Keys, Queries, Scoring
+from .weights import KernelWeight
 
 STEPS = 3
 
@@ -29,10 +30,10 @@ class AttentionArrays(NamedTuple):
     """The weights of an attention block; an empty array where a model has no such norm or bias."""
 
     pre_norm: F32  # [D]
-    q: Matrix
-    k: Matrix
-    v: Matrix
-    o: Matrix
+    q: KernelWeight
+    k: KernelWeight
+    v: KernelWeight
+    o: KernelWeight
     q_norm: F32  # [H]
     k_norm: F32  # [H]
     o_bias: F32  # [D]

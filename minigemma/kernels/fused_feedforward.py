@@ -11,8 +11,9 @@ import numpy as np
 
 from ..arrays import F32
 from .compiler import jit, jit_inner
-from .fused_steps import Matrix, Team, add_branch, gated, last_product, normed, plus_bias, product
+from .fused_steps import Team, add_branch, gated, last_product, normed, plus_bias, product
 from .parallel import new_counters, parallel_for
+from .weights import KernelWeight
 
 STEPS = 2
 
@@ -21,9 +22,9 @@ class FeedForwardArrays(NamedTuple):
     """The weights of a feed-forward block; an empty array where a model has no such norm or bias."""
 
     pre_norm: F32  # [D]
-    gate: Matrix
-    up: Matrix
-    down: Matrix
+    gate: KernelWeight
+    up: KernelWeight
+    down: KernelWeight
     gate_bias: F32  # [F]
     up_bias: F32  # [F]
     down_bias: F32  # [D]

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from ..arrays import F32
 from .compiler import jit, jit_inner
-from .fused_steps import Matrix, Team, add_branch, gated, last_product, normed, plus_bias, product, wait
+from .fused_steps import Team, add_branch, gated, last_product, normed, plus_bias, product, wait
 from .parallel import PIECES, chunk, new_counters, next_task, parallel_for
 from .rows import conv_row
 from .scan import block_row, token_row
 from .simd import LANES
+from .weights import KernelWeight
 
 STEPS = 3
 
@@ -26,9 +27,9 @@ class RecurrentArrays(NamedTuple):
     """The weights of a recurrent block."""
 
     pre_norm: F32  # [D]
-    y: Matrix
-    x: Matrix
-    out: Matrix
+    y: KernelWeight
+    x: KernelWeight
+    out: KernelWeight
     y_bias: F32  # [E]
     x_bias: F32  # [E]
     out_bias: F32  # [D]

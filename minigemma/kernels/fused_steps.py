@@ -7,23 +7,17 @@ takes less time than sharing it, and for sixteen it is little compared with the 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .compiler import by_type, jit_inner
-from .matvec import matvec_task, ready
+from .matvec import matvec_task
 from .parallel import PIECES, barrier, next_task
+from .prepare import prepare
 from .rows import gated_gelu_row, norm_row
 from .simd import bf16_bits
-
-
-class Matrix(NamedTuple):
-    """A weight as products read it."""
-
-    data: NDArray[Any]  # one axis
-    size: int  # bytes of 32 weights
 
 
 class Team(NamedTuple):
@@ -47,11 +41,10 @@ def product_tasks(team, step, x, weights, outs):
 
     weights and outs are tuples of three, so that one version is compiled; an out without tokens leaves its weight out.
     """
-    prepared, tasks, done = ready(x, weights[0].data), PIECES * team.workers, 0
-    data = (weights[0].data, weights[1].data, weights[2].data)
+    prepared, tasks, done = prepare(x, weights[0]), PIECES * team.workers, 0
     task = next_task(team.counters, step, team.worker, team.workers, tasks)
     while task >= 0:
-        matvec_task(task, tasks, PIECES, prepared, x.shape[1], data, weights[0].size, outs)
+        matvec_task(task, tasks, PIECES, prepared, weights, outs)
         done += 1
         task = next_task(team.counters, step, team.worker, team.workers, tasks)
     return done

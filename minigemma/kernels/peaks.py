@@ -15,8 +15,9 @@ import numpy as np
 from numba import get_num_threads
 
 from ..arrays import F32, aligned
-from ..layouts.weight import BLOCK, Weight, block_bytes, format_of, is_side_by_side
-from . import amx, int4
+from ..layouts import Weight
+from ..layouts.int8 import BLOCK
+from . import amx, dispatch, int4
 from .compiler import jit, jit_inner
 from .parallel import chunk, parallel_for, threads
 from .simd import (
@@ -74,11 +75,8 @@ class Machine:
 
 def peak_for(matrix: Weight) -> tuple[str, Callable[[], float]]:
     """What multiplies a prompt by this weight, and the function that measures how fast that can be."""
-    if format_of(matrix) != "f32" and amx.choice()[0] != "vectors":
-        return "bf16 on the matrix unit", unit_peak
-    if is_side_by_side(matrix):
-        return "8-bit whole numbers", fours_peak
-    return ("16-bit whole numbers", pairs_peak) if block_bytes(matrix) else ("float32", arithmetic_peak)
+    multiplies = dispatch.path(matrix.layout.name, "many").multiplies
+    return multiplies, PEAKS[multiplies]
 
 
 def median_seconds(run: Callable[[], Any]) -> float:
@@ -190,9 +188,9 @@ def _multiply_fours(worker, workers, x, panel, scales, steps, out):
     for step in range(steps // int4.QUADS):
         tile = byte_tile_zeros()
         for four in range(int4.QUADS):
-            tile = byte_tile_add(tile, x[0], 4 * four, BLOCK, panel, four * 8 * LANES)
+            tile = byte_tile_add(tile, x.whole, 4 * four, BLOCK, panel, four * 8 * LANES)
         own = load(scales, 0), load(scales, LANES)
-        byte_tile_add_scaled(tile, own, x[1], x[2], step % 2, 1, out[worker], 0)
+        byte_tile_add_scaled(tile, own, x.scales, x.starts, step % 2, 1, out[worker], 0)
 
 
 @jit
@@ -202,11 +200,8 @@ def _multiply_all_fours(workers, x, panel, scales, steps, out):
 
 def fours_peak() -> float:
     """The same of 8-bit integers."""
-    x, panel, out = (
-        int4.in_8_bits(np.ones((2 * ROWS, BLOCK), np.float32)),
-        aligned(BLOCK * 2 * LANES, np.uint8),
-        _sums(),
-    )
+    x, out = int4.byte_tokens(np.ones((2 * ROWS, BLOCK), np.float32)), _sums()
+    panel = aligned(BLOCK * 2 * LANES, np.uint8)
     panel[:], scales = 0, np.ones(2 * LANES, np.float32)
     work = 2 * ROWS * 8 * LANES * STEPS * len(out)
     return work / median_seconds(lambda: _multiply_all_fours(len(out), x, panel, scales, STEPS, out))
@@ -214,3 +209,11 @@ def fours_peak() -> float:
 
 def _sums() -> F32:
     return np.zeros((get_num_threads(), ROWS * 2 * LANES), np.float32)
+
+
+PEAKS = {
+    dispatch.FLOATS: arithmetic_peak,
+    dispatch.PAIRS: pairs_peak,
+    dispatch.FOURS: fours_peak,
+    dispatch.TILES: unit_peak,
+}

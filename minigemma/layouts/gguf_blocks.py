@@ -1,4 +1,4 @@
-"""GGUF's block formats: what their bytes mean, and the way from each to the formats that `linear` runs.
+"""GGUF's block formats: what their bytes mean, and the way from each to the layouts that run.
 
 A block of 32 or 256 weights shares its scales. All numbers are little-endian; d, m are float16.
 
@@ -11,6 +11,8 @@ A block of 32 or 256 weights shares its scales. All numbers are little-endian; d
     Q5_K   d, m, 12 bytes of scales, 32 of fifth bits, 128 of nibbles     as Q4_K
     Q6_K   128 bytes of nibbles, 64 of two upper bits, 16 signed scales, d    w = d s (q - 32), 16 sub-blocks of 16
 
+Q8_0 is the layout int8 and runs where the file is mapped. Q4_0 becomes int4, reordered; every other type becomes int8.
+
 (ggml's quants; see https://github.com/ggml-org/ggml/blob/master/docs/gguf.md for the file around them.)
 """
 
@@ -22,18 +24,14 @@ from numpy.typing import NDArray
 from ..arrays import F32, U8, widen_bf16
 from ..definition import definition
 from ..errors import ModelFormatError
-from .weight import widen
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 BYTES = (18, 20, 22, 24, 34, 144, 176, 210)  # of a block of each
 WEIGHTS = {kind: 256 if kind.endswith("K") else 32 for kind in KINDS}
-OURS = ("SFP8", "INT4", "INT8-ROW", "INT4-ROW")  # what a file that `minigemma quantize` wrote may hold beside them
 TRIED = 16
 STEPS = 127 - 2 * np.arange(TRIED, dtype=np.float32)  # of an int8's 127, how many a block's largest weight may take
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
 SCALES = np.arange(9, 5, -0.25, dtype=np.float32)  # steps that the largest weight of a block may be, of int4's 8
-CLIPS = (8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 24)  # steps that the largest weight of a row may be, of which int4 has 8
-CLIPPED_TOGETHER = 1 << 18  # weights that stay in the cache while their scale is looked for
 TOO_LARGE = 65_520.0  # what is rounded to infinity in float16
 SHARED = 1 << 18  # blocks of one tensor that several threads convert; smaller ones are converted side by side
 
@@ -49,8 +47,6 @@ def dequantize(kind: str, blocks: NDArray) -> F32:
         return widen_bf16(blocks)
     if kind == "F16":
         return blocks.astype(np.float32)
-    if kind in OURS:
-        return widen(blocks)
     if kind not in KINDS:
         known = "F32, F16, BF16, " + ", ".join(KINDS)
         raise ModelFormatError("tensor", f"is of type {kind}, which has no reader here", f"take a file of {known}")
@@ -112,60 +108,7 @@ def dequantize_blocks(blocks: U8, kind: int) -> F32:
     return ((d[..., None] * s) * q - _half(blocks[:, 2:4])[..., None] * t).reshape(-1, 256)
 
 
-# ---- and into the formats that `linear` runs
-
-
-def quantize_int8(x: F32) -> U8:
-    """float32 [R, D] → int8 blocks [R, D/32, 34]: d = max |w| / 127 as float16, q = round(w / d)."""
-    return quantize_blocks(x.reshape(-1, 32), 8).reshape(len(x), -1, 34)
-
-
-def quantize_int4(x: F32) -> U8:
-    """float32 [R, D] → int4 blocks [R, D/32, 18], Q4_0 with the best of sixteen scales, by least squares.
-
-    Of the steps -8 d … 7 d the longer half goes to the side of the weight farthest from 0, which may be k = 5.25 … 9 of
-    them. Each k gives whole numbers q; the d that suits them best is Σ u w q / Σ u q², and leaves an error of
-    Σ u w² - (Σ u w q)² / Σ u q². What a weight counts is u = w² + mean w²: a large one is missed more than a small one.
-    """
-    return quantize_blocks(x.reshape(-1, 32), 4).reshape(len(x), -1, 18)
-
-
-def quantize_int8_rows(x: F32) -> NDArray[np.int8]:
-    """float32 [R, D] → int8 rows [R, 4 + D]: d = max |w| / 127 as float32, q = round(w / d).
-
-    Of 2,304 normally distributed weights it misses 0.83 % of their size, int8 blocks 0.53 %.
-    """
-    d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
-    return np.concatenate([d.view(np.int8), _nearest(x, d, -127, 127).astype(np.int8)], axis=1)
-
-
-def quantize_int4_rows(x: F32) -> U8:
-    """float32 [R, D] → int4 rows [R, 1, 4 + D/2]: the best of a few scales for each row, by least squares.
-
-    Of 2,304 normally distributed weights it misses 10.8 % of their size, int4 blocks 8.3 %; max |w| / 7, 15 %.
-    """
-    step = max(1, CLIPPED_TOGETHER // x.shape[1])
-    return np.concatenate([_int4_rows(x[r : r + step]) for r in range(0, len(x), step)])
-
-
-def _int4_rows(x: F32) -> U8:
-    """The longer a row, the farther its largest weight lies from the others, so that it is worth clipping.
-
-    Each of CLIPS gives whole numbers q. The scale that suits them best is d = Σ w q / Σ q²; what it misses,
-    Σ (w - d q)², is Σ w² - (Σ w q)² / Σ q².
-    """
-    farthest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
-    x = np.divide(x, farthest, out=np.zeros_like(x), where=farthest != 0)  # so that no square of a small one vanishes
-    d, q, most = np.zeros_like(farthest), np.zeros_like(x), np.zeros_like(farthest)
-    for k in CLIPS:
-        tried = _nearest(x, np.full_like(d, -1 / k), -8, 7)
-        along, square = (np.einsum("rd,rd->r", tried, other)[:, None] for other in (x, tried))
-        scale = np.divide(along, square, out=np.zeros_like(d), where=square > 0)
-        better = along * scale > most
-        d, q, most = np.where(better, scale, d), np.where(better, tried, q), np.where(better, along * scale, most)
-    nibbles = (q + 8).astype(np.uint8).reshape(len(x), -1, 2, 16)
-    packed = (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).reshape(len(x), -1)
-    return np.concatenate([(d * farthest).view(np.uint8), packed], axis=1)[:, None]
+# ---- and into the layouts that run
 
 
 def to_int8(kind: str, blocks: NDArray) -> U8:
@@ -175,7 +118,8 @@ def to_int8(kind: str, blocks: NDArray) -> U8:
     fewer weights than 32: of the scales that int8 could have, each block gets the one that comes closest.
     """
     if kind not in KINDS:
-        return quantize_int8(dequantize(kind, blocks))
+        wide = dequantize(kind, blocks)
+        return quantize_blocks(wide.reshape(-1, 32), 8).reshape(len(wide), -1, 34)
     return int8_blocks(blocks.reshape(-1, blocks.shape[-1]), KINDS.index(kind)).reshape(*blocks.shape[:-2], -1, 34)
 
 
@@ -184,7 +128,7 @@ def _with_scale(d: F32, q: NDArray) -> U8:
     return np.concatenate([d.astype(np.float16).view(np.uint8), q.view(np.uint8)], axis=-1)
 
 
-def _nearest(x: F32, d: F32, low: int, high: int) -> F32:
+def nearest(x: F32, d: F32, low: int, high: int) -> F32:
     """Whole numbers q from low to high with d q nearest to x: x [R, D], d [R, 1] → [R, D]; 0 where d is 0."""
     q = np.rint(np.divide(x, d, out=np.zeros_like(x), where=d != 0))
     return np.clip(q, low, high)
@@ -193,12 +137,17 @@ def _nearest(x: F32, d: F32, low: int, high: int) -> F32:
 def _with_scale_of(x: F32, d: F32) -> U8:
     """int8 blocks of x [B, 32] with the scales d [B, 1]."""
     stored = d.astype(np.float16).astype(np.float32)
-    return _with_scale(d, _nearest(x, stored, -127, 127).astype(np.int8))
+    return _with_scale(d, nearest(x, stored, -127, 127).astype(np.int8))
 
 
 @definition
 def quantize_blocks(x: F32, bits: int) -> U8:
     """int8 (bits = 8) or int4 blocks of 32 weights each      [Q8_0 and Q4_0]
+
+    int8: d = max |w| / 127 as float16, q = round(w / d). int4: the best of sixteen scales, by least squares. Of the
+    steps -8 d … 7 d the longer half goes to the side of the weight farthest from 0, which may be k = 5.25 … 9 of them.
+    Each k gives whole numbers q; the d that suits them best is Σ u w q / Σ u q², and leaves an error of
+    Σ u w² - (Σ u w q)² / Σ u q². A weight counts u = w² + mean w²: an error in a large one matters more.
 
     x [B, 32] float32 → [B, bytes] uint8, 34 or 18 bytes
     """

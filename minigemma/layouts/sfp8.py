@@ -9,6 +9,8 @@ Bit 6 switches: where weights are large it buys precision, where they are small,
 1.25 · 2⁻²³. Seven bits without the sign rise with the number that they mean, so that nearest is a search in a table.
 
 A row of weights has a float32 scale, its largest weight over 1.875, in the four bytes before its D codes: [R, 4 + D].
+It is a stored form: 8 bits a weight in a file, rounded to bf16 while loading, 16 bits a weight in memory. (A code has
+three bits of fraction, a bf16 seven, so that the product with the scale loses a thirtieth of what the code has lost.)
 Known from gemma.cpp's code; that the report's SFP8 is the same to the bit is likely, but not said in it.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import F32, U8
+from .weight import Layout
 
 SCALE_BYTES = 4
 LARGEST = 1.875
@@ -52,3 +55,8 @@ def dequantize_sfp8(rows: U8) -> F32:
     """What the rows mean: [R, 4 + D] uint8 → [R, D] float32."""
     scale = np.ascontiguousarray(rows[:, :SCALE_BYTES]).view(np.float32)
     return VALUES[rows[:, SCALE_BYTES:]] * scale
+
+
+LAYOUT = Layout(
+    "sfp8", 8, np.uint8, data_shape=lambda R, D: (R, SCALE_BYTES + D), pack=quantize_sfp8, unpack=dequantize_sfp8
+)

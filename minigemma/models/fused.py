@@ -24,17 +24,17 @@ from ..blocks.griffin import RecurrentWeights, recurrent_block
 from ..cache import KeyValueRing, RecurrentState, TokenPositions
 from ..config import AttentionConfig
 from ..definition import require
-from ..formulas.linear import few
 from ..formulas.rope import angles
 from ..kernels.attention_decode import is_decode
+from ..kernels.dispatch import few
 from ..kernels.fused_attention import Angles, AttentionArrays, AttentionNumbers, Ring, fused_attention
 from ..kernels.fused_feedforward import FeedForwardArrays, fused_feed_forward
 from ..kernels.fused_recurrent import RecurrentArrays, State, fused_recurrent
-from ..kernels.fused_steps import Matrix
-from ..kernels.matvec import FEW
+from ..kernels.matvec import FEW, takes
 from ..kernels.scores import EVERYTHING, Scoring
 from ..kernels.simd import LANES
-from ..layouts.weight import Weight, block_bytes, flat, format_of, is_side_by_side, rows_columns
+from ..kernels.weights import of
+from ..layouts import Weight
 from ..taps import Scope
 
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
@@ -62,15 +62,10 @@ def _vector(array: NDArray | None) -> NDArray:
     return ABSENT if array is None else read_only(np.ascontiguousarray(array).view())
 
 
-def _matrix(weight: Weight) -> Matrix:
-    """A weight as kernels take it."""
-    return Matrix(flat(weight), block_bytes(weight))
-
-
 def _fit(*weights: Weight) -> bool:
-    """Can weights be multiplied with one x together: are they of one layout, and of one that kernels read?"""
-    layouts = {(format_of(weight), is_side_by_side(weight)) for weight in weights}
-    return len(layouts) == 1 and format_of(weights[0]) != "sfp8"
+    """Can weights be multiplied with one x together: are they of one layout, and are their rows whole vectors?"""
+    whole = all(takes(of(weight)) and of(weight).columns == weight.shape[1] for weight in weights)
+    return whole and len({weight.layout.name for weight in weights}) == 1
 
 
 @_once
@@ -79,10 +74,10 @@ def _attention_arrays(w: AttentionWeights) -> AttentionArrays | None:
         return None
     return AttentionArrays(
         pre_norm=_vector(w.pre_norm),
-        q=_matrix(w.q),
-        k=_matrix(w.k),
-        v=_matrix(w.v),
-        o=_matrix(w.o),
+        q=of(w.q),
+        k=of(w.k),
+        v=of(w.v),
+        o=of(w.o),
         q_norm=_vector(w.q_norm),
         k_norm=_vector(w.k_norm),
         o_bias=_vector(w.o_bias),
@@ -96,9 +91,9 @@ def _feed_forward_arrays(w: FeedForwardWeights) -> FeedForwardArrays | None:
         return None
     return FeedForwardArrays(
         pre_norm=_vector(w.pre_norm),
-        gate=_matrix(w.gate),
-        up=_matrix(w.up),
-        down=_matrix(w.down),
+        gate=of(w.gate),
+        up=of(w.up),
+        down=of(w.down),
         gate_bias=_vector(w.gate_bias),
         up_bias=_vector(w.up_bias),
         down_bias=_vector(w.down_bias),
@@ -113,9 +108,9 @@ def _recurrent_arrays(w: RecurrentWeights) -> RecurrentArrays | None:
         return None
     return RecurrentArrays(
         pre_norm=_vector(w.pre_norm),
-        y=_matrix(w.y),
-        x=_matrix(w.x),
-        out=_matrix(w.out),
+        y=of(w.y),
+        x=of(w.x),
+        out=of(w.out),
         y_bias=_vector(w.y_bias),
         x_bias=_vector(w.x_bias),
         out_bias=_vector(w.out_bias),
@@ -173,7 +168,7 @@ def _feed_forward_block(x: F32, w: FeedForwardWeights, eps: float, taps: Scope) 
     if arrays is None or not _applies(x, w.pre_norm.size, taps):
         return NotImplemented
     out = np.empty_like(x)
-    fused_feed_forward(get_num_threads(), x, arrays, rows_columns(w.gate)[0], eps, out)
+    fused_feed_forward(get_num_threads(), x, arrays, w.gate.shape[0], eps, out)
     return out
 
 

@@ -8,9 +8,14 @@ from support import gguf_files
 from support.synthetic import config_json, shapes
 
 import minigemma as mg
-from minigemma.files.convert import FORMATS
+from minigemma.arrays import LargePages
+from minigemma.files.convert import FORMATS, RUNS_AS, Stored, converted_weight, held_bytes
+from minigemma.files.gguf_file import open_gguf
 from minigemma.files.load import describe
-from minigemma.layouts.weight import format_of, widen
+from minigemma.layouts import STORED as STORED_FORMS
+from minigemma.layouts import Weight
+from minigemma.layouts.gguf_blocks import dequantize
+from minigemma.layouts.int4 import quantize_q4_0, to_q4_0
 from minigemma.models.gemma import GemmaConfig
 from minigemma.models.gemma2 import Gemma2Config
 from minigemma.models.gemma3 import Gemma3Config
@@ -81,26 +86,60 @@ STORED = {"F32": "f32", "F16": "bf16", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_gguf_types_run_in_the_nearest_format(kind, tmp_path):
+def test_gguf_types_run_in_the_nearest_layout(kind, tmp_path):
     config, weights = CONFIGS["gemma3"], random_weights(CONFIGS["gemma3"])
     model = mg.load(write_gguf(tmp_path / "model.gguf", config, weights, kind))
     matrix = model.weights.blocks[3].ffn.down
-    assert format_of(matrix) == STORED[kind]
-    assert not matrix.flags.writeable
-    exact = mg.load(tmp_path / "model.gguf", dtype="f32").weights.blocks[3].ffn.down
-    assert np.abs(widen(matrix) - exact).max() <= (np.abs(exact).max() / 200 if kind in ("F16", "Q4_1") else 0)
-    in_place = kind in ("F32", "BF16", "Q8_0", "Q4_0")
-    assert in_place == (matrix.base is not None and not matrix.flags.owndata and _in_mapping(matrix))
+    assert matrix.layout.name == STORED[kind]
+    assert not matrix.data.flags.writeable
+    exact = mg.load(tmp_path / "model.gguf", dtype="f32").weights.blocks[3].ffn.down.data
+    assert np.abs(matrix.widen() - exact).max() <= (np.abs(exact).max() / 200 if kind in ("F16", "Q4_1") else 0)
+    in_place = kind in ("F32", "BF16", "Q8_0")  # Q4_0 is interleaved while loading
+    assert in_place == _in_mapping(matrix.data)
 
 
-def test_int4_on_request_lays_rows_of_a_file_side_by_side(tmp_path):
-    """The same weights, in the order that is fastest; as stored they run from the file."""
+def test_q4_0_is_interleaved_whether_int4_is_named_or_not(tmp_path):
+    """The same weights, in the order that is fastest, and no byte more in memory."""
     config, weights = CONFIGS["gemma3"], random_weights(CONFIGS["gemma3"])
     path = write_gguf(tmp_path / "model.gguf", config, weights, "Q4_0")
     stored, asked = mg.load(path), mg.load(path, dtype="int4")
     one, other = stored.weights.blocks[3].ffn.down, asked.weights.blocks[3].ffn.down
-    assert (one.shape[2], other.shape[2]) == (18, 288) and np.array_equal(widen(one), widen(other))
-    assert np.abs(asked.forward(ids) - stored.forward(ids)).max() < 0.02 * np.abs(stored.forward(ids)).max()
+    assert np.array_equal(one.data, other.data) and np.array_equal(to_q4_0(one.data), _blocks_of(path, one.data))
+    assert asked.weights.embedding.layout.name == stored.weights.embedding.layout.name == "int4"
+    np.testing.assert_array_equal(asked.forward(ids), stored.forward(ids))
+
+
+def _blocks_of(path, data):
+    """The tensor of a GGUF file with as many bytes of Q4_0, row by row, as these have."""
+    name = "blk.3.ffn_down.weight"
+    blocks = open_gguf(path).tensors[name].blocks
+    assert blocks.nbytes == data.nbytes
+    return blocks
+
+
+def test_int4_of_rows_that_do_not_divide_by_sixteen_runs_as_int8():
+    """Losslessly: from Q4_0 blocks and from a float32 tensor that is rounded to them."""
+    blocks = quantize_q4_0(np.random.default_rng(0).standard_normal((19, 96), np.float32))
+    wide, pages = dequantize("Q4_0", blocks), LargePages()
+    for kind, array in (("Q4_0", blocks), ("F32", wide)):
+        weight = converted_weight("blocks.0.ffn.up", Stored("up", kind, (19, 96), array), "int4", 0.0, pages)
+        assert weight.layout.name == "int8" and np.array_equal(weight.widen(), wide)
+        assert held_bytes("blocks.0.ffn.up", Stored("up", kind, (19, 96), array), "int4") == weight.nbytes
+
+
+@pytest.mark.parametrize("form, becomes", [("int8-row", "int8"), ("int4-row", "int4"), ("sfp8", "bf16")])
+@pytest.mark.parametrize("size", [1, 1e-9])
+def test_stored_forms_become_layouts_that_run(form, becomes, size):
+    """A row's scale is rounded to float16, codes of eight bits to bf16; what has no normal float16 becomes bf16."""
+    x = np.random.default_rng(0).standard_normal((32, 96), np.float32) * np.float32(size)
+    stored = STORED_FORMS[form].pack(x)
+    tensor = Stored("up", form.upper(), (32, 96), stored)
+    weight = converted_weight("blocks.0.ffn.up", tensor, None, 0.0, LargePages())
+    assert weight.layout.name == (becomes if size == 1 else "bf16")
+    if size == 1:
+        assert weight.nbytes == held_bytes("blocks.0.ffn.up", tensor, None)
+    wide = STORED_FORMS[form].unpack(stored)
+    assert (np.abs(weight.widen() - wide) <= np.abs(wide) * (2**-11 if weight.layout.name != "bf16" else 2**-8)).all()
 
 
 def _in_mapping(array):
@@ -116,14 +155,15 @@ def _in_mapping(array):
 @pytest.mark.parametrize(
     "dtype, step", [("bf16", 2**-8), ("int8", 1 / 127), ("int4", 1 / 7), ("int8-row", 1 / 127), ("int4-row", 2 / 3)]
 )
-def test_other_formats_on_request(dtype, step, tmp_path):
+def test_other_layouts_on_request(dtype, step, tmp_path):
     config, weights = CONFIGS["gemma2"], random_weights(CONFIGS["gemma2"])
     folder = write_folder(tmp_path / "hf", config, weights)
     model = mg.load(folder, dtype=dtype)
-    assert format_of(model.weights.blocks[0].attention.q) == dtype
-    assert format_of(model.weights.embedding) == dtype.replace("int4", "int8")
+    runs = RUNS_AS.get(dtype, dtype)
+    assert model.weights.blocks[0].attention.q.layout.name == runs
+    assert model.weights.embedding.layout.name == runs.replace("int4", "int8")
     exact = weights["model.layers.0.self_attn.q_proj.weight"]
-    assert 0 < np.abs(widen(model.weights.blocks[0].attention.q) - exact).max() <= np.abs(exact).max() * step
+    assert 0 < np.abs(model.weights.blocks[0].attention.q.widen() - exact).max() <= np.abs(exact).max() * step
 
 
 def test_describe_reads_sizes_from_the_headers(tmp_path):
@@ -142,7 +182,7 @@ def test_describe_foretells_what_load_holds(dtype, tmp_path):
     path = write_gguf(tmp_path / "model.gguf", config, random_weights(config), "Q5_0")
 
     def held(weights):
-        if isinstance(weights, np.ndarray):
+        if isinstance(weights, np.ndarray | Weight):
             return weights.nbytes
         if isinstance(weights, tuple):
             return sum(map(held, weights))

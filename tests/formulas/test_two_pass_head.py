@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import minigemma as mg
-from minigemma.arrays import round_bf16
 from minigemma.cli.random_weights import random_model
 from minigemma.formulas import two_pass_head as preview
 from minigemma.formulas.linear import linear
@@ -19,9 +18,7 @@ from minigemma.formulas.two_pass_head import (
     widened,
 )
 from minigemma.kernels.parallel import threads
-from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int8
-from minigemma.layouts.sfp8 import quantize_sfp8
-from minigemma.layouts.weight import widen
+from minigemma.layouts import LAYOUTS, Weight
 from minigemma.models.gemma2 import Gemma2Config
 from minigemma.models.gemma3 import Gemma3Config
 from minigemma.models.recurrentgemma import RecurrentGemmaConfig
@@ -33,11 +30,11 @@ CONFIGS = {
     "gemma3": Gemma3Config(**SIZES, window=8, pattern=3, rope_scale=8.0),
     "recurrentgemma": RecurrentGemmaConfig(**SIZES, lru_width=64, gate_blocks=2, window=8),
 }
-HEADS = {"bf16": round_bf16, "int8": quantize_int8}
+HEADS = ("bf16", "int8")
 
 
 def head(kind, rows=8192, columns=256):
-    return HEADS[kind](np.random.default_rng(0).standard_normal((rows, columns), np.float32))
+    return Weight.pack(LAYOUTS[kind], np.random.default_rng(0).standard_normal((rows, columns), np.float32))
 
 
 def gain(columns=256):
@@ -60,7 +57,7 @@ def test_the_columns_of_large_gain_have_four_bits_and_the_others_two(kind):
     weight, order = head(kind, rows=64), by_gain(gain())
     fine = order[: fine_columns(256)]
     assert len(fine) == 64 and abs(1 + gain()[fine]).min() >= abs(1 + gain()[order[64:]]).max()
-    w, few = widen(weight), widened(in_few_bits(weight, order), order)
+    w, few = weight.widen(), widened(in_few_bits(weight, order), order)
     step = np.repeat(abs(w[:, fine]).reshape(64, -1, 32).max(-1) / 8, 32, axis=-1)
     missed = (few - w)[:, fine] / step
     inside = abs(w[:, fine]) < 7.4 * step
@@ -88,19 +85,13 @@ def test_the_kernels_do_what_the_definitions_say(kind, columns):
     np.testing.assert_allclose(got[refined], whole[refined], rtol=1e-6, atol=1e-5)
 
 
-def normed_logits(weight, x):
-    """The norm's gain makes of x / (1 + w), of mean square 1, x again."""
-    before = x / (1 + gain())
-    return preview_of(weight, gain(), 0.0).later(before)()[0], before / np.sqrt(np.mean(before**2)) * (1 + gain())
-
-
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_likely_logits_are_those_of_the_whole_product(kind, count, monkeypatch):
     monkeypatch.setattr(preview, "LARGE", 0)
     weight, x = head(kind, rows=32768), final()
     with threads(count):
-        got, x = normed_logits(weight, x)
+        got = preview_of(weight, gain()).logits(x)[0]
         whole = linear(x, weight)[0]
     high = np.flatnonzero(whole > whole.mean() + 3.2 * whole.std())
     assert len(high) > 10
@@ -115,11 +106,11 @@ def test_one_row_above_all_others_and_all_rows_alike():
     w = np.zeros((8192, 256), np.float32)
     for alike in (0, 3):
         w[:] = alike
-        weight = quantize_int8(w)
+        weight = Weight.pack(LAYOUTS["int8"], w)
         got = likely_logits(x, in_few_bits(weight, order), order, weight)
         assert (got == got[0, 0]).all()  # none is above the mean
         w[8191] = 50
-        weight = quantize_int8(w)
+        weight = Weight.pack(LAYOUTS["int8"], w)
         got = likely_logits(x, in_few_bits(weight, order), order, weight)
         assert got[0, 8191] == pytest.approx(50 * 256, rel=1e-3)
         assert (got[0, :8191] == got[0, 0]).all() and got[0, 0] < 50 * 256
@@ -129,7 +120,7 @@ def test_one_row_above_all_others_and_all_rows_alike():
 def test_what_is_no_number_is_not_hidden(wrong, monkeypatch):
     monkeypatch.setattr(preview, "LARGE", 0)
     x = np.full((1, 256), wrong, np.float32)
-    assert not np.isfinite(preview_of(head("bf16"), gain()).later(x)()).any()
+    assert not np.isfinite(preview_of(head("bf16"), gain()).logits(x)).any()
 
 
 def test_which_heads_have_a_preview(monkeypatch):
@@ -138,8 +129,9 @@ def test_which_heads_have_a_preview(monkeypatch):
     monkeypatch.setattr(preview, "LARGE", 0)
     made = preview_of(head("int8"), gain())
     assert made.nbytes == preview_bytes(8192, 256) == 8192 * (64 // 32 + 192 // 64) * 18
-    for other in (quantize_sfp8, quantize_int4, lambda w: w):
-        assert preview_of(other(rng.standard_normal((64, 64), np.float32)), gain(64)) is None
+    for other in ("int4", "f32"):
+        weight = Weight.pack(LAYOUTS[other], rng.standard_normal((64, 64), np.float32))
+        assert preview_of(weight, gain(64)) is None
     assert preview_of(head("bf16", rows=24), gain()) is None  # no whole sixteens
     assert preview_of(head("bf16", columns=32), gain(32)) is None  # no whole block in two bits
 

@@ -14,30 +14,26 @@ PROGRAM = """
 import numpy as np
 from minigemma.kernels import amx
 from minigemma.arrays import round_bf16, widen_bf16
-from minigemma.layouts.int4 import side_by_side
-from minigemma.layouts.weight import widen
+from minigemma.layouts import LAYOUTS, Weight
 from minigemma.formulas.linear import linear
-from minigemma.layouts.gguf_blocks import quantize_int4, quantize_int4_rows, quantize_int8, quantize_int8_rows
-from minigemma.layouts.sfp8 import quantize_sfp8
 
 assert amx.choice()[0] == {wanted!r}, amx.choice()
 rng = np.random.default_rng(0)
 for R, D in ((32, 32), (40, 96), (7, 64), (96, 2336), (50, 588)):
     dense = rng.standard_normal((R, D), np.float32)
-    weights = {{"bf16": round_bf16(dense), "sfp8": quantize_sfp8(dense)}}
-    if D % 32 == 0:
-        weights |= {{"int8": quantize_int8(dense), "int4": quantize_int4(dense)}}
-        weights |= {{"side by side": side_by_side(quantize_int4(dense))}} if R % 16 == 0 else {{}}
-        weights |= {{"int8-row": quantize_int8_rows(dense), "int4-row": quantize_int4_rows(dense)}}
+    layouts = [layout for layout in LAYOUTS.values() if layout.fits(R, D) and layout.name != "f32"]
+    weights = {{layout.name: Weight.pack(layout, dense) for layout in layouts}}
+    assert {{"bf16"}} <= set(weights) and ("int4" in weights) == (R % 16 == D % 32 == 0)
     for T in (9, 16, 32, 33, 70):
         x = rng.standard_normal((T, D), np.float32)
         for name, weight in weights.items():
-            a, b = (widen_bf16(round_bf16(m)).astype(float) for m in (x, widen(weight)))
+            a, b = (widen_bf16(round_bf16(m)).astype(float) for m in (x, weight.widen()))
             assert np.abs(linear(x, weight) - a @ b.T).max() < 3e-6 * D**0.5 * 4, (name, R, D, T)
-            exact = x.astype(float) @ widen(weight).T
+            exact = x.astype(float) @ weight.widen().T
             assert np.abs(linear(x, weight) - exact).max() < 2**-6 * D**0.5 * 2, (name, R, D, T)
-    assert linear(x, dense).dtype == np.float32
-    np.testing.assert_allclose(linear(x, dense), x @ dense.T, atol=1e-3)  # float32 weights are exact: not on the unit
+    exact = Weight(LAYOUTS["f32"], dense, dense.shape)
+    assert linear(x, exact).dtype == np.float32
+    np.testing.assert_allclose(linear(x, exact), x @ dense.T, atol=1e-3)  # float32 weights are exact: not on the unit
 print("right")
 """
 
@@ -59,7 +55,7 @@ def run(program, forced):
 
 
 @pytest.mark.parametrize("where", ["unit", "imitation"])
-def test_products_of_every_format(where, unit):
+def test_products_of_every_layout(where, unit):
     if where == "unit" and unit != "unit":
         pytest.skip("this processor has no AMX-BF16")
     forced = {"MINIGEMMA_CPU": "imitation"} if where == "imitation" else {}

@@ -29,7 +29,6 @@ from minigemma.kernels.simd import (
     load_float,
     load_half,
     load_one,
-    load_sfp8,
     magnitude,
     max_lanes,
     maximum,
@@ -53,7 +52,6 @@ from minigemma.kernels.simd import (
     unpack_32,
     where_less,
 )
-from minigemma.layouts.sfp8 import VALUES
 
 TINY, LARGE = np.float32(1e-45), np.finfo(np.float32).max
 ODD = np.float32([0, -0.0, 1, -1, np.nan, np.inf, -np.inf, TINY, -TINY, 1e-38, -1e-39, LARGE, -LARGE, 0.5, 1.5, 2.5])
@@ -333,18 +331,6 @@ def test_integers_round_to_nearest_even(kind):
     assert (out == np.rint(x)).all()
 
 
-@jit
-def sfp8(codes, y):
-    for i in range(0, y.size, LANES):
-        store(y, i, load_sfp8(codes, i))
-
-
-def test_every_code_of_sfp8():
-    y = np.empty(256, np.float32)
-    sfp8(np.arange(256).astype(np.uint8), y)
-    assert_same(y, VALUES)
-
-
 # ---- products
 
 
@@ -389,13 +375,13 @@ def test_tile_of_integers_is_exact(extreme):
 
 @jit
 def dots(row, x, out, unpacked):
-    store(out, 0, dot_32(row, 0, x, 0, 32))
+    store(out, 0, dot_32(row, 0, x, 0))
     unpack_32(row, 0, unpacked, 0)
 
 
 @pytest.mark.parametrize("q, x", [(-128, -32767), (127, 32767), (-128, 32767), (1, 1)])
 def test_dot_product_of_32_integers_is_exact(q, x):
-    row, numbers = np.full(32, q, np.int8), np.full(32 + 2 * LANES, x, np.int16)
+    row, numbers = np.full(32, q, np.int8), np.full(32, x, np.int16)
     out, unpacked = np.zeros(LANES, np.float32), np.zeros(32, np.int16)
     dots(row, numbers, out, unpacked)
     assert out.astype(float).sum() == 32 * q * x or abs(out.astype(float).sum() / (32.0 * q * x) - 1) < 1e-7
@@ -426,7 +412,7 @@ def test_two_rows_meet_four_tokens(kind):
 
 @jit
 def two_blocks_and_four_tokens(weight, x, out):
-    store_sums(out, 0, add_scaled_blocks(eight_zeros(), weight, 0, 34, x, 0, 4 * 32))
+    store_sums(out, 0, add_scaled_blocks(eight_zeros(), weight, 0, 34, x, 0))
 
 
 def test_two_blocks_meet_four_tokens():
@@ -434,7 +420,7 @@ def test_two_blocks_meet_four_tokens():
     scales, q = np.float16([[0.5], [-0.125]]), rng.integers(-128, 128, (2, 32)).astype(np.int8)
     blocks = np.concatenate([scales.view(np.int8), q], axis=1)
     x, out = rng.integers(-999, 1000, (4, 32)).astype(np.int16), np.zeros(8, np.float32)
-    two_blocks_and_four_tokens(blocks.reshape(-1), np.concatenate([x.reshape(-1), np.zeros(8 * LANES, np.int16)]), out)
+    two_blocks_and_four_tokens(blocks.reshape(-1), x.reshape(-1), out)
     assert (out.reshape(2, 4) == scales * (q.astype(float) @ x.T)).all()
 
 

@@ -12,22 +12,29 @@ from support.oracles import Mode, answered_by, assert_equal
 from minigemma.definition import formulas_only
 from minigemma.errors import ModelFormatError
 from minigemma.files.gguf_file import open_gguf
+from minigemma.layouts import int8, rows
 from minigemma.layouts.gguf_blocks import (
     KINDS,
     dequantize,
-    quantize_int4,
-    quantize_int4_rows,
-    quantize_int8,
-    quantize_int8_rows,
     to_int8,
 )
-from minigemma.layouts.weight import widen
+from minigemma.layouts.int4 import quantize_q4_0
+from minigemma.layouts.rows import quantize_int4_rows, quantize_int8_rows
 
 HALVES = dict.fromkeys(("Q4_0", "Q5_0", "Q8_0"), (0,)) | {"Q6_K": (208,)}  # where the scales stand; else 0 and 2
 LOSSLESS = ("Q4_0", "Q5_0", "Q8_0")
 EXACT_HALVES = [0.0, -0.0, 2.0**-24, -(2.0**-24), 1023 * 2.0**-24, 2.0**-14, 1.0, -2.5, 65504.0]
 
 both = pytest.mark.parametrize("definitions", [False, True], ids=["kernel", "definition"])
+
+
+def widen(data):
+    """Int8 or Q4_0 blocks, or rows with one scale, as float32."""
+    if data.dtype == np.int8:
+        return rows.INT8.unpack(data)
+    if data.ndim == 3 and data.shape[1] == 1 and data.shape[2] not in (18, 34):
+        return rows.INT4.unpack(data)
+    return dequantize("Q4_0" if data.shape[2] == 18 else "Q8_0", data)
 
 
 def random_blocks(kind, rows=7, columns=3, seed=0):
@@ -178,11 +185,11 @@ def test_to_int8_is_no_worse_than_the_packages_quantizer(answers, kind):
     assert np.square(widen(to_int8(kind, blocks)) - right).mean() <= 1.001 * np.square(theirs - right).mean()
 
 
-def test_to_int8_of_plain_types_is_quantize_int8():
+def test_to_int8_of_plain_types_is_int8():
     weights = gaussian()
     half = weights.astype(np.float16)
-    np.testing.assert_array_equal(to_int8("F32", weights), quantize_int8(weights))
-    np.testing.assert_array_equal(to_int8("F16", half), quantize_int8(half.astype(np.float32)))
+    np.testing.assert_array_equal(to_int8("F32", weights), int8.pack(weights))
+    np.testing.assert_array_equal(to_int8("F16", half), int8.pack(half.astype(np.float32)))
 
 
 # ------------------------------------------------------------------------------------------------- from float32
@@ -195,7 +202,7 @@ def test_int8_as_the_package_does_it(definitions):
     weights = gaussian(rows=61, columns=320)
     weights[5, :32] = 0
     with formulas_only(definitions):
-        made = quantize_int8(weights).reshape(-1, 34)
+        made = int8.pack(weights).reshape(-1, 34)
     theirs = in_blocks(weights, "Q8_0").reshape(made.shape)
     np.testing.assert_array_equal(made[:, :2], theirs[:, :2])
     off = made[:, 2:].view(np.int8).astype(int) - theirs[:, 2:].view(np.int8)
@@ -209,7 +216,7 @@ def test_int4_misses_less_than_the_package_does(answers, definitions):
     far from the closest of six hundred scales."""
     weights = gaussian(rows=61, columns=320)
     with formulas_only(definitions):
-        made = quantize_int4(weights)
+        made = quantize_q4_0(weights)
     np.testing.assert_array_equal(widen(made), dequantize("Q4_0", made))
     if Mode.live:
         np.testing.assert_array_equal(widen(made), oracle.__wrapped__("Q4_0", made))
@@ -230,7 +237,7 @@ def test_int4_misses_less_than_the_package_does(answers, definitions):
 
 
 @both
-@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int8_rows])
+@pytest.mark.parametrize("quantize", [int8.pack, quantize_int8_rows])
 @pytest.mark.parametrize("steps", [np.arange(-127, 128), np.arange(-100, 28) * 0.5])
 def test_int8_keeps_what_it_can_say(steps, quantize, definitions):
     """Weights that are whole multiples of a scale, the largest of them 127 times: not a bit is lost."""
@@ -242,7 +249,7 @@ def test_int8_keeps_what_it_can_say(steps, quantize, definitions):
 
 
 @both
-@pytest.mark.parametrize("quantize", [quantize_int4, quantize_int4_rows])
+@pytest.mark.parametrize("quantize", [quantize_q4_0, quantize_int4_rows])
 def test_int4_keeps_what_it_can_say(quantize, definitions):
     """Sixteen steps from -8 to 7, either way up: the larger side goes to the side of the weight farthest from 0."""
     weights = np.resize(np.arange(-8, 8), 32).astype(np.float32) * np.array([[1], [-1], [0.125], [-24]], np.float32)
@@ -251,7 +258,7 @@ def test_int4_keeps_what_it_can_say(quantize, definitions):
 
 
 @both
-@pytest.mark.parametrize("quantize, size", [(quantize_int8, 34), (quantize_int4, 18)])
+@pytest.mark.parametrize("quantize, size", [(int8.pack, 34), (quantize_q4_0, 18)])
 def test_blocks_of_nothing_are_zero_and_stay_finite(quantize, size, definitions):
     weights = np.zeros((3, 64), np.float32)
     weights[1] = 1e-30  # too small for a float16 scale
@@ -302,7 +309,7 @@ def test_int4_rows_are_nearly_the_best_of_all_scales(columns):
 def test_what_one_scale_for_a_row_costs():
     """The figures in the docstrings."""
     weights = np.random.default_rng(0).standard_normal((300, 2304), np.float32)
-    formats = {quantize_int8_rows: 0.0083, quantize_int8: 0.0053, quantize_int4_rows: 0.108, quantize_int4: 0.083}
+    formats = {quantize_int8_rows: 0.0083, int8.pack: 0.0053, quantize_int4_rows: 0.108, quantize_q4_0: 0.083}
     for quantize, said in formats.items():
         missed = np.linalg.norm(widen(quantize(weights)) - weights) / np.linalg.norm(weights)
         assert missed == pytest.approx(said, rel=0.02), quantize.__name__
@@ -311,7 +318,7 @@ def test_what_one_scale_for_a_row_costs():
     assert missed == pytest.approx(0.15, rel=0.02)
 
 
-@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4])
+@pytest.mark.parametrize("quantize", [int8.pack, quantize_q4_0])
 def test_rows_that_do_not_divide_into_blocks_are_refused(quantize):
     for shape in ((2, 48), (32, 33), (3, 31)):
         with pytest.raises(ValueError, match=r"\d"):
@@ -329,9 +336,9 @@ def test_the_real_file_in_every_type_that_it_has(answers, demo_file):
         if tensor.type in seen or tensor.type not in KINDS:
             continue
         seen.add(tensor.type)
-        rows = tensor.blocks[:50]
-        assert_equal(dequantize(tensor.type, rows), oracle(tensor.type, rows))
-        to_int8(tensor.type, rows)
+        part = tensor.blocks[:50]
+        assert_equal(dequantize(tensor.type, part), oracle(tensor.type, part))
+        to_int8(tensor.type, part)
         start = time.perf_counter()
         to_int8(tensor.type, tensor.blocks)
         assert time.perf_counter() - start < 2

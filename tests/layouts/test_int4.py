@@ -1,4 +1,4 @@
-"""int4 weights with sixteen rows side by side: where each byte lies, and their products to the last digit."""
+"""int4 weights, sixteen rows interleaved: where each byte lies, and their products to the last digit."""
 
 import os
 import platform
@@ -8,12 +8,17 @@ import sys
 import numpy as np
 import pytest
 
-from minigemma.arrays import read_only
 from minigemma.formulas.linear import embed, linear
-from minigemma.layouts.int4 import row_by_row, side_by_side
-from minigemma.layouts.weight import format_of, packed_shape, rows_columns, widen
+from minigemma.layouts import LAYOUTS, Weight
+from minigemma.layouts.gguf_blocks import dequantize
+from minigemma.layouts.int4 import from_q4_0, interleave, separate, to_q4_0
 
 rng = np.random.default_rng(0)
+
+
+def int4(blocks):
+    """Q4_0 blocks [R, D/32, 18] as the weight that runs."""
+    return Weight(LAYOUTS["int4"], from_q4_0(blocks), (len(blocks), blocks.shape[1] * 32))
 
 
 def row_blocks(rows, columns):
@@ -33,20 +38,28 @@ def test_where_a_weight_lies():
         weight[group, block, 32 + word * 64 + lane * 4 + byte] = 0x8B if half == 0 else 0xB8
         expected = np.zeros((32, 64), np.float32)
         expected[row, column] = 0.5 * (0xB - 8)
-        assert np.array_equal(widen(weight), expected)
+        assert np.array_equal(Weight(LAYOUTS["int4"], weight, (32, 64)).widen(), expected)
 
 
 @pytest.mark.parametrize("rows, columns", [(16, 32), (48, 64), (160, 640)])
 def test_the_same_weights_in_another_order(rows, columns):
     weight = row_blocks(rows, columns)
-    moved = side_by_side(weight)
-    assert moved.shape == packed_shape("int4", rows, columns) and moved.nbytes == weight.nbytes
-    assert (format_of(moved), rows_columns(moved)) == ("int4", (rows, columns))
-    assert np.array_equal(row_by_row(moved), weight)
-    assert np.array_equal(widen(moved), widen(weight))
+    moved, wide = int4(weight), dequantize("Q4_0", weight)
+    assert moved.nbytes == weight.nbytes == LAYOUTS["int4"].nbytes(rows, columns)
+    assert np.array_equal(to_q4_0(moved.data), weight)
+    assert np.array_equal(moved.widen(), wide)
     ids = rng.integers(0, rows, 9)
-    assert np.array_equal(embed(ids, moved, 3.0), embed(ids, weight, 3.0))
-    assert packed_shape("int4", rows + 1, columns) == (rows + 1, columns // 32, 18)
+    assert np.array_equal(embed(ids, moved, 3.0), wide[ids] * 3)
+    assert not LAYOUTS["int4"].fits(rows + 1, columns)
+
+
+@pytest.mark.parametrize("bits, columns", [(4, 32), (2, 64)])
+def test_interleaving_is_undone(bits, columns):
+    scales, q = rng.integers(0, 256, (48, 5, 2), np.uint8), rng.integers(0, 1 << bits, (48, 5, columns), np.uint8)
+    made = interleave(scales, q, bits)
+    assert made.shape == (3, 5, 288)
+    for one, other in zip(separate(made, bits), (scales, q), strict=True):
+        assert np.array_equal(one, other)
 
 
 def in_whole_numbers(x, weight):
@@ -67,32 +80,31 @@ def test_products_are_those_of_whole_numbers(rows, columns, tokens):
     x = rng.standard_normal((tokens, columns), np.float32)
     x[0, :32] = 1
     expected = in_whole_numbers(x, weight)
-    y = linear(x, read_only(side_by_side(weight)))
+    y = linear(x, int4(weight))
     assert y.dtype == np.float32 and y.shape == (tokens, rows)
     np.testing.assert_allclose(y, expected, atol=2e-6 * abs(expected).max())
 
 
 def test_zeros_and_huge_numbers():
-    weight = read_only(side_by_side(row_blocks(16, 64)))
+    weight = int4(row_blocks(16, 64))
     assert not linear(np.zeros((3, 64), np.float32), weight).any()
     x = np.zeros((1, 64), np.float32)
     x[0, 3] = 1e30
-    np.testing.assert_allclose(linear(x, weight)[0], widen(weight)[:, 3] * 1e30, rtol=1e-6)
+    np.testing.assert_allclose(linear(x, weight)[0], weight.widen()[:, 3] * 1e30, rtol=1e-6)
 
 
 @pytest.mark.parametrize("forced", ["generic", "vectors"])
 def test_forced_paths_agree(forced):
     program = (
         "import numpy as np\n"
-        "from minigemma.layouts.int4 import side_by_side\n"
-        "from minigemma.formulas.linear import linear, widen\n"
-        "from minigemma.layouts.gguf_blocks import quantize_int4\n"
+        "from minigemma.formulas.linear import linear\n"
+        "from minigemma.layouts import LAYOUTS, Weight\n"
         "rng = np.random.default_rng(0)\n"
-        "w = side_by_side(quantize_int4(rng.standard_normal((48, 96), np.float32)))\n"
+        "w = Weight.pack(LAYOUTS['int4'], rng.standard_normal((48, 96), np.float32))\n"
         "for T in (1, 20):\n"
         "    x = rng.integers(-127, 128, (T, 96)).astype(np.float32)\n"
         "    x[:, ::32] = 127\n"  # so that rounding changes nothing
-        "    exact = x.astype(float) @ widen(w).T\n"
+        "    exact = x.astype(float) @ w.widen().T\n"
         "    assert abs(linear(x, w) - exact).max() < 1e-6 * abs(exact).max()\n"
     )
     subprocess.run([sys.executable, "-c", program], env={**os.environ, "MINIGEMMA_CPU": forced}, check=True)
@@ -109,10 +121,12 @@ import numba
 from numba import types as t
 from minigemma.kernels import int4
 from minigemma.kernels.compiler import KERNEL
+from minigemma.kernels.prepare import Bytes
+from minigemma.kernels.weights import Int4Rows
 
 
-def rows(whole, scales, starts, blocks, weight, y):
-    int4.few_rows((whole, scales, starts), blocks, weight, 0, 1, y)
+def rows(whole, scales, starts, columns, weight, y):
+    int4.few_rows(Bytes(whole, scales, starts), Int4Rows(weight, 32, columns), 0, 1, y)
 
 
 x, weight = [t.Array(kind, 1, "C") for kind in (t.int8, t.float32, t.int32)], t.Array(t.uint32, 1, "C")

@@ -100,7 +100,9 @@ def test_kernels_say_what_they_said(dtype, written, frozen):
 def test_definitions_say_what_they_said(dtype, written, frozen):
     family, folder = written
     before, now = frozen[f"{family} {dtype} numpy"], logits(folder, dtype, "numpy")
-    np.testing.assert_allclose(now, before, atol=2e-5 * np.abs(before).max())
+    # Stored forms were recorded as they were; loading now rounds SFP8's codes to bf16 and a row's scale to float16.
+    off_by = {"sfp8": 1e-2, "int8-row": 1e-3, "int4-row": 1e-3}.get(dtype, 2e-5)
+    np.testing.assert_allclose(now, before, atol=off_by * np.abs(before).max())
 
 
 def record():

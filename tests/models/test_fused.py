@@ -9,7 +9,7 @@ import minigemma as mg
 from minigemma.blocks.gqa import attention_block
 from minigemma.cache import RecurrentState, TokenPositions
 from minigemma.cli.random_weights import random_model
-from minigemma.formulas.linear import few
+from minigemma.kernels.dispatch import few
 from minigemma.kernels.parallel import most_threads
 from minigemma.models import fused
 from minigemma.models.gemma import GemmaConfig
@@ -191,9 +191,6 @@ def test_an_interrupted_call_leaves_the_state_as_it_was(monkeypatch, position, t
 
 
 def test_models_of_another_kind_keep_their_blocks(calls):
-    for name in ("gemma3", "recurrentgemma"):
-        assert np.isfinite(random_model(CONFIGS[name], "sfp8").forward([1])).all()
-    assert not any(calls.values())
     narrow = RecurrentGemmaConfig(**{**GRIFFIN, "gate_blocks": 32})  # blocks of four channels
     assert np.isfinite(random_model(narrow, "bf16").forward([1])).all()
     assert not calls["fused_recurrent"] and calls["fused_attention"]

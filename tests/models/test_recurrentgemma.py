@@ -31,7 +31,7 @@ import minigemma as mg
 from minigemma.cache import KeyValueRing
 from minigemma.cli.main import main
 from minigemma.errors import ModelFormatError
-from minigemma.layouts.weight import widen
+from minigemma.layouts import Weight
 from minigemma.models.recurrentgemma import RecurrentGemma
 from minigemma.models.registry import RELEASED, layer_tensors
 
@@ -479,8 +479,8 @@ def test_a_missing_tensor_of_the_recurrence_is_named(written, tmp_path, capsys, 
 # ---- quantized
 
 
-def is_blocks(weight: np.ndarray, size: int) -> bool:
-    return weight.dtype == np.uint8 and weight.ndim == 3 and weight.shape[2] == size
+def is_blocks(weight: Weight, size: int) -> bool:
+    return weight.data.dtype == np.uint8 and weight.data.ndim == 3 and weight.data.shape[2] == size
 
 
 # Bytes of a block, of int4 with sixteen rows side by side; then the largest difference from the weights as they were,
@@ -524,7 +524,7 @@ def test_quantized_logits_are_those_of_the_weights_that_are_left(truth, written,
     for i, block in enumerate(model.weights.blocks):
         for ours, (name, _, _) in layer_tensors(model.config, i).items():
             stored[f"model.layers.{i}.{name}"] = attrgetter(ours)(block)
-    left = {name: widen(weight) for name, weight in stored.items() if weight.dtype == np.uint8}
+    left = {name: w.widen() for name, w in stored.items() if isinstance(w, Weight) and w.layout.name.startswith("int")}
     expected = theirs.logits_of_other_weights(folder, IDS, dtype, left)
     assert distance(before, expected) > 0.02, "nothing was quantized"
     for found in (model.forward(IDS), in_chunks(model, 1, IDS)):

@@ -21,7 +21,6 @@ Which kernel uses what on which processor, and its fallback: docs/performance.md
 """
 
 from .accumulators import (
-    add_blocks,
     add_fours,
     add_scaled_blocks,
     eight_zeros,
@@ -49,7 +48,7 @@ from .interleaved import (
     store_row_sums,
     unpack_int4_block,
 )
-from .products import dot_32, store_offsets, unpack_32
+from .products import dot_32, unpack_32
 from .vectors import (
     bf16_bits,
     exp,
@@ -60,10 +59,7 @@ from .vectors import (
     load_even_odd,
     load_float,
     load_half,
-    load_high_nibbles,
-    load_low_nibbles,
     load_one,
-    load_sfp8,
     magnitude,
     max_lanes,
     maximum,

@@ -46,35 +46,16 @@ def add_fours(sums: EightSums, weight: Array, at: Index, other: Index, x: Array,
     return sums
 
 
-def _add_integers(scaled: bool, sums: EightSums, weight: Array, places: tuple[Index, ...], x: Array) -> EightSums:
-    at, other, k, offsets = places
-    rows = []
-    for index in (at, other):
-        scale = splat_of_half(weight[index]) if scaled else constant(1.0)
-        rows.append((integers_of_32(weight[index] + 2 * scaled), scale))
-    for i in range(4):
-        numbers, left = x[k] + 32 * i, x[offsets] + 2 * LANES * i
-        for total, (integers, scale) in zip((i, 4 + i), rows, strict=True):
-            sums[total] = multiply_add(dot_of_32(integers, weight.dtype, numbers, left), scale, sums[total])
-    return sums
-
-
 @operation
-def add_blocks(
-    sums: EightSums, weight: Array, at: Index, other: Index, x: Array, k: Index, offsets: Index
-) -> EightSums:
-    """The same of two blocks of 32 integers; the 32 numbers of each token stand one after the other from x[k] on, and
-    so do their offsets from x[offsets] on: see `dot_32`.
+def add_scaled_blocks(sums: EightSums, weight: Array, at: Index, other: Index, x: Array, k: Index) -> EightSums:
+    """The same of two blocks of 32 int8, each behind its float16 scale; the 32 int16 of each token stand one after the
+    other from x[k] on.
     """
-    return _add_integers(False, sums, weight, (at, other, k, offsets), x)
-
-
-@operation
-def add_scaled_blocks(
-    sums: EightSums, weight: Array, at: Index, other: Index, x: Array, k: Index, offsets: Index
-) -> EightSums:
-    """The same where each block begins with its float16 scale."""
-    return _add_integers(True, sums, weight, (at, other, k, offsets), x)
+    rows = [(integers_of_32(weight[index] + 2), splat_of_half(weight[index])) for index in (at, other)]
+    for i in range(4):
+        for total, (integers, scale) in zip((i, 4 + i), rows, strict=True):
+            sums[total] = multiply_add(dot_of_32(integers, x[k] + 32 * i), scale, sums[total])
+    return sums
 
 
 # Which lanes of two vectors are added to which: first within each four, as processors shuffle, at last the halves.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 
 from llvmlite import ir
-from numba import types
 
 from .cpu import LANES, VNNI
 from .operation import (
@@ -74,14 +73,8 @@ def sums_of_fours(total: Lanes) -> Lanes:
 
 
 def integers_of_32(at: Pointer) -> list[Lanes]:
-    """The 32 integers from an address on, in vectors of 2 · LANES: the bytes of int8; of uint8 16 bytes' nibbles, low
-    ones, then high ones, 8 too large.
-    """
-    if at.dtype == types.int8:
-        return [(at + i).load(I8, 2 * LANES) for i in range(0, 32, 2 * LANES)]
-    both = hide(at.load(I8, 16).zero_extended(I16))  # else LLVM would split before it widens, an instruction more
-    low, high = both & 15, both >> 4
-    return [low.shuffle(range(32), high)] if LANES == 16 else [low, high]
+    """The 32 int8 from an address on, in vectors of 2 · LANES."""
+    return [(at + i).load(I8, 2 * LANES) for i in range(0, 32, 2 * LANES)]
 
 
 def products_of_32(parts: list[Lanes], numbers: Pointer) -> Lanes:
@@ -92,39 +85,21 @@ def products_of_32(parts: list[Lanes], numbers: Pointer) -> Lanes:
     return total
 
 
-def dot_of_32(parts: list[Lanes], dtype: types.Type, numbers: Pointer, offsets: Pointer) -> Lanes:
+def dot_of_32(parts: list[Lanes], numbers: Pointer) -> Lanes:
     """LANES partial sums, as float32, of the products of 32 integers with 32 int16. They are exact: 32 · 128 · 32,767
-    is less than 2³¹. Of nibbles Σ (n - 8) x = Σ n x + Σ (-8) x, and the second sum stands at `offsets`.
+    is less than 2³¹.
     """
-    sums = products_of_32(parts, numbers)
-    return (sums if dtype == types.int8 else sums + offsets.load(I32)).to_float()
+    return products_of_32(parts, numbers).to_float()
 
 
 @operation
-def dot_32(row: Array, at: Index, x: Array, k: Index, offsets: Index) -> Vector:
-    """LANES partial sums, as float32, of the products of the 32 integers from row[at] on with int16 x[k : k + 32]: of
-    bytes if the row is int8, of nibbles less 8 if it is uint8. These need what `store_offsets` has left in
-    x[offsets : offsets + 2 · LANES].
-    """
-    return dot_of_32(integers_of_32(row[at]), row.dtype, x[k], x[offsets])
-
-
-@operation
-def store_offsets(x: Array, k: Index, offsets: Index) -> None:
-    """x[offsets : offsets + 2 · LANES] = the sums of `dot_32` for int16 x[k : k + 32], were every weight -8."""
-    step = 2 * LANES
-    x[offsets].store(products_of_32([constant(-8, I16, step)] * (32 // step), x[k]))
+def dot_32(row: Array, at: Index, x: Array, k: Index) -> Vector:
+    """LANES partial sums, as float32, of the products of 32 int8 from row[at] on with int16 x[k : k + 32]."""
+    return dot_of_32(integers_of_32(row[at]), x[k])
 
 
 @operation
 def unpack_32(row: Array, at: Index, out: Array, to: Index) -> None:
-    """out[to : to + 32] = 32 integers from row[at] on, as int16: int8 as they are; of uint8 the nibbles less 8 of 16
-    bytes, low ones, then high ones.
-    """
-    if row.dtype == types.int8:
-        halves = [(row[at] + i).load(I8, 16).sign_extended(I16) for i in (0, 16)]
-    else:
-        both = row[at].load(I8, 16).zero_extended(I16)
-        halves = [(both & 15) - 8, (both >> 4) - 8]
-    for i, half in enumerate(halves):
-        out[to + 16 * i].store(half)
+    """out[to : to + 32] = 32 int8 from row[at] on, as int16."""
+    for i in (0, 16):
+        out[to + i].store((row[at] + i).load(I8, 16).sign_extended(I16))

@@ -132,31 +132,6 @@ def splat_half(array: Array, index: Index) -> Vector:
 
 
 @operation
-def load_sfp8(array: Array, index: Index) -> Vector:
-    """LANES numbers from array[index] on, of a uint8 array in SFP8 (sfp8.py): bits moved to where float32 has them.
-
-    With the switch, c = 64 + 8 e + m means exponent e - 7: c + 896 in place gives 127 - 7 + e and m. Without it,
-    c = 4 e + m means e - 23: c + 416, one bit further left.
-    """
-    code = array[index].load(I8).zero_extended(I32)
-    c = code & 127
-    small = select(c.equals(0), c, (c + 416) << 21)
-    return (select(c < 64, small, (c + 896) << 20) | (code >> 7) << 31).bits(F32)
-
-
-@operation
-def load_low_nibbles(array: Array, index: Index) -> Vector:
-    """The lower four bits of LANES bytes from array[index] on, 0 … 15."""
-    return (array[index].load(I8) & 15).zero_extended(I32).to_float()
-
-
-@operation
-def load_high_nibbles(array: Array, index: Index) -> Vector:
-    """The upper four bits of LANES bytes from array[index] on, 0 … 15."""
-    return (array[index].load(I8) >> 4).zero_extended(I32).to_float()
-
-
-@operation
 def prefetch(array: Array, index: Index) -> None:
     """Fetches the cache line of array[index] into the second-level cache. The index may lie outside of the array."""
     fetch(array[index], 1)

@@ -1,0 +1,71 @@
+"""Which kernel multiplies x by a weight: a row for each layout and kind of work, a column for each processor.
+
+`linear`, `minigemma inspect --cpu`, `minigemma bench` and the docs read this table. A new processor is a new column
+(AVX-512 BF16 or VNNI: a form of x with its pieces in matmul.py), a new layout two new rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..arrays import F32
+from . import amx
+from .amx_panels import tile_tokens, tile_tokens_a
+from .int4 import byte_tokens
+from .matmul import float_tokens, pair_tokens
+from .matvec import FEW, takes
+from .weights import KernelWeight
+
+FEWER = 8  # tokens from which on AMX is as soon done with a panel
+
+
+class Path(NamedTuple):
+    """How x is multiplied."""
+
+    form: str  # what x is rounded to
+    multiplies: str  # the kind of instruction, whose speed `bench` measures
+    pack: Callable[[F32], Any] | None  # x → the form that matmul.py takes; None: matvec.py
+
+
+FLOATS, PAIRS, FOURS, TILES = "float32", "16-bit whole numbers", "8-bit whole numbers", "bf16 on the matrix unit"
+_FLOATS = Path("float32", FLOATS, float_tokens)
+_PAIRS = Path("16 bits, a scale for each token", PAIRS, pair_tokens)
+_FOURS = Path("8 bits, a scale for each block of 32", FOURS, byte_tokens)
+_TILES = Path("bf16", TILES, tile_tokens)
+TABLE: dict[tuple[str, str], dict[str, Path]] = {
+    ("f32", "few"): {"vectors": _FLOATS._replace(pack=None)},
+    ("bf16", "few"): {"vectors": _FLOATS._replace(pack=None)},
+    ("int8", "few"): {"vectors": _PAIRS._replace(pack=None)},
+    ("int4", "few"): {"vectors": _FOURS._replace(pack=None)},
+    ("f32", "many"): {"vectors": _FLOATS},
+    ("bf16", "many"): {"vectors": _FLOATS, "AMX": _TILES},
+    ("int8", "many"): {"vectors": _PAIRS, "AMX": _TILES},
+    ("int4", "many"): {"vectors": _FOURS, "AMX": _TILES._replace(pack=tile_tokens_a)},
+}
+
+
+def processor() -> str:
+    """The column of this processor."""
+    return "vectors" if amx.choice()[0] == "vectors" else "AMX"
+
+
+def few() -> int:
+    """Up to this many tokens a row of weights is used as it is read, and not as part of a panel."""
+    return FEW if processor() == "vectors" else FEWER
+
+
+def path(layout: str, work: str) -> Path:
+    """What runs here; work is "few" (1 … few() tokens) or "many"."""
+    row = TABLE[layout, work]
+    return row.get(processor(), row["vectors"])
+
+
+def path_for(layout: str, weight: KernelWeight, tokens: int) -> Path:
+    """What runs for a weight and so many tokens."""
+    return path(layout, "few" if tokens <= few() and takes(weight) else "many")
+
+
+def rows() -> list[tuple[str, str, Path]]:
+    """(layout, work, path) of this processor, for people to read."""
+    return [(layout, work, path(layout, work)) for layout, work in TABLE]

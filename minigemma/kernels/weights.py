@@ -1,0 +1,115 @@
+"""Weights as kernels take them: a NamedTuple type for each layout, by which `by_type` picks the functions for it;
+and rows as float32.
+
+`data` is one axis, read-only. Rows of float32 and bf16 whose columns are no multiple of 16 are copied with zeros behind
+them, so that no kernel has a loop for what a vector leaves over; no released text model has such rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import F32, read_only
+from ..layouts import Weight
+from ..layouts.int8 import BLOCK, BYTES
+from .compiler import by_type, jit_inlined, jit_inner
+from .simd import LANES, load, splat_half, store
+
+SHORTEST, PADDED = 16, 32  # columns in a vector at most, and what rows are padded to a multiple of
+
+
+class F32Rows(NamedTuple):
+    """float32, row after row."""
+
+    data: F32
+    rows: int
+    columns: int
+
+
+class BF16Rows(NamedTuple):
+    """bf16 as uint16, row after row."""
+
+    data: NDArray[np.uint16]
+    rows: int
+    columns: int
+
+
+class Int8Rows(NamedTuple):
+    """Blocks of 34 bytes: a float16 scale, then 32 whole numbers (layouts/int8.py)."""
+
+    data: NDArray[np.int8]
+    rows: int
+    columns: int
+
+
+class Int4Rows(NamedTuple):
+    """Blocks of 72 words, in which sixteen rows are interleaved (layouts/int4.py)."""
+
+    data: NDArray[np.uint32]
+    rows: int
+    columns: int
+
+
+KernelWeight = F32Rows | BF16Rows | Int8Rows | Int4Rows
+TYPES: dict[str, tuple[type, type]] = {
+    "f32": (F32Rows, np.float32),
+    "bf16": (BF16Rows, np.uint16),
+    "int8": (Int8Rows, np.int8),
+    "int4": (Int4Rows, np.uint32),
+}
+
+
+def of(weight: Weight) -> KernelWeight:
+    """The weight as kernels take it, made once. Its `columns` may be more than the weight's: see above."""
+    if "rows" not in weight.forms:
+        made, kind = TYPES[weight.layout.name]
+        (R, D), data = weight.shape, weight.data
+        if weight.layout.columns == 1 and D % SHORTEST:
+            data, D = np.pad(data, ((0, 0), (0, -D % PADDED))), D + -D % PADDED
+        weight.forms["rows"] = made(read_only(data.reshape(-1).view(kind)), R, D)
+    return weight.forms["rows"]
+
+
+def no_rows(weight: KernelWeight) -> KernelWeight:
+    """The same with no rows: stands for a weight that is not there where a kernel takes three."""
+    return type(weight)(weight.data[:0], 0, weight.columns)  # type: ignore[arg-type]
+
+
+@jit_inlined
+def _length_of_numbers(weight):
+    """The elements of a row."""
+    return weight.columns
+
+
+@jit_inlined
+def _length_of_blocks(weight):
+    return weight.columns // BLOCK * BYTES
+
+
+row_length = by_type(
+    "row_length", {F32Rows: _length_of_numbers, BF16Rows: _length_of_numbers, Int8Rows: _length_of_blocks}
+)
+
+
+@jit_inner
+def _widen_numbers(weight, row, first, count, out, to):
+    """out[to : to + count] = columns first … first + count - 1 of a row; both multiples of LANES, of int8 of 32."""
+    at = row * weight.columns + first
+    for k in range(0, count, LANES):
+        store(out, to + k, load(weight.data, at + k))
+
+
+@jit_inner
+def _widen_blocks(weight, row, first, count, out, to):
+    at = row * row_length(weight) + first // BLOCK * BYTES
+    for k in range(to, to + count, BLOCK):
+        scale = splat_half(weight.data, at)
+        for j in range(0, BLOCK, LANES):
+            store(out, k + j, load(weight.data, at + 2 + j) * scale)
+        at += BYTES
+
+
+widen_row = by_type("widen_row", {F32Rows: _widen_numbers, BF16Rows: _widen_numbers, Int8Rows: _widen_blocks})
