@@ -51,7 +51,7 @@ def config_from_gguf(gguf: GGUF) -> TextConfig:
         raise ModelFormatError(path, problem, f"{runs()}: take one of their checkpoints")
     embedding = gguf.tensors.get("token_embd.weight")
     rows, read, fields = embedding.shape[0] if embedding else 1, family.from_gguf, _fields(gguf, f"{architecture}.")
-    config = _reading(path, AGAIN, lambda: named(read(fields, rows)))
+    config = _reading(path, (AGAIN, RELEASED_ONE), lambda: named(read(fields, rows)))
     _refuse_left_over(path, fields, HARMLESS, GGUF_VALUES)
     return config
 
@@ -65,7 +65,7 @@ def vision_from_gguf(gguf: GGUF, text: TextConfig) -> TextConfig:
         what = f"is a GGUF file of architecture {architecture} and projector type {short(kind)}"
         raise ModelFormatError(path, f"{what}, for a model of {text.family}", "take the mmproj file of a Gemma 3")
     fields = _fields(gguf, "clip.")
-    vision = _reading(path, ITS_OWN, lambda: read_vision(fields, text.width))
+    vision = _reading(path, (ITS_OWN, ITS_OWN), lambda: read_vision(fields, text.width))
     _refuse_left_over(path, fields, CLIP, CLIP_VALUES)
     return replace(text, vision=vision)
 
@@ -79,14 +79,14 @@ def _fields(gguf: GGUF, prefix: str) -> Fields:
     return Fields(found, prefix=prefix)
 
 
-def _reading(path: Path, remedy: str, read: Callable[[], Any]) -> Any:
-    """What `read` returns, its errors as ModelFormatError."""
+def _reading(path: Path, remedies: tuple[str, str], read: Callable[[], Any]) -> Any:
+    """What `read` returns, or ModelFormatError with a remedy for a missing or for an impossible field."""
     try:
         return read()
     except KeyError as error:
-        raise ModelFormatError(path, f"has no {error.args[0]}", remedy) from None
+        raise ModelFormatError(path, f"has no {error.args[0]}", remedies[0]) from None
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-        raise ModelFormatError(path, str(error)[:MAX_PROBLEM], remedy) from None
+        raise ModelFormatError(path, str(error)[:MAX_PROBLEM], remedies[1]) from None
 
 
 def _refuse_left_over(path: Path, fields: Fields, harmless: set[str], values: dict[str, tuple[Any, ...]]) -> None:

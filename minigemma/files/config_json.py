@@ -40,7 +40,7 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
     text = whole.get("text_config") or {}
     for name, value in fields.left_over().items():
         field = name.rpartition(".")[2]
-        repeated = field in text and text[field] == value  # at the top what the text model's part says, too
+        repeated = name in text and text[name] == value  # at the top, what the text model's part says, too
         if changes_results(field, value, JSON, JSON_VALUES) and not repeated:
             remedy = "remove the field if the model was trained without it"
             raise ModelFormatError(path, f"{short(name)} is {short(value)}{UNKNOWN}", remedy)

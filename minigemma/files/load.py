@@ -307,11 +307,8 @@ def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
 
 def _gguf_tensors(path: Path, gguf: GGUF, named: dict[str, str]) -> dict[str, Stored]:
     """The tensors of a file by our names; none may be missing, none left over."""
-    text = "token_embd.weight" in gguf.tensors  # a tower in the same file is not loaded
-    extra = {n for n in gguf.tensors if not (text and n.startswith(("v.", "mm.")))} - {
-        *named.values(),
-        "rope_freqs.weight",
-    }
+    tower = ("v.", "mm.") if "token_embd.weight" in gguf.tensors else ()  # in the text model's file it is not loaded
+    extra = {name for name in gguf.tensors if not name.startswith(tower)} - {*named.values(), "rope_freqs.weight"}
     _report(path, set(named.values()) - set(gguf.tensors), extra)
     found = {ours: gguf.tensors[name] for ours, name in named.items()}
     tensors = {ours: Stored(named[ours], t.type, t.shape, t.blocks) for ours, t in found.items()}

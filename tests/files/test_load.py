@@ -46,8 +46,11 @@ def write_folder(folder, config, weights):
     return folder
 
 
-def write_gguf(path, config, weights, kind="F32"):
-    """As llama.cpp's converter does it: other names, 1 + w for norms, float32 norms; matrices of the type `kind`."""
+def write_gguf(path, config, weights, kind="F32", more=()):
+    """As llama.cpp's converter does it: other names, 1 + w for norms, float32 norms; matrices of the type `kind`.
+
+    more: float32 tensors by their names in the file.
+    """
     sizes = {
         "context_length": config.context,
         "embedding_length": config.width,
@@ -68,6 +71,7 @@ def write_gguf(path, config, weights, kind="F32"):
     for name, values in weights.items():
         wanted = "F32" if values.ndim == 1 else kind
         tensors[names[name]] = (wanted, gguf_files.quantize(values + (values.ndim == 1), wanted))
+    tensors |= {name: ("F32", values.astype(np.float32)) for name, values in dict(more).items()}
     fields = {f"{config.family}.{name}": value for name, value in sizes.items()}
     return gguf_files.write(path, config.family, fields, tensors)
 
@@ -307,3 +311,54 @@ def test_ids_and_caches_are_checked_before_any_kernel_runs(tmp_path):
 def test_every_layer_role_has_a_shape(family):
     config = CONFIGS[family]
     assert all(letters for i in range(config.layers) for _, _, letters in layer_tensors(config, i).values())
+
+
+HEADS = (
+    "lm_head.weight",
+    "model.lm_head.weight",
+    "language_model.lm_head.weight",
+    "model.language_model.lm_head.weight",
+)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_of_its_own_is_used_whatever_the_config_says_of_tying(name, tmp_path):
+    config = CONFIGS["gemma"]
+    weights = random_weights(config)
+    tied = mg.load(write_folder(tmp_path, config, weights))
+    repeated = mg.load(write_folder(tmp_path, config, weights | {name: weights["model.embed_tokens.weight"]}))
+    assert repeated.weights.head is None
+    own = mg.load(write_folder(tmp_path, config, weights | {name: 2 * weights["model.embed_tokens.weight"]}))
+    assert np.allclose(own.forward(ids), 2 * tied.forward(ids), rtol=1e-5)
+
+
+BUFFERS = (
+    "model.rotary_emb.inv_freq",
+    "model.rotary_emb_local.inv_freq",
+    "model.rotary_emb.full_attention_inv_freq",
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.embed_tokens.embed_scale",
+    "model.embeddings.position_ids",
+)
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_buffers_in_a_file_are_no_weights(name, tmp_path):
+    config = CONFIGS["gemma"]
+    folder = write_folder(tmp_path, config, random_weights(config) | {name: np.ones(6, np.float32)})
+    assert name not in {tensor for tensor, *_ in describe(folder).tensors.values()}
+
+
+def test_rope_factors_of_a_gguf_are_refused_unless_they_are_ones(tmp_path):
+    config = CONFIGS["gemma3"]
+    path = write_gguf(tmp_path / "a.gguf", config, random_weights(config), more={"rope_freqs.weight": np.ones(32)})
+    assert describe(path).config == config
+    write_gguf(path, config, random_weights(config), more={"rope_freqs.weight": np.linspace(1, 8, 32)})
+    with pytest.raises(mg.ModelFormatError, match=r"has rope_freqs\.weight"):
+        describe(path)
+
+
+def test_a_tower_in_the_text_models_gguf_is_left_out(tmp_path):
+    config = CONFIGS["gemma3"]
+    more = {"v.patch_embedding.weight": np.zeros((4, 4)), "mm.mm_input_projection.weight": np.zeros((4, 4))}
+    assert describe(write_gguf(tmp_path / "a.gguf", config, random_weights(config), more=more)).config == config
