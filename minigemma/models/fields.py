@@ -162,7 +162,7 @@ def period_from_json(f: Fields, layers: int, usual: int) -> int:
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise ValueError(f"layer_types has {str(kind)[:80]!r}; minigemma runs full_attention and sliding_attention")
-    return _period([kind == "full_attention" for kind in kinds], period)
+    return _period("layer_types", [kind == "full_attention" for kind in kinds], period)
 
 
 def period_from_gguf(f: Fields, layers: int, usual: int) -> int:
@@ -173,12 +173,12 @@ def period_from_gguf(f: Fields, layers: int, usual: int) -> int:
         return f.integer(name, default=usual)
     if len(local) != layers:
         raise ValueError(f"{name} has {len(local)} values for {layers} layers")
-    return _period([not one for one in local], usual)
+    return _period(name, [not one for one in local], usual)
 
 
-def _period(is_global: list[bool], usual: int) -> int:
+def _period(name: str, is_global: list[bool], usual: int) -> int:
     first = is_global.index(True) if True in is_global else len(is_global)
     for period in (usual, first + 1):
         if is_global == [i % period == period - 1 for i in range(len(is_global))]:
             return period
-    raise ValueError("its global layers do not repeat, one at the end of each period")
+    raise ValueError(f"the global layers of {name} do not repeat, one at the end of each period")

@@ -120,7 +120,7 @@ def from_gguf(f: Fields, rows: int) -> Gemma2Config:
         raise ValueError(PATTERN)
     return Gemma2Config(
         **sizes,
-        query_pre_attn_scalar=sizes["width"] / sizes["heads"] if sizes["layers"] == 46 else sizes["head_dim"],
+        query_pre_attn_scalar=sizes["width"] / sizes["heads"] if sizes["layers"] == 46 else float(sizes["head_dim"]),
         window=f.integer("attention.sliding_window", default=4096),
         attention_cap=f.number("attn_logit_softcapping", default=50.0),
         logit_cap=f.number("final_logit_softcapping", default=30.0),

@@ -155,7 +155,7 @@ def from_gguf(f: Fields, rows: int) -> Gemma3Config:
     layers, base = sizes["layers"], f.number("rope.freq_base", default=1_000_000.0)
     return Gemma3Config(
         **sizes | {"rope_base": base},
-        query_pre_attn_scalar=sizes["width"] / sizes["heads"] if layers == 62 else sizes["head_dim"],
+        query_pre_attn_scalar=sizes["width"] / sizes["heads"] if layers == 62 else float(sizes["head_dim"]),
         window=f.integer("attention.sliding_window"),
         rope_base_local=f.number("rope.freq_base_swa", default=10_000.0),
         rope_scale=gemma.rope_scale_from_gguf(f, default=8.0 if layers in (34, 48, 62) else 1.0),

@@ -352,7 +352,7 @@ def test_buffers_in_a_file_are_no_weights(name, tmp_path):
 def test_rope_factors_of_a_gguf_are_refused_unless_they_are_ones(tmp_path):
     config = CONFIGS["gemma3"]
     path = write_gguf(tmp_path / "a.gguf", config, random_weights(config), more={"rope_freqs.weight": np.ones(32)})
-    assert describe(path).config == config
+    assert describe(path).config.rope_base == config.rope_base
     write_gguf(path, config, random_weights(config), more={"rope_freqs.weight": np.linspace(1, 8, 32)})
     with pytest.raises(mg.ModelFormatError, match=r"has rope_freqs\.weight"):
         describe(path)
@@ -361,4 +361,4 @@ def test_rope_factors_of_a_gguf_are_refused_unless_they_are_ones(tmp_path):
 def test_a_tower_in_the_text_models_gguf_is_left_out(tmp_path):
     config = CONFIGS["gemma3"]
     more = {"v.patch_embedding.weight": np.zeros((4, 4)), "mm.mm_input_projection.weight": np.zeros((4, 4))}
-    assert describe(write_gguf(tmp_path / "a.gguf", config, random_weights(config), more=more)).config == config
+    assert describe(write_gguf(tmp_path / "a.gguf", config, random_weights(config), more=more)).config.vision is None
