@@ -86,6 +86,7 @@ class Decoder(ABC):
 
     sampling: Mapping[str, Any] = MappingProxyType({})  # the checkpoint's own settings: temperature, top_k, …
     foreign_turns: str = ""  # a mark of its chat template, where that is not Gemma's
+    bidirectional = False  # tokens see later ones, so that all go through the layers in one chunk
 
     def __init__(
         self,
@@ -190,8 +191,8 @@ class Decoder(ABC):
         cache.settle()
         _check_room(cache, len(tokens))
         with self._running():
-            rows = []
-            for first, last in chunks(len(tokens), runs, len(tokens) if taps.patterns else PREFILL_CHUNK):
+            rows, whole = [], taps.patterns or self.bidirectional
+            for first, last in chunks(len(tokens), runs, len(tokens) if whole else PREFILL_CHUNK):
                 x, places = self._embedded(tokens, first, last, spans, cache.position)
                 rows.append(self._layers(taps("embedding", x), places, cache, taps, last_only))
                 cache.advance(last - first)

@@ -96,9 +96,13 @@ JSON_DEFAULTS = {
 def sizes_from_json(f: Fields) -> dict[str, Any]:
     """The sizes that every generation's config.json states; ValueError for attention that no generation has."""
     f.expect("attention_bias", False, because="no Gemma has biases on q, k and v")
-    f.expect("use_bidirectional_attention", False, because="Gemma's text models are causal")
     sizes: dict[str, Any] = {ours: f.integer(theirs) for ours, (theirs, _) in SIZES.items()}
     return sizes | {"vocab": f.integer("vocab_size"), "eps": f.number("rms_norm_eps")}
+
+
+def causal(f: Fields) -> None:
+    """ValueError for a config.json whose tokens see later ones."""
+    f.expect("use_bidirectional_attention", False, because="Gemma's text models are causal")
 
 
 def sizes_from_gguf(f: Fields, rows: int) -> dict[str, Any]:
@@ -136,6 +140,7 @@ def unscaled_rope(f: Fields) -> None:
 
 def from_json(f: Fields) -> GemmaConfig:
     """The config of a Gemma 1's config.json, whose hidden_act "gelu" has always meant the tanh form."""
+    causal(f)
     f.expect("hidden_act", "gelu", *TANH_GELU, because="Gemma's is gelu_pytorch_tanh")
     f.expect("hidden_activation", *TANH_GELU, because="Gemma's is gelu_pytorch_tanh")
     return GemmaConfig(**sizes_from_json(f), rope_base=plain_rope(f))

@@ -94,6 +94,7 @@ def check_activation(f: Fields) -> None:
 def from_json(f: Fields) -> Gemma2Config:
     """The config of a Gemma 2's config.json."""
     check_activation(f)
+    gemma.causal(f)
     sizes = gemma.sizes_from_json(f)
     if period_from_json(f, sizes["layers"], 2) != 2:
         raise ValueError(PATTERN)

@@ -140,11 +140,11 @@ def text_fields(f: Fields) -> dict[str, Any]:
 
 def from_json(f: Fields) -> Gemma3Config:
     """The config of a Gemma 3's config.json: of the text model alone, or nested beside a vision tower."""
-    if f.get("model_type") != "gemma3":
-        return Gemma3Config(**text_fields(f))
-    text = f.inner("text_config", JSON_DEFAULTS)
+    nested = f.get("model_type") == "gemma3"
+    text = f.inner("text_config", JSON_DEFAULTS) if nested else f
     text.expect("model_type", "gemma3_text")
-    return Gemma3Config(**text_fields(text), vision=vision_from_json(f))
+    gemma.causal(text)
+    return Gemma3Config(**text_fields(text), vision=vision_from_json(f) if nested else None)
 
 
 def from_gguf(f: Fields, rows: int) -> Gemma3Config:

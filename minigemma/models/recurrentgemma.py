@@ -186,6 +186,7 @@ def from_json(f: Fields) -> RecurrentGemmaConfig:
     f.expect("hidden_activation", *TANH_GELU, because="RecurrentGemma's is gelu_pytorch_tanh")
     f.expect("hidden_act", *TANH_GELU, because="RecurrentGemma's is gelu_pytorch_tanh")
     f.expect("embeddings_scale_by_sqrt_dim", True, because="RecurrentGemma scales its embeddings")
+    gemma.causal(f)
     sizes = gemma.sizes_from_json(f)
     if sizes["ffn_width"] % 2:
         raise ValueError(f"intermediate_size is {sizes['ffn_width']}; it counts two branches of one width")
