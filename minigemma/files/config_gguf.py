@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..models.registry import FAMILIES, named
 from ..models.vision import vision_from_gguf as read_vision
 from .config_json import MAX_PROBLEM, UNKNOWN, runs
 from .gguf_file import GGUF, SCALARS, LazyArray
-from .known_keys import CLIP, CLIP_VALUES, GGUF_PREFIXES, GGUF_VALUES, changes_results
+from .known_keys import CLIP, CLIP_VALUES, GGUF_PREFIXES, GGUF_VALUES, VOCABULARY_VALUES, changes_results
 from .known_keys import GGUF as HARMLESS
 from .safetensors_file import short
 
@@ -53,6 +54,9 @@ def config_from_gguf(gguf: GGUF) -> TextConfig:
     rows, read, fields = embedding.shape[0] if embedding else 1, family.from_gguf, _fields(gguf, f"{architecture}.")
     config = _reading(path, (AGAIN, RELEASED_ONE), lambda: named(read(fields, rows)))
     _refuse_left_over(path, fields, HARMLESS, GGUF_VALUES)
+    vocabulary = _fields(gguf, "tokenizer.ggml.")
+    for name, values in VOCABULARY_VALUES.items():
+        _reading(path, (AGAIN, RELEASED_ONE), partial(vocabulary.expect, name, *values))
     return config
 
 

@@ -27,6 +27,7 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
     Raises ModelFormatError for a model of another kind, for missing and impossible fields, and for a field that is
     neither used nor known to be harmless (known_keys.py).
     """
+    _no_adapter(path.parent)
     whole = read_json(path)
     _no_quantization(path, whole)
     family = _family(path, whole.get("model_type"))
@@ -59,6 +60,17 @@ def runs() -> str:
     """The sentence that names what can be loaded."""
     *others, last = (family.model_types[-1] for family in FAMILIES.values())
     return f"minigemma runs {', '.join(others)} and {last}"
+
+
+def _no_adapter(folder: Path) -> None:
+    """ModelFormatError for a folder with a LoRA adapter alone, the changes that a training made to a base model."""
+    described = folder / "adapter_config.json"
+    if described.exists() and not any(folder.glob("model*.safetensors")):
+        base = read_json(described).get("base_model_name_or_path")
+        into = f"its base model {short(base)}" if base else "its base model"
+        raise ModelFormatError(
+            folder, "is a LoRA adapter without its base model", f"merge the adapter into {into} first"
+        )
 
 
 def _no_quantization(path: Path, whole: Json) -> None:

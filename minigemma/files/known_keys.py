@@ -51,6 +51,13 @@ GGUF = {"vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_l
 GGUF_PREFIXES = ("vision.", "mm.")
 GGUF_VALUES: dict[str, tuple[Any, ...]] = {"pooling_type": (0,), "expert_count": (0,), "expert_used_count": (0,)}
 
+# After "tokenizer.ggml.": a vocabulary that text is cut by in another way has another value here.
+VOCABULARY_VALUES: dict[str, tuple[Any, ...]] = {
+    "model": ("llama",),  # SentencePiece with scores
+    "add_space_prefix": (False,),
+    "remove_extra_whitespaces": (False,),
+}
+
 # Of an mmproj file, after "clip.".
 CLIP = {"has_vision_encoder", "has_text_encoder", "has_llava_projector", "projector_type", "vision.projector_type"}
 CLIP_VALUES: dict[str, tuple[Any, ...]] = {"has_audio_encoder": (False,)}

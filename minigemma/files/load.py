@@ -63,6 +63,7 @@ PARTS: dict[str, Callable[..., Any]] = {
 # Text tensors have had three prefixes. The vision tower's may have "model." in front and "vision_model." inside.
 PREFIXES = ("model.", "language_model.model.", "model.language_model.", "language_model.", "")
 HEAD = re.compile(r"(model\.|language_model\.)*lm_head\.weight")
+WRAPPERS = re.compile(r"^((module|base_model\.model)\.)+|(?<![^.])_orig_mod\.")  # DataParallel, PEFT, torch.compile
 SEES = re.compile(r"^(model\.)?(?P<name>(?P<part>vision_tower|multi_modal_projector)\.)(vision_model\.)?")
 BUFFERS = re.compile(r"(^|[._])(inv_freq|embed_scale|position_ids|normalizer)$")  # computed from the config, no weights
 
@@ -242,7 +243,7 @@ def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None
 
 def _open_folder(folder: Path, vision: bool) -> Files:
     config, fields = config_from_json(folder / "config.json")
-    stored = open_checkpoint_files(folder)
+    stored = {WRAPPERS.sub("", name): tensor for name, tensor in open_checkpoint_files(folder).items()}
     prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in stored), None)
     if prefix is None and any(name.startswith(("embedder.", "params/")) for name in stored):
         problem = "holds the tensors under DeepMind's own names (Kaggle's flax or torch files)"

@@ -96,3 +96,11 @@ def test_other_programs_may_add_fields_under_their_own_names():
 def test_files_of_other_kinds_are_named(kind):
     with pytest.raises(ModelFormatError, match=f"is an? (LoRA )?{kind}"):
         read("gemma3", **{"general.type": kind})
+
+
+@pytest.mark.parametrize(
+    "name, value", [("model", "gpt2"), ("add_space_prefix", True), ("remove_extra_whitespaces", True)]
+)
+def test_a_vocabulary_of_another_kind_is_refused(name, value):
+    with pytest.raises(ModelFormatError, match=rf"tokenizer\.ggml\.{name} is {value!r}; minigemma runs"):
+        read("gemma3", **{f"tokenizer.ggml.{name}": value})

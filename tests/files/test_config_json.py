@@ -84,6 +84,7 @@ def test_released_files_are_the_released_sizes(name, tmp_path):
     assert read(tmp_path, FILES[name]) == RELEASED[name]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(
     "kind", ["GemmaConfig", "Gemma2Config", "Gemma3TextConfig", "Gemma3Config", "RecurrentGemmaConfig"]
 )
@@ -200,3 +201,12 @@ def test_only_the_wrong_scale_that_9b_was_released_with_is_corrected(tmp_path):
     sizes = FILES["gemma-2-9b"]
     assert read(tmp_path, sizes).query_pre_attn_scalar == 256
     assert read(tmp_path, sizes | {"query_pre_attn_scalar": 144}).query_pre_attn_scalar == 144
+
+
+def test_an_adapter_is_named_with_its_base_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "google/gemma-3-1b-it"}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelFormatError, match=r"LoRA adapter .*; merge the adapter into .*google/gemma-3-1b-it"):
+        read(tmp_path, GEMMA3)
+    (tmp_path / "model.safetensors").write_bytes(b"")  # a merged model beside its adapter
+    read(tmp_path, GEMMA3)

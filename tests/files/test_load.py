@@ -362,3 +362,11 @@ def test_a_tower_in_the_text_models_gguf_is_left_out(tmp_path):
     config = CONFIGS["gemma3"]
     more = {"v.patch_embedding.weight": np.zeros((4, 4)), "mm.mm_input_projection.weight": np.zeros((4, 4))}
     assert describe(write_gguf(tmp_path / "a.gguf", config, random_weights(config), more=more)).config.vision is None
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."])
+def test_wrappers_of_training_programs_change_nothing(wrapper, tmp_path):
+    config = CONFIGS["gemma"]
+    weights = random_weights(config)
+    wrapped = write_folder(tmp_path, config, {f"{wrapper}{name}": w for name, w in weights.items()})
+    assert len(describe(wrapped).tensors) == len(weights)
