@@ -108,7 +108,7 @@ def causal(f: Fields) -> None:
 def sizes_from_gguf(f: Fields, rows: int) -> dict[str, Any]:
     """The sizes that every generation's GGUF header states; ValueError for attention that no generation has."""
     heads = f.integer("attention.head_count")
-    usual = {"attention.head_count_kv": heads, "attention.key_length": f.integer("embedding_length") // max(heads, 1)}
+    usual = {"attention.head_count_kv": heads, "attention.key_length": 256}
     sizes: dict[str, Any] = {ours: f.integer(theirs, **_default(usual, theirs)) for ours, (_, theirs) in SIZES.items()}
     for name in ("attention.value_length", "rope.dimension_count"):
         for layers in ("", "_swa"):
