@@ -438,9 +438,10 @@ def test_generic_path_can_be_forced():
         "import numpy as np\n"
         "from minigemma.kernels.simd import LANES\n"
         "from minigemma.formulas.linear import linear\n"
-        "from minigemma.definition import formulas_only\n"
+        "from minigemma.layouts import LAYOUTS, Weight\n"
         "assert LANES == 8\n"
         "x, w = np.ones((9, 40), np.float32), np.arange(200, dtype=np.float32).reshape(5, 40)\n"
+        "w = Weight.pack(LAYOUTS['f32'], w)\n"
         "assert (linear(x, w) == linear.formula(x, w)).all()\n"
     )
     subprocess.run([sys.executable, "-c", program], env={**os.environ, "MINIGEMMA_CPU": "generic"}, check=True)
