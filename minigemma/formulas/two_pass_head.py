@@ -19,9 +19,8 @@ two bits for all columns it would be 0.5.
 Logits of likely tokens are exact, also their order; what the errors of the others cost is in docs/accuracy.md. Only
 sampling uses it (text/generation.py): `forward` returns exact logits.
 
-Ê is uint8 [R/16, blocks, 288], sixteen rows interleaved as in layouts/int4.py: first blocks of int4, which cover 32
-columns, then blocks in two bits, which cover 64 columns with one float16 scale d a row: weight = d · (2 q - 3), one of
--3 d, -d, d and 3 d.
+Ê is uint8 [R/16, blocks, 288], sixteen rows interleaved as in layouts/int4.py: first blocks of int4 (32 columns), then
+blocks in two bits (64 columns), with a float16 scale d for each row and weight = d · (2 q - 3).
 """
 
 from __future__ import annotations

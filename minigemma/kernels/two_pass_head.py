@@ -73,6 +73,13 @@ class Rounded(NamedTuple):
     starts: I32
 
 
+class Board(NamedTuple):
+    """What the threads share: Σ z and Σ z² of each task of the first pass, and the counters of both passes."""
+
+    sums: F32  # [TASKS, 2]
+    counters: NDArray[np.int64]
+
+
 # ---- making it
 
 
@@ -230,8 +237,8 @@ def _refine_rows(x, weight, groups, lowest, found, logits):
 
 
 @jit_inner
-def _likely_some(worker, workers, rounded, coarse, x, weight, sums, counters, y):
-    V, done, logits = y.shape[1], 0, y.reshape(-1)
+def _likely_some(worker, workers, rounded, coarse, x, weight, board, y):
+    V, done, logits, (sums, counters) = y.shape[1], 0, y.reshape(-1), board
     found = np.empty((V // SIDE // TASKS + 1) * SIDE + 1, np.int64)
     task = next_task(counters, 0, worker, workers, TASKS)
     while task >= 0:
@@ -276,6 +283,6 @@ def likely_logits(workers, x, order, coarse, weight, y):
         if not np.isfinite(ordered[k]):
             return False
     rounded, own = _round(ordered, coarse.fine), prepare(x, weight)
-    sums, counters = np.empty((TASKS, 2), np.float32), new_counters(2, workers)
-    parallel_for(_likely_some, workers, (rounded, coarse, own, weight, sums, counters, y))
+    board = Board(np.empty((TASKS, 2), np.float32), new_counters(2, workers))
+    parallel_for(_likely_some, workers, (rounded, coarse, own, weight, board, y))
     return True
