@@ -111,8 +111,8 @@ def byte_tokens(x: F32) -> ByteTokens:
     return ByteTokens(whole, scales, starts, tokens, D, 2 * LANES, DEPTH)
 
 
-class BytePanel(NamedTuple):
-    """Unpacked q of 2 · LANES rows, four columns of a row together, with their scales, and sums [tokens, 2 · LANES]."""
+class Panel(NamedTuple):
+    """What a thread works in: the unpacked part (here 2 · LANES rows, four columns together), its scales, and sums."""
 
     numbers: Any
     scales: Any
@@ -124,7 +124,7 @@ def open_byte_panel(x):
     """A panel for a thread."""
     lanes = 2 * LANES
     numbers = on_cache_line(np.zeros(DEPTH * lanes + 64, np.uint8), DEPTH * lanes)
-    return BytePanel(numbers, np.zeros(DEPTH // BLOCK * lanes, np.float32), np.empty(x.tokens * lanes, np.float32))
+    return Panel(numbers, np.zeros(DEPTH // BLOCK * lanes, np.float32), np.empty(x.tokens * lanes, np.float32))
 
 
 @jit_inner

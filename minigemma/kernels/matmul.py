@@ -17,7 +17,7 @@ pair. (In int4.py rows are; amx_panels.py has the tiles of AMX.)
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import get_num_threads
@@ -38,7 +38,7 @@ from .amx_panels import (
     unpack_tiles_b,
 )
 from .compiler import by_type, jit, jit_inner, workers_for
-from .int4 import ByteTokens, multiply_bytes, open_byte_panel, store_bytes, unpack_bytes
+from .int4 import ByteTokens, Panel, multiply_bytes, open_byte_panel, store_bytes, unpack_bytes
 from .parallel import chunk, parallel_for
 from .prepare import round_whole
 from .simd import (
@@ -69,14 +69,6 @@ class Part(NamedTuple):
     rows: int
     first: int
     width: int
-
-
-class Panel(NamedTuple):
-    """What a thread works in: the unpacked part, its scales, and sums [blocks of tokens, PANEL · 2 · LANES]."""
-
-    numbers: Any
-    scales: Any
-    sums: Any
 
 
 # ---- x in float32, for float32 and bf16
