@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..errors import ModelFormatError
 from ..files.convert import FORMS, NARROW, Stored, converted, form_for, is_matrix, some_rows, widened
-from ..files.load import open_files
+from ..files.open import open_files
 from ..files.resolve import resolve
 from ..files.safetensors_file import write_safetensors
 from ..layouts import int4
@@ -28,7 +29,7 @@ from .progress import Progress, print_json
 
 COPIED = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.json", "chat_template.jinja"),
-    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 
 
@@ -78,40 +79,59 @@ def quantize(
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     if not folder.is_dir():
         raise ModelFormatError(folder, "is no folder of safetensors files", "a GGUF file is quantized already")
-    if target.exists() or not target.parent.is_dir():
-        problem = "exists already" if target.exists() else f"cannot be made: {target.parent} does not exist"
-        raise ModelFormatError(target, problem, "give the path of a folder that is not there yet")
+    _refuse_target(target)
     files = open_files(folder)
-    report, partial = Report(dtype), target.with_name(f"{target.name}.partial")
+    _refuse_quantized(folder, files.tensors, dtype)
+    report = Report(dtype)
+    entries = [_entry(ours, tensor, dtype) for ours, tensor in files.tensors.items()]
+    total, done = sum(t.array.nbytes for t in files.tensors.values()), 0
+
+    def parts() -> Iterator[Iterator[np.ndarray]]:
+        nonlocal done
+        for ours, tensor in files.tensors.items():
+            yield _parts(ours, tensor, dtype, report)
+            done += tensor.array.nbytes
+            progress(done, total)
+
+    with _appearing(target) as partial:
+        write_safetensors(partial / "model.safetensors", entries, parts())
+        for name in COPIED:
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, partial / name)
+    report.bytes_before = total
+    report.bytes_after = sum(np.prod(shape, dtype=int) * _SIZE[kind] for _, kind, shape in entries)
+    return report
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to write into, which becomes `target` when all went well and is removed otherwise."""
+    partial = target.with_name(f"{target.name}.partial")
     try:
         partial.mkdir()
     except FileExistsError:
         problem = "is there already: another conversion writes it, or one was ended half-way"
         raise ModelFormatError(partial, problem, "delete it if nothing else is running") from None
     try:
-        entries = [_entry(ours, tensor, dtype) for ours, tensor in files.tensors.items()]
-        total, done = sum(t.array.nbytes for t in files.tensors.values()), 0
-
-        def parts() -> Iterator[Iterator[np.ndarray]]:
-            nonlocal done
-            for ours, tensor in files.tensors.items():
-                yield _parts(ours, tensor, dtype, report)
-                done += tensor.array.nbytes
-                progress(done, total)
-
-        write_safetensors(partial / "model.safetensors", entries, parts())
-        report.bytes_before, report.bytes_after = (
-            total,
-            sum(np.prod(shape, dtype=int) * _SIZE[k] for _, k, shape in entries),
-        )
-        for name in COPIED:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, partial / name)
+        yield partial
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return report
+
+
+def _refuse_target(target: Path) -> None:
+    """Raise ModelFormatError for a folder that is there, or whose parent is not."""
+    if target.exists() or not target.parent.is_dir():
+        problem = "exists already" if target.exists() else f"cannot be made: {target.parent} does not exist"
+        raise ModelFormatError(target, problem, "give the path of a folder that is not there yet")
+
+
+def _refuse_quantized(folder: Path, tensors: Mapping[str, Stored], dtype: str) -> None:
+    """Raise ModelFormatError for a source that is quantized already: a second rounding would add its own error."""
+    if kinds := sorted({t.kind for ours, t in tensors.items() if is_matrix(ours, t)} - set(_SIZE)):
+        problem = f"is quantized already ({', '.join(kinds)}), and {dtype} of it would round twice"
+        raise ModelFormatError(folder, problem, "quantize the release in bf16 or float32")
 
 
 _SIZE = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}

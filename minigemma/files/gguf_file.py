@@ -14,10 +14,11 @@ strings) are stepped over, and decoded when someone asks for them.
 from __future__ import annotations
 
 import mmap
+import re
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ MAX_HEADER = 100_000_000  # bytes before the tensors' data; Gemma 3 270M has 6 m
 MAX_ENTRIES = 100_000  # tensors, and pairs: the largest Gemma has about 1,300 tensors, and 270M 33 pairs
 MAX_KEY = 65_535
 MAX_AXES = 4
+MAX_PARTS = 1000
 MAX_PIECES = 1 << 20  # of a vocabulary, of which Gemma 3 has a quarter
 MAX_ELEMENTS = 1 << 40
 
@@ -225,9 +227,36 @@ class _Reader:
         self.at = at
 
 
+PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
 def open_gguf(path: str | Path) -> GGUF:
-    """Map a GGUF file; raises ModelFormatError for anything that is not one, whole and in order."""
+    """Map a GGUF file, or all parts of one that was split; `path` is any of them.
+
+    Raises ModelFormatError for anything that is no GGUF file, whole and in order, and for a part that is missing.
+    """
     path = Path(path)
+    number = PART.search(path.name)
+    count = int(number[2]) if number else 1
+    names = [f"{path.name[: number.start()]}-{i + 1:05}-of-{count:05}.gguf" for i in range(count)] if number else []
+    first = _open_part(path.with_name(names[0]) if names and count < MAX_PARTS else path)
+    parts = first.metadata.get("split.count", 1)
+    if parts in (0, 1):
+        return first
+    if parts != count:
+        remedy = "name it as it was, …-00001-of-0000N.gguf, or join them with llama.cpp's llama-gguf-split --merge"
+        raise ModelFormatError(path, f"is one of {short(parts)} parts of a model", remedy)
+    tensors = dict(first.tensors)
+    for name in names[1:]:
+        part = _open_part(path.with_name(name))
+        if twice := tensors.keys() & part.tensors.keys():
+            raise ModelFormatError(part.path, f"tensor {short(min(twice))} is in two parts", DAMAGED)
+        tensors |= part.tensors
+    return replace(first, tensors=tensors)
+
+
+def _open_part(path: Path) -> GGUF:
+    """Map one file."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
             raise ModelFormatError(path, "is a folder or device, not a file", "name a file")
@@ -244,11 +273,6 @@ def open_gguf(path: str | Path) -> GGUF:
     reader = _Reader(path, data)
     tensor_count, pair_count = _counts(reader)
     metadata = dict(_pairs(reader, pair_count))
-    parts = metadata.get("split.count", 1)
-    if parts not in (0, 1):
-        raise reader.broken(
-            f"is one of {short(parts)} parts of a model", "join them with llama.cpp's llama-gguf-split --merge"
-        )
     return GGUF(path, metadata, _tensors(reader, tensor_count, _alignment(reader, metadata)), data)
 
 

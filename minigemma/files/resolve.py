@@ -1,7 +1,8 @@
 """From what a user types to the model it means: a file, or a folder as Hugging Face lays it out.
 
 In this order: a path · a name under ./weights or the weights folder of this repository · a model in Hugging Face's
-cache, by its id or the last part of it · the demo weights. Nothing is downloaded.
+cache, by its id or the last part of it · the demo weights. Nothing is downloaded. Of several GGUF files one is chosen
+by org/name:Q8_0, or by its path, org/name/file.gguf.
 
 Hugging Face's cache, one folder a model:
 
@@ -22,6 +23,8 @@ from ..errors import ModelFormatError
 from ..models.registry import released_ids
 from . import demo
 
+LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+
 
 def resolve(name: str | Path | None = None) -> Path:
     """The folder or file of the model that `name` means; None is the demo.
@@ -31,16 +34,32 @@ def resolve(name: str | Path | None = None) -> Path:
     """
     if name is None:
         return demo.demo_weights()
+    text = str(name)
+    if text[:1] in ("'", '"') and text[-1:] == text[:1]:
+        text = text[1:-1]  # quotes that a script or a settings file left
+    if found := _find(text):
+        return _model_in(found)
+    base, _, variant = text.rpartition(":")
+    if base and re.fullmatch(r"[\w.-]+", variant) and (found := _find(base)):
+        return _model_in(found, variant)
+    if text == demo.NAME:
+        return demo.demo_weights()
+    raise _not_found(text)
+
+
+def _find(name: str) -> Path | None:
+    """The path, weights or cached model of this name, if there is one; org/name/file is a file of a cached model."""
     given = Path(os.path.expanduser(name))
     for path in (given, *(folder / given for folder in weights_folders())):
         for candidate in (path, path.with_name(path.name + ".gguf")) if path.name else (path,):
             if _exists(candidate):
-                return _model_in(candidate)
-    if found := _in_hub_cache(str(name)):
-        return _model_in(found)
-    if str(name) == demo.NAME:
-        return demo.demo_weights()
-    raise _not_found(str(name))
+                return candidate
+    organization, _, rest = name.partition("/")
+    model, _, file = rest.partition("/")
+    if file and (snapshot := _in_hub_cache(f"{organization}/{model}")):
+        inside = snapshot / Path(*(part for part in Path(file).parts if part != ".."))
+        return inside if _exists(inside) else None
+    return _in_hub_cache(name)
 
 
 def weights_folders() -> list[Path]:
@@ -64,15 +83,21 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _model_in(path: Path) -> Path:
-    """The file or folder itself; for a folder with one GGUF model and no safetensors, that file."""
-    if not path.is_dir() or any(path.glob("*.safetensors*")):
+def _model_in(path: Path, variant: str = "") -> Path:
+    """The file or folder itself; for a folder with GGUF models and no safetensors, the one whose name has `variant`."""
+    if not path.is_dir() or (not variant and any(path.glob("*.safetensors*"))):
         return path
-    # A vision tower comes as a GGUF file of its own, named mmproj-…
-    models = sorted(file for file in path.glob("*.gguf") if not file.name.startswith("mmproj"))
+    found = sorted(path.glob("*.gguf")) or sorted(path.glob("*/*.gguf"))
+    # A vision tower comes as a GGUF file of its own, named mmproj-…; of a split file, the first part stands for all.
+    models = [file for file in found if not file.name.startswith("mmproj") and not LATER_PART.search(file.name)]
+    names = ", ".join(str(file.relative_to(path)) for file in models)
+    if variant:
+        models = [file for file in models if variant.lower() in file.stem.lower()]
+        if not models:
+            raise ModelFormatError(path, f"holds no GGUF file with {variant} in its name: {names}", "name one of them")
     if len(models) > 1:
-        names = ", ".join(file.name for file in models)
-        raise ModelFormatError(path, f"holds {len(models)} GGUF files: {names}", "name one of them")
+        remedy = f"name one of them, as in {path.name}:Q8_0 or {path.name}/{models[0].relative_to(path)}"
+        raise ModelFormatError(path, f"holds {len(models)} GGUF files: {names}", remedy)
     return models[0] if models else path
 
 
@@ -107,7 +132,7 @@ def _snapshot(id: str, folder: Path) -> Path | None:
     """The downloaded files of one model; None if no weights are among them and none were on their way."""
     again = f"minigemma download {id}"
     snapshot = folder / "snapshots" / _commit(folder, again)
-    files = sorted(snapshot.iterdir()) if os.path.isdir(snapshot) else []
+    files = sorted(file for file in snapshot.rglob("*") if not file.is_dir()) if os.path.isdir(snapshot) else []
     for file in files:
         if file.is_symlink() and not file.exists():
             raise ModelFormatError(file, "is missing: an incomplete download", again)

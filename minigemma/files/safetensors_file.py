@@ -280,7 +280,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if len(text) > MAX_JSON or _marks(text) > MAX_MARKS:
         raise ModelFormatError(path, "is larger than 10 MB, or has over a million values, as no model's has", DAMAGED)
     try:
-        return _json_object(text, "text")
+        return _json_object(text.removeprefix(b"\xef\xbb\xbf"), "text")  # a byte order mark, as Windows writes it
     except _Broken as problem:
         raise ModelFormatError(path, *problem.args) from None
 

@@ -153,3 +153,10 @@ def test_damaged_quantized_files_are_refused(folder, tmp_path, what):
     with pytest.raises(mg.ModelFormatError):
         mg.load(tmp_path / "small")
     shutil.rmtree(tmp_path / "small")
+
+
+def test_a_source_that_is_quantized_already_is_refused(folder, tmp_path):
+    quantize(folder, tmp_path / "eight", "int8")
+    with pytest.raises(mg.ModelFormatError, match=r"is quantized already \(Q8_0\), and int4 of it would round twice"):
+        quantize(tmp_path / "eight", tmp_path / "four", "int4")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["eight"]

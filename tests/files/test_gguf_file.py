@@ -543,3 +543,19 @@ def test_the_real_file(demo_file):
     assert np.bincount(types).tolist() == [0, 255_474, 0, 6_249, 165, 0, 256]
     assert len(scores) == 262_144
     assert middle - start < 1 and end - middle < 1
+
+
+def test_a_file_in_parts_is_read_whole(tmp_path):
+    split = pair("split.count", U16, b"\2\0")
+    for number, name in ((1, "a"), (2, "b")):
+        content = file([split], [tensor(name)], data=32)
+        (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(content)
+    for number in (1, 2):
+        whole = open_gguf(tmp_path / f"m-0000{number}-of-00002.gguf")
+        assert sorted(whole.tensors) == ["a", "b"]
+    (tmp_path / "m-00002-of-00002.gguf").write_bytes(file([split], [tensor("a")], data=32))
+    with pytest.raises(ModelFormatError, match="tensor 'a' is in two parts"):
+        open_gguf(tmp_path / "m-00001-of-00002.gguf")
+    (tmp_path / "m-00002-of-00002.gguf").unlink()
+    with pytest.raises(ModelFormatError, match=r"m-00002-of-00002\.gguf: does not exist"):
+        open_gguf(tmp_path / "m-00001-of-00002.gguf")

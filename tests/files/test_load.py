@@ -370,3 +370,33 @@ def test_wrappers_of_training_programs_change_nothing(wrapper, tmp_path):
     weights = random_weights(config)
     wrapped = write_folder(tmp_path, config, {f"{wrapper}{name}": w for name, w in weights.items()})
     assert len(describe(wrapped).tensors) == len(weights)
+
+
+# --------------------------------------------------------------------------------------------- what a folder may be
+
+
+@pytest.mark.parametrize("config", [False, True])
+def test_a_lora_adapter_is_named_as_one(config, tmp_path):
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "google/gemma-3-1b-it"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    if config:
+        (tmp_path / "config.json").write_text(json.dumps(config_json(CONFIGS["gemma3"])))
+    with pytest.raises(mg.ModelFormatError, match=r"a LoRA adapter of 'google/gemma-3-1b-it'.*merge it"):
+        mg.load(tmp_path)
+
+
+def test_a_byte_order_mark_in_a_json_file_is_no_error(tmp_path):
+    folder = write_folder(tmp_path / "bom", CONFIGS["gemma3"], random_weights(CONFIGS["gemma3"]))
+    config = folder / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert describe(folder).config.layers == CONFIGS["gemma3"].layers
+
+
+def test_load_takes_up_what_the_checkpoint_states(tmp_path):
+    folder = write_folder(tmp_path / "m", CONFIGS["gemma3"], random_weights(CONFIGS["gemma3"]))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.5, "eos_token_id": [1, 7]}))
+    (folder / "chat_template.jinja").write_text("<|im_start|>{{ messages }}")
+    with pytest.warns(UserWarning, match=r"its chat template writes <\|im_start\|>, not Gemma's turns"):
+        model = mg.load(folder, backend="numpy")
+    assert (model.eos, model.sampling, model.foreign_turns) == ((1, 7), {"temperature": 0.5}, "<|im_start|>")

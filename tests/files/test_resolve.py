@@ -355,3 +355,32 @@ def test_the_sizes_in_the_readme_are_those_of_the_configs():
         printed = f"{weight_bytes / 1e9:.2f}", f"{cache_bytes / 1e9:.2f}", f"{(weight_bytes + cache_bytes) / 1e9:.1f}"
         assert (weights.strip(), cache.strip(), together.strip()) == printed
         assert id in released_ids()
+
+
+# ------------------------------------------------------------------------------------------ names as users write them
+
+
+def test_one_of_several_gguf_files_by_variant_path_or_subfolder(home):
+    cached(home, "someone/two-GGUF", ("two-Q4_0.gguf", "two-Q8_0.gguf"))
+    for name in ("someone/two-GGUF:Q8_0", "two-GGUF:q8_0", "someone/two-GGUF/two-Q8_0.gguf"):
+        assert locate.resolve(name).name == "two-Q8_0.gguf", name
+    with pytest.raises(ModelFormatError, match=r"name one of them, as in .*:Q8_0 or "):
+        locate.resolve("someone/two-GGUF")
+    with pytest.raises(ModelFormatError, match="holds no GGUF file with Q2_K in its name"):
+        locate.resolve("someone/two-GGUF:Q2_K")
+    with pytest.raises(ModelFormatError, match="no such file"):
+        locate.resolve("someone/two-GGUF/../../secret.gguf")
+    below = cached(home, "someone/below-GGUF", ("config.json",))
+    (below / "BF16").mkdir()
+    (below / "BF16" / "below-BF16.gguf").touch()
+    assert locate.resolve("someone/below-GGUF").name == "below-BF16.gguf"
+
+
+def test_parts_of_a_split_file_are_one_model(tmp_path):
+    folder = model(tmp_path / "split", *(f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)))
+    assert locate.resolve(folder).name == "m-00001-of-00003.gguf"
+
+
+def test_quotes_around_a_name_are_no_part_of_it(tmp_path):
+    folder = model(tmp_path / "mine")
+    assert locate.resolve(f"'{folder}'") == locate.resolve(f'"{folder}"') == folder

@@ -1,0 +1,199 @@
+"""Opens a checkpoint: which tensor is which weight, from the headers of its files; no weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..config import TextConfig
+from ..errors import ModelFormatError
+from ..models.registry import all_names
+from .config_gguf import config_from_gguf, vision_from_gguf
+from .config_json import config_from_json
+from .convert import (
+    AS_STORED,
+    READABLE,
+    Stored,
+    stored_tensor,
+)
+from .gguf_file import GGUF, open_gguf
+from .safetensors_file import FOREIGN, Tensor, open_checkpoint_files, read_json, short, unreadable, what_is
+from .statements import Statements, folder_statements, gguf_statements
+from .tokenizer import Tokenizer
+
+ROWS_COMPARED = 4096
+
+# Text tensors have had three prefixes. The vision tower's may have "model." in front and "vision_model." inside.
+PREFIXES = ("model.", "language_model.model.", "model.language_model.", "language_model.", "")
+WRAPPERS = re.compile(r"^((module|base_model\.model)\.)+|(?<![^.])_orig_mod\.")  # DataParallel, PEFT, torch.compile
+HEAD = re.compile(r"(model\.|language_model\.)*lm_head\.weight")
+SEES = re.compile(r"^(model\.)?(?P<name>(?P<part>vision_tower|multi_modal_projector)\.)(vision_model\.)?")
+BUFFERS = re.compile(r"(^|[._])(inv_freq|embed_scale|position_ids|normalizer)$")  # computed from the config, no weights
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the files of a checkpoint say, before any weight has been read."""
+
+    path: Path
+    config: TextConfig
+    tensors: dict[str, Stored]  # by our names
+    norm_offset: float  # what a stored RMSNorm has too much: 1 in a GGUF file
+    make_tokenizer: Callable[[], Tokenizer | None]
+    states: Statements
+
+
+def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None) -> Files:
+    """The headers of a checkpoint, every tensor found, named and of the right shape; else ModelFormatError."""
+    try:
+        kind = "" if path.is_dir() else what_is(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if kind not in ("", "safetensors", "gguf"):
+        raise ModelFormatError(path, *FOREIGN[kind])
+    if kind == "safetensors" and not re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", path.name):
+        problem = "is not what a model's file is called, model.safetensors or model-0000n-of-0000m.safetensors"
+        raise ModelFormatError(path, problem, "name the model's folder")
+    folder = path.parent if kind == "safetensors" else path
+    if mmproj is not None and folder.is_dir():
+        raise ModelFormatError(path, "has its own vision tower if it has any", "--mmproj goes with a GGUF file only")
+    files = _open_folder(folder, vision) if folder.is_dir() else _open_gguf(path, mmproj if vision else None)
+    implied = {ours: shape for ours, _, shape in all_names(files.config, 0)}
+    for ours, tensor in files.tensors.items():
+        expected = implied["embedding" if ours == "head" else ours]
+        if tensor.shape != expected:
+            raise ModelFormatError(
+                mmproj if mmproj and ours.startswith("vision.") else path,
+                f"{tensor.name} is {list(tensor.shape)}, the config implies {list(expected)}",
+                "weights and config are of different models: take both from one release",
+            )
+    return files
+
+
+def _open_folder(folder: Path, vision: bool) -> Files:
+    _refuse_adapter(folder)
+    config, fields = config_from_json(folder / "config.json")
+    stored = {WRAPPERS.sub("", name): tensor for name, tensor in open_checkpoint_files(folder).items()}
+    prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in stored), None)
+    if prefix is None and any(name.startswith(("embedder.", "params/")) for name in stored):
+        problem = "holds the tensors under DeepMind's own names (Kaggle's flax or torch files)"
+        raise ModelFormatError(folder, problem, "take the Hugging Face release: minigemma download google/<model>")
+    if prefix is None:
+        raise ModelFormatError(folder, "its files hold no embed_tokens.weight", "these are not the weights of a Gemma")
+    tower = {SEES.sub(r"\g<name>", name): name for name in stored if SEES.match(name) and not BUFFERS.search(name)}
+    if not (vision and tower):
+        config = replace(config, vision=None)
+    named = {
+        ours: tower.get(theirs, theirs) if ours.startswith("vision.") else f"{prefix}{theirs}"
+        for ours, theirs, _ in all_names(config, 0)
+    }
+    heads = [name for name in stored if HEAD.fullmatch(name)]
+    if not fields["tie_word_embeddings"] and not heads:
+        heads = ["lm_head.weight"]  # which is reported as missing
+    ignored = {name for name in stored if BUFFERS.search(name)} | (set() if config.vision else set(tower.values()))
+    if heads and _same(stored.get(heads[0]), stored[named["embedding"]]):
+        ignored.add(heads[0])  # the embedding, written a second time
+    elif heads:
+        named["head"] = heads[0]
+    _report(folder, set(named.values()) - set(stored), set(stored) - set(named.values()) - ignored)
+    tensors = {ours: stored_tensor(name, stored[name].dtype, stored[name].array) for ours, name in named.items()}
+    _check_kinds(folder, tensors)
+    states = folder_statements(folder, fields)
+    return Files(folder, config, tensors, 0.0, partial(_folder_tokenizer, folder), states)
+
+
+def _same(one: Tensor | None, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes."""
+    if one is None or (one.dtype, one.array.shape) != (other.dtype, other.array.shape):
+        return False
+    parts = [slice(r, r + ROWS_COMPARED) for r in range(0, len(one.array), ROWS_COMPARED)]
+    return all(np.array_equal(one.array[part], other.array[part]) for part in parts)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise ModelFormatError for a folder with a LoRA adapter and no model."""
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and not any(folder.glob("model*.safetensors")):
+        base = short(read_json(adapter).get("base_model_name_or_path"))
+        remedy = "merge it into that model first (peft: merge_and_unload, then save_pretrained)"
+        raise ModelFormatError(folder, f"holds a LoRA adapter of {base} and no model of its own", remedy)
+
+
+def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
+    gguf = open_gguf(path)
+    config = config_from_gguf(gguf)
+    frequencies = gguf.tensors.get("rope_freqs.weight")
+    if frequencies is not None and not (frequencies.type == "F32" and (frequencies.blocks == 1).all()):
+        problem = "has rope_freqs.weight, factors of the rope frequencies that minigemma does not apply"
+        raise ModelFormatError(path, problem, "take a file of the released model")
+    named = {ours: theirs for ours, theirs, _ in all_names(config, 1)}
+    if "output.weight" in gguf.tensors:
+        named["head"] = "output.weight"
+    tensors = _gguf_tensors(path, gguf, named)
+    if mmproj is not None:
+        projector = open_gguf(mmproj)
+        config = vision_from_gguf(projector, config)
+        named = {ours: theirs for ours, theirs, _ in all_names(config, 1) if ours.startswith("vision.")}
+        tensors |= _gguf_tensors(Path(mmproj), projector, _unswapped(named, projector, config))
+
+    def make_tokenizer() -> Tokenizer | None:
+        return (
+            Tokenizer.from_vocabulary(*gguf.vocabulary, path=path) if "tokenizer.ggml.tokens" in gguf.metadata else None
+        )
+
+    states = gguf_statements(path, gguf.metadata)
+    return Files(path, config, tensors, 1.0, make_tokenizer, states)
+
+
+def _gguf_tensors(path: Path, gguf: GGUF, named: dict[str, str]) -> dict[str, Stored]:
+    """The tensors of a file by our names; none may be missing, none left over."""
+    tower = ("v.", "mm.") if "token_embd.weight" in gguf.tensors else ()  # in the text model's file it is not loaded
+    extra = {name for name in gguf.tensors if not name.startswith(tower)} - {*named.values(), "rope_freqs.weight"}
+    _report(path, set(named.values()) - set(gguf.tensors), extra)
+    found = {ours: gguf.tensors[name] for ours, name in named.items()}
+    tensors = {ours: Stored(named[ours], t.type, t.shape, t.blocks) for ours, t in found.items()}
+    for ours, tensor in tensors.items():
+        if tensor.kind not in (READABLE[:3] if ours in ("vision.patch", "vision.projection") else READABLE):
+            remedy = f"take a file of {', '.join(READABLE)}"
+            raise ModelFormatError(path, f"{tensor.name} is of type {tensor.kind}, which has no reader here", remedy)
+    return tensors
+
+
+def _unswapped(named: dict[str, str], projector: GGUF, config: TextConfig) -> dict[str, str]:
+    """The names of an mmproj file; the first converters called fc2 ffn_up and fc1 ffn_down, which the shapes show."""
+    first = projector.tensors.get("v.blk.0.ffn_up.weight")
+    if first is None or config.vision is None or first.shape[0] != config.vision.width:
+        return named
+    other = {"up": "down", "down": "up", "up_bias": "down_bias", "down_bias": "up_bias"}
+    return {
+        ours: named[f"{layer}.{other.get(part, part)}"] if layer else theirs
+        for ours, theirs in named.items()
+        for layer, _, part in [ours.rpartition(".")]
+    }
+
+
+def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
+    for what, names in (("lacks", missing), ("has beside a Gemma's", unexpected)):
+        if names:
+            first = ", ".join(ascii(name)[1:-1][:100] for name in sorted(names)[:5]) + (" …" if len(names) > 5 else "")
+            raise ModelFormatError(
+                path, f"{what} {len(names)} tensors: {first}", "config and weights are of different models"
+            )
+
+
+def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
+    for tensor in tensors.values():
+        if tensor.kind not in (*AS_STORED, "F16"):
+            raise ModelFormatError(
+                path, f"{tensor.name} is of type {tensor.kind}", "take the released bf16 or float32 file"
+            )
+
+
+def _folder_tokenizer(folder: Path) -> Tokenizer | None:
+    path = folder / "tokenizer.model"
+    return Tokenizer.from_model_file(path) if path.exists() else None
