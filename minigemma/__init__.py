@@ -33,6 +33,11 @@ _HOME = {
 }
 
 
+def __dir__() -> list[str]:
+    """The public names, also those that are not imported yet: for completion."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `minigemma --help` need not wait for Numba."""
     if name not in _HOME:

@@ -184,6 +184,10 @@ class Cache:
         self.position = 0
         self._moving_to: int | None = None
 
+    def __repr__(self) -> str:
+        """How full it is."""
+        return f"<Cache: {self.position:,} of {self.max_tokens:,} tokens, {self.nbytes:,} bytes>"
+
     @property
     def nbytes(self) -> int:
         """Bytes of all layers' state."""

@@ -13,6 +13,7 @@ Without patterns that line costs one attribute lookup and keeps nothing.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -25,10 +26,19 @@ class Taps(dict[str, NDArray]):
     def __init__(self, *patterns: str) -> None:
         super().__init__()
         self.patterns = patterns
+        self._offered: set[str] = set()  # all names that a run has come across
 
     def wants(self, name: str) -> bool:
         """Does a pattern match `name`? Models ask before they compute a value only for a tap."""
+        self._offered.add(name)
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+    def check(self) -> None:
+        """Raise ValueError for a pattern that no value of the run matched, with the nearest names."""
+        for pattern in self.patterns:
+            if not any(fnmatchcase(name, pattern) for name in self._offered):
+                near = get_close_matches(pattern, self._offered, n=3, cutoff=0.3)
+                raise ValueError(f"no value of this run is named {pattern!r}; the nearest are {', '.join(near)}")
 
     def within(self, prefix: str) -> Scope:
         """The same taps for a part of the model, whose names begin with `prefix` and a dot."""

@@ -48,6 +48,18 @@ def test_logits_are_the_same_with_and_without_taps(model):
     assert taps[last].shape == (40, 256)
 
 
+def test_a_pattern_that_nothing_is_named_by_is_refused_with_the_nearest_names(model):
+    with pytest.raises(ValueError, match=r"'block\.\*\.residual\.out'; the nearest are blocks\.\d\.residual"):
+        model.forward(ids, taps=mg.Taps("logits", "block.*.residual.out"))
+
+
+def test_public_names_are_listed_and_objects_say_what_they_are(model):
+    assert {"load", "generate", "Chat", "Taps", "score"} <= set(dir(mg))
+    assert repr(model).startswith(f"<{type(model).__name__} ") and "layers, width 256" in repr(model)
+    assert repr(model.new_cache(8)).startswith("<Cache: 0 of 8 tokens")
+    assert repr(mg.Chat(model)) == f"<Chat with {model.name or 'a model'}: 0 messages>"
+
+
 def test_without_patterns_nothing_is_kept(model):
     taps = mg.Taps()
     model.forward(ids, taps=taps)

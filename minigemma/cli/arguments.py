@@ -121,6 +121,7 @@ def add_text(to: argparse.ArgumentParser) -> None:
     source.add_argument("text", nargs="?", metavar="TEXT", help="the text; - reads standard input")
     source.add_argument("-p", "--prompt", metavar="TEXT", help="the same as a flag")
     source.add_argument("-f", "--file", type=Path, help="read the text from a file")
+    to.add_argument("--control-tokens", action="store_true", help="names of control tokens in the text become tokens")
 
 
 def add_machine(to: argparse.ArgumentParser) -> None:

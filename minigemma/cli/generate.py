@@ -23,7 +23,8 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     text = read_text(args)
     model = open_model(args, progress, vision=bool(args.image))
     seen = see(model, args, progress) if args.image else ()
-    ids = prompt_ids(model, text, system=args.system, raw=args.raw, crops=seen.crops if seen else ())
+    turns = {"system": args.system, "raw": args.raw, "control": args.control_tokens}
+    ids = prompt_ids(model, text, crops=seen.crops if seen else (), **turns)
     if args.verbose:
         note(args, f"prompt {[(i, token_text(model, i)) for i in ids]}")
     progress(f"reading the prompt ({len(ids):,} tokens)")

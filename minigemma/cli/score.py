@@ -16,7 +16,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     """Print the perplexity of the text and, with -v, the log-probability of each token."""
     text = read_text(args)
     model = open_model(args, progress)
-    ids = text_ids(model.tokenizer, text)
+    ids = text_ids(model.tokenizer, text, control=args.control_tokens)
     progress(f"scoring {len(ids):,} tokens")
     result = score(model, ids)
     progress("")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from .resolve import resolve
 from .statements import Statements
 from .tokenizer import Tokenizer, stop_ids
 
+Dtype = Literal["f32", "bf16", "int8", "int4", "sfp8", "int8-row", "int4-row"]
 ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's
 
 PARTS: dict[str, Callable[..., Any]] = {
@@ -64,8 +65,8 @@ class Description:
 
 def load(
     name: str | Path,
-    dtype: str | None = None,
-    backend: str = "numba",
+    dtype: Dtype | None = None,
+    backend: Literal["numba", "numpy"] = "numba",
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     vision: bool = True,

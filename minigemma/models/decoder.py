@@ -114,6 +114,11 @@ class Decoder(ABC):
         scale = np.sqrt(np.float32(config.width))
         self.embedding_scale = float(widen_bf16(round_bf16(np.array([scale])))[0] if round_scale else scale)
 
+    def __repr__(self) -> str:
+        """Family, name and sizes."""
+        c, name = self.config, self.name or "without a name"
+        return f"<{type(self).__name__} {name}: {c.layers} layers, width {c.width}, {c.vocab:,} tokens>"
+
     @property
     def vocab_limit(self) -> int:
         """Ids from here on are rows of the embedding without a token; they are never sampled."""
@@ -169,7 +174,10 @@ class Decoder(ABC):
         Raises ValueError for ids outside the vocabulary, no ids, more of them than the cache has room for, and images
         that do not fit them.
         """
-        return self.head(self.hidden_states(ids, cache, images, last_only, taps), taps)
+        logits = self.head(self.hidden_states(ids, cache, images, last_only, taps), taps)
+        if taps is not None:
+            taps.check()
+        return logits
 
     def hidden_states(
         self,

@@ -38,6 +38,10 @@ class Chat:
         self.settings: dict[str, Any] = settings
         self.reset(system)
 
+    def __repr__(self) -> str:
+        """The model, and how long the conversation is."""
+        return f"<Chat with {self.model.name or 'a model'}: {len(self.messages)} messages>"
+
     def reset(self, system: str | None = None) -> None:
         """Forget everything; begin with this system text or none. ValueError where the family has no system role."""
         messages = [] if system is None else [{"role": "system", "content": system}]

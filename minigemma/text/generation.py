@@ -214,12 +214,20 @@ def sampler_for(model: Decoder, **given: Any) -> Sampler:
 
 
 def prompt_ids(
-    model: Decoder, text: str, *, system: str | None = None, raw: bool | None = None, crops: Sequence[int] = ()
+    model: Decoder,
+    text: str,
+    *,
+    system: str | None = None,
+    raw: bool | None = None,
+    crops: Sequence[int] = (),
+    control: bool = False,
 ) -> list[int]:
     """A text as ids: the user's turn of a conversation, or with `raw` BOS and the text; None: as the model was taught.
 
-    crops: of each image, as in `text_ids`. Raises ValueError where turns must be chosen (a chat template that is not
-    Gemma's), and for a system text without turns.
+    crops: of each image; control: as in `text_ids`, for a text without turns.
+
+    Raises ValueError where turns must be chosen (a chat template that is not Gemma's), and for a system text without
+    turns.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -228,6 +236,8 @@ def prompt_ids(
         why = f"its chat template writes {model.foreign_turns}, not Gemma's turns"
         raise ValueError(f"{why}; choose --raw (raw=True: write them yourself) or --turns (raw=False: Gemma's turns)")
     if model.instruction_tuned if raw is None else not raw:
+        if control:
+            raise ValueError("control tokens in a turn would end or begin others; write the turns yourself with --raw")
         messages: list[dict[str, Any]] = [{"role": "user", "content": text, "images": crops}]
         if system:
             messages.insert(0, {"role": "system", "content": system})
@@ -235,7 +245,7 @@ def prompt_ids(
     if system:
         why = "--raw has no turns" if raw else f"{model.name} is pretrained only and knows no turns"
         raise ValueError(f"{why}, so --system has no place; put the instruction into the text")
-    return text_ids(tokenizer, text, model.vision, crops)
+    return text_ids(tokenizer, text, model.vision, crops, control=control)
 
 
 def _checked_ids(model: Decoder, prompt: Prompt, crops: Sequence[int], raw: bool | None, follows: bool) -> list[int]:

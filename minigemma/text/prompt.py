@@ -38,12 +38,17 @@ IMAGE = f"\n\n{MARK}\n\n"
 
 
 def text_ids(
-    tokenizer: Tokenizer, text: str, vision: VisionConfig | None = None, images: Sequence[int] = ()
+    tokenizer: Tokenizer,
+    text: str,
+    vision: VisionConfig | None = None,
+    images: Sequence[int] = (),
+    control: bool = False,
 ) -> list[int]:
     """BOS and the text: what a pretrained model continues.
 
     images: for each image, in order, the number of crops it was cut into, 0 if none. They stand where the text has
     <start_of_image>; if it has none, before it. Without a vision tower that is text like any other.
+    control: names of control tokens in the text, such as CodeGemma's <|fim_prefix|>, become these tokens.
 
     Raises ValueError for images without `vision`, and for more or fewer marks than images.
     """
@@ -51,7 +56,7 @@ def text_ids(
     if images and vision is None:
         raise no_vision("", len(images))
     segments = [text] if vision is None else _around_images(text, images, "the text")
-    return [tokenizer.bos, *_joined(tokenizer, segments, vision)]
+    return [tokenizer.bos, *_joined(tokenizer, segments, vision, **({"control": True} if control else {}))]
 
 
 def conversation_ids(
@@ -154,11 +159,11 @@ def _around_images(text: str, images: Sequence[int], where: str) -> list[str]:
     return "".join(whole).split(MARK)
 
 
-def _joined(tokenizer: Tokenizer, segments: list[str], vision: VisionConfig | None) -> list[int]:
-    """Ids of the segments, and between any two of them those of an image."""
-    ids = tokenizer.encode(segments[0])
+def _joined(tokenizer: Tokenizer, segments: list[str], vision: VisionConfig | None, **options: bool) -> list[int]:
+    """Ids of the segments, and between any two of them those of an image; `options` as of `Tokenizer.encode`."""
+    ids = tokenizer.encode(segments[0], **options)
     if vision is not None:
         image = [vision.start_token, *[vision.image_token] * vision.tokens, vision.end_token]
         for segment in segments[1:]:
-            ids += [*image, *tokenizer.encode(segment)]
+            ids += [*image, *tokenizer.encode(segment, **options)]
     return ids

@@ -60,7 +60,7 @@ def calls(monkeypatch):
         if seen.error:
             raise seen.error
 
-    def text_ids(tokenizer, text, vision=None, images=()):
+    def text_ids(tokenizer, text, vision=None, images=(), control=False):
         return [2, *map(ord, text)]
 
     def conversation_ids(tokenizer, family, messages, vision):

@@ -25,6 +25,7 @@ from minigemma.arrays import Strings
 from minigemma.errors import ModelFormatError
 from minigemma.files.gguf_file import open_gguf
 from minigemma.files.tokenizer import Tokenizer
+from minigemma.text.prompt import text_ids
 
 CASES = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "tokenizer_cases.json.gz").read_bytes()))
 KINDS = CASES["texts"]  # kind of text → [text, Gemma 3's ids, Gemma 2's ids], …
@@ -441,3 +442,13 @@ def test_a_quarter_of_a_million_pieces_load_in_half_a_second(demo_file):
         Tokenizer.from_vocabulary(*parts)
         times.append(time.process_time() - began)
     assert min(times) < 0.5, f"{min(times):.2f} s"
+
+
+def test_control_pieces_of_any_vocabulary_are_reached_by_name():
+    """CodeGemma's fill-in-the-middle marks, which a GGUF file types as control tokens."""
+    pieces = vocabulary(b"<|fim_prefix|>", b"a", b"b", kinds=[CONTROL, NORMAL, NORMAL])
+    tokenizer = Tokenizer.from_vocabulary(*pieces)
+    mark = tokenizer.id_of("<|fim_prefix|>")
+    assert tokenizer.encode("a<|fim_prefix|>b", control=True) == [mark + 1, mark, mark + 2]
+    assert mark not in tokenizer.encode("a<|fim_prefix|>b")
+    assert text_ids(tokenizer, "<|fim_prefix|>b", control=True) == [2, mark, mark + 2]
