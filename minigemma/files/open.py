@@ -22,7 +22,7 @@ from .convert import (
     stored_tensor,
 )
 from .gguf_file import GGUF, open_gguf
-from .safetensors_file import FOREIGN, Tensor, open_checkpoint_files, read_json, short, unreadable, what_is
+from .safetensors_file import FOREIGN, Tensor, open_checkpoint_files, unreadable, what_is
 from .statements import Statements, folder_statements, gguf_statements
 from .tokenizer import Tokenizer
 
@@ -76,7 +76,6 @@ def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None
 
 
 def _open_folder(folder: Path, vision: bool) -> Files:
-    _refuse_adapter(folder)
     config, fields = config_from_json(folder / "config.json")
     stored = {WRAPPERS.sub("", name): tensor for name, tensor in open_checkpoint_files(folder).items()}
     prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in stored), None)
@@ -113,15 +112,6 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
         return False
     parts = [slice(r, r + ROWS_COMPARED) for r in range(0, len(one.array), ROWS_COMPARED)]
     return all(np.array_equal(one.array[part], other.array[part]) for part in parts)
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Raise ModelFormatError for a folder with a LoRA adapter and no model."""
-    adapter = folder / "adapter_config.json"
-    if adapter.exists() and not any(folder.glob("model*.safetensors")):
-        base = short(read_json(adapter).get("base_model_name_or_path"))
-        remedy = "merge it into that model first (peft: merge_and_unload, then save_pretrained)"
-        raise ModelFormatError(folder, f"holds a LoRA adapter of {base} and no model of its own", remedy)
 
 
 def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:

@@ -382,7 +382,9 @@ def test_a_lora_adapter_is_named_as_one(config, tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     if config:
         (tmp_path / "config.json").write_text(json.dumps(config_json(CONFIGS["gemma3"])))
-    with pytest.raises(mg.ModelFormatError, match=r"a LoRA adapter of 'google/gemma-3-1b-it'.*merge it"):
+    with pytest.raises(
+        mg.ModelFormatError, match=r"is a LoRA adapter.*merge the adapter into .*'google/gemma-3-1b-it'"
+    ):
         mg.load(tmp_path)
 
 

@@ -148,7 +148,7 @@ def test_counts_that_do_not_match_are_refused(model, pictures):
 
 @pytest.fixture
 def command(model, monkeypatch):
-    monkeypatch.setattr("minigemma.files.load.load", lambda *_, **__: model)
+    monkeypatch.setattr("minigemma.cli.opening.load", lambda *_, **__: model)
     return lambda *words: main([*words, "-q"])
 
 
@@ -165,7 +165,7 @@ def test_command_line(command, model, pictures, capsys):
 
 def test_pictures_in_the_chat(model, pictures, monkeypatch, capsys):
     lines = iter([f"/image {pictures / 'one.png'}", f"/image {pictures / 'none.png'}", "What is this?", "/exit"])
-    monkeypatch.setattr("minigemma.files.load.load", lambda *_, **__: model)
+    monkeypatch.setattr("minigemma.cli.opening.load", lambda *_, **__: model)
     monkeypatch.setattr("minigemma.cli.chat.read_line", lambda: next(lines))
     assert main(["chat", "--temp", "0", "-n", "3"]) == 0
     out, err = capsys.readouterr()
