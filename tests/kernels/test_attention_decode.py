@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from minigemma.formulas.attention import Mask, attention
-from minigemma.kernels import attention_decode
+from minigemma.kernels import attention_decode, pairs
 from minigemma.kernels.attention_decode import DECODE_QUERIES, FAR, Partials, is_decode, merge_partitions, partitions_of
 from minigemma.kernels.compiler import KERNEL, jit_inner
 from minigemma.kernels.scores import EVERYTHING, Keys, Queries, Scoring
@@ -26,7 +26,8 @@ def room(rows, G, H):
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_keys_are_read_from_one_place_or_two(streams, monkeypatch):
-    monkeypatch.setattr(attention_decode, "STREAMS", streams)
+    monkeypatch.setattr(pairs, "STREAMS", streams)
+    monkeypatch.setattr(attention_decode, "pairs_of", jit_inner(pairs.pairs_of.py_func))
     attend_partition = jit_inner(attention_decode.attend_partition.py_func)  # compiled now, for this many streams
 
     @numba.njit(**KERNEL)

@@ -10,7 +10,6 @@ import numba
 import numpy as np
 import pytest
 
-from minigemma.kernels import matvec as few_tokens
 from minigemma.kernels.compiler import jit, jit_inner
 from minigemma.kernels.parallel import barrier, chunk, most_threads, new_counters, next_task, parallel_for, threads
 
@@ -159,18 +158,3 @@ def test_several_python_threads_share_one_pool(layer):
 def test_more_threads_than_there_are_is_all_of_them():
     with threads(most_threads() + 5):
         assert numba.get_num_threads() == most_threads()
-
-
-@pytest.mark.parametrize("streams", [1, 2])
-def test_pairs_and_their_partners_are_all_rows(streams, monkeypatch):
-    monkeypatch.setattr(few_tokens, "STREAMS", streams)
-    monkeypatch.setattr(few_tokens, "chunk", chunk.py_func)
-    for count in (0, 1, 2, 7, 40):
-        for per in (1, 3, 8):
-            for workers in (1, 2, 5):
-                found = []
-                for piece in range(per * workers):
-                    rows, half, last = few_tokens.pairs.py_func(piece, per * workers, per, count)
-                    found += rows
-                    found += {few_tokens.partner.py_func(row, half, last) for row in rows} - set(found)
-                assert sorted(found) == list(range(count))
