@@ -57,9 +57,10 @@ class Ring(NamedTuple):
     slot: int  # of the first new token
 
 
-class Angles(NamedTuple):
-    """Cosines and sines of some positions, and which of them is the first token's."""
+class Tokens(NamedTuple):
+    """Positions of the tokens; cosines and sines of a page of positions, and which row of it is the first token's."""
 
+    positions: I32  # [T]
     cos: F32  # [positions, R/2]
     sin: F32
     first: int
@@ -68,6 +69,7 @@ class Angles(NamedTuple):
 class Room(NamedTuple):
     """What threads compute together."""
 
+    counters: NDArray[np.int64]
     q: F32  # [T, N · H]
     k: F32  # [T, K · H]
     v: F32  # [T, K · H]
@@ -85,14 +87,14 @@ def _normed_heads(x, weight, eps):
 
 
 @jit_inner
-def _heads_and_ring(w, numbers, ring, angles, room):
+def _heads_and_ring(w, numbers, ring, tokens, room):
     """Queries [T, N, H] after norm and RoPE; the ring takes in keys and values."""
     T, (K, H) = len(room.q), ring.keys.shape[1:]
     q, k = room.q.copy().reshape((T, numbers.heads, H)), room.k.copy().reshape((T, K, H))
     _normed_heads(q, w.q_norm, numbers.eps)
     _normed_heads(k, w.k_norm, numbers.eps)
     for t in range(T):
-        cos, sin = angles.cos[angles.first + t], angles.sin[angles.first + t]
+        cos, sin = tokens.cos[tokens.first + t], tokens.sin[tokens.first + t]
         rotate(q[t], cos, sin, q[t])
         rotate(k[t], cos, sin, k[t])
         keep_row(k[t].reshape(-1), ring.keys[ring.slot + t].reshape(-1))
@@ -119,17 +121,17 @@ def _attend(team, q, positions, ring, scoring, partials, following):
 
 
 @jit_inner
-def _thread(worker, workers, counters, x, w, numbers, ring, angles, positions, room):
-    team = Team(counters, worker, workers)
+def _thread(worker, workers, x, w, numbers, ring, tokens, room):
+    team = Team(room.counters, worker, workers)
     h = normed(x, w.pre_norm, numbers.eps)
     product(team, 0, h, (w.q, w.k, w.v), (room.q, room.k, room.v), w.o)
-    q = _heads_and_ring(w, numbers, ring, angles, room)
-    mixed = _attend(team, q, positions, ring, numbers.scoring, room.partials, w.o).reshape(room.q.shape)
+    q = _heads_and_ring(w, numbers, ring, tokens, room)
+    mixed = _attend(team, q, tokens.positions, ring, numbers.scoring, room.partials, w.o).reshape(room.q.shape)
     last_product(team, 2, mixed[len(x) - len(room.y) :], w.o, room.y)
 
 
 @jit
-def fused_attention(workers, x, w, numbers, ring, angles, positions, out):
+def fused_attention(workers, x, w, numbers, ring, tokens, out):
     """out = the residual after the block, x [T, D] before it; its last rows if out has fewer. The ring takes in keys
     and values, from `ring.slot` on.
     """
@@ -137,6 +139,6 @@ def fused_attention(workers, x, w, numbers, ring, angles, positions, out):
     rows = T * K * partitions_of(T, len(ring.positions), K, workers)
     partials = Partials(np.empty((rows, N // K, 2), np.float32), np.empty((rows, N // K, H), np.float32))
     q, k, v = np.empty((T, N * H), np.float32), np.empty((T, K * H), np.float32), np.empty((T, K * H), np.float32)
-    room = Room(q, k, v, partials, np.empty(out.shape, np.float32))
-    parallel_for(_thread, workers, (new_counters(STEPS, workers), x, w, numbers, ring, angles, positions, room))
+    room = Room(new_counters(STEPS, workers), q, k, v, partials, np.empty(out.shape, np.float32))
+    parallel_for(_thread, workers, (x, w, numbers, ring, tokens, room))
     add_branch(x, room.y, w.o_bias, w.post_norm, numbers.eps, out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..arrays import F32
 from .compiler import jit, jit_inner
@@ -31,19 +32,28 @@ class FeedForwardArrays(NamedTuple):
     post_norm: F32  # [D]
 
 
+class Room(NamedTuple):
+    """What threads compute together."""
+
+    counters: NDArray[np.int64]
+    gate: F32  # [T, F]
+    up: F32  # [T, F]
+    y: F32  # [T, D]
+
+
 @jit_inner
-def _thread(worker, workers, counters, x, w, eps, gates, ups, y):
-    team = Team(counters, worker, workers)
+def _thread(worker, workers, x, w, eps, room):
+    team = Team(room.counters, worker, workers)
     h = normed(x, w.pre_norm, eps)
-    product(team, 0, h, (w.gate, w.up, w.up), (gates, ups, ups[:0]), w.down)
-    hidden = gated(plus_bias(gates, w.gate_bias), plus_bias(ups, w.up_bias))
-    last_product(team, 1, hidden, w.down, y)
+    product(team, 0, h, (w.gate, w.up, w.up), (room.gate, room.up, room.up[:0]), w.down)
+    hidden = gated(plus_bias(room.gate, w.gate_bias), plus_bias(room.up, w.up_bias))
+    last_product(team, 1, hidden, w.down, room.y)
 
 
 @jit
 def fused_feed_forward(workers, x, w, width, eps, out):
     """out = the residual after the block, x [T, D] before it; `width` is F."""
     gates, ups = np.empty((len(x), width), np.float32), np.empty((len(x), width), np.float32)
-    y = np.empty(x.shape, np.float32)
-    parallel_for(_thread, workers, (new_counters(STEPS, workers), x, w, eps, gates, ups, y))
-    add_branch(x, y, w.down_bias, w.post_norm, eps, out)
+    room = Room(new_counters(STEPS, workers), gates, ups, np.empty(x.shape, np.float32))
+    parallel_for(_thread, workers, (x, w, eps, room))
+    add_branch(x, room.y, w.down_bias, w.post_norm, eps, out)

@@ -54,35 +54,36 @@ class State(NamedTuple):
 class Room(NamedTuple):
     """What threads compute together."""
 
+    counters: NDArray[np.int64]
     y: F32  # [T, E]
     x: F32  # [T, E]
     h: F32  # [T, E]
     out: F32  # [rows of the output, D]
 
 
-@jit_inner
-def _convolved(seen, w, T):
-    """The convolution of the last T rows of seen [C - 1 + T, E]."""
-    z = np.empty((T, seen.shape[1]), np.float32)
-    for t in range(T):
-        conv_row(seen, t, w.conv, w.conv_bias, z[t])
-    return z
+class Convolved(NamedTuple):
+    """Input and output of the convolution."""
+
+    seen: F32  # [C - 1 + T, E], the tail first
+    z: F32  # [T, E]
 
 
 @jit_inner
-def _with_tail(tail, x):
-    """The tail [C - 1, E] and x [T, E] behind it."""
-    seen = np.empty((len(tail) + len(x), x.shape[1]), np.float32)
+def _convolved(tail, x, w):
+    """The convolution of x [T, E] behind the tail [C - 1, E]."""
+    seen, z = np.empty((len(tail) + len(x), x.shape[1]), np.float32), np.empty(x.shape, np.float32)
     for c in range(len(seen)):
         for e in range(x.shape[1]):
             seen[c, e] = tail[c, e] if c < len(tail) else x[c - len(tail), e]
-    return seen
+    for t in range(len(x)):
+        conv_row(seen, t, w.conv, w.conv_bias, z[t])
+    return Convolved(seen, z)
 
 
 @jit_inner
-def _scan_channels(z, seen, w, state, m, first, last, hs, gates):
+def _scan_channels(convolved, w, state, m, first, last, hs, gates):
     """Channels `first` … `last` - 1, of block m of the gates: every h, and the state after the tokens."""
-    size, tail, T = w.input_bias.shape[1], len(state.tail), len(z)
+    (seen, z), size, tail, T = convolved, w.input_bias.shape[1], len(state.tail), len(convolved.z)
     begin, end = first - m * size, last - m * size
     for t in range(T):
         block_row(z[t], w.recurrence_gate, w.recurrence_bias, m, begin, end, gates[0])
@@ -97,29 +98,28 @@ def _scan_channels(z, seen, w, state, m, first, last, hs, gates):
 
 
 @jit_inner
-def _scan(team, z, seen, w, state, hs):
+def _scan(team, convolved, w, state, hs):
     """The recurrence step, a task per part of a block of the gates."""
     M, size = w.input_bias.shape
-    gates = np.empty((2, z.shape[1]), np.float32)
+    gates = np.empty((2, hs.shape[1]), np.float32)
     parts = min(size // LANES, (PIECES * team.workers // 2 + M - 1) // M)  # few: rows of a block are best read whole
     tasks, done = M * parts, 0
     task = next_task(team.counters, 1, team.worker, team.workers, tasks)
     while task >= 0:
         m, vectors = task // parts, chunk(task % parts, parts, size // LANES)
         first, last = m * size + vectors.start * LANES, m * size + vectors.stop * LANES
-        _scan_channels(z, seen, w, state, m, first, last, hs, gates)
+        _scan_channels(convolved, w, state, m, first, last, hs, gates)
         done += 1
         task = next_task(team.counters, 1, team.worker, team.workers, tasks)
     wait(team, 1, done, tasks, w.out.data)
 
 
 @jit_inner
-def _thread(worker, workers, counters, x, w, eps, state, room):
-    team, rows = Team(counters, worker, workers), len(room.out)
+def _thread(worker, workers, x, w, eps, state, room):
+    team, rows = Team(room.counters, worker, workers), len(room.out)
     h = normed(x, w.pre_norm, eps)
     product(team, 0, h, (w.y, w.x, w.x), (room.y, room.x, room.x[:0]), w.out)
-    seen = _with_tail(state.tail, plus_bias(room.x, w.x_bias))
-    _scan(team, _convolved(seen, w, len(x)), seen, w, state, room.h)
+    _scan(team, _convolved(state.tail, plus_bias(room.x, w.x_bias), w), w, state, room.h)
     mixed = gated(plus_bias(room.y[len(x) - rows :], w.y_bias), room.h[len(x) - rows :])
     last_product(team, 2, mixed, w.out, room.out)
 
@@ -129,6 +129,6 @@ def fused_recurrent(workers, x, w, eps, state, out):
     """out = the residual after the block, x [T, D] before it, the last rows if out has fewer; and `state.after`."""
     shape = len(x), w.decay.size
     ys, xs, hs = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.float32)
-    room = Room(ys, xs, hs, np.empty(out.shape, np.float32))
-    parallel_for(_thread, workers, (new_counters(STEPS, workers), x, w, eps, state, room))
+    room = Room(new_counters(STEPS, workers), ys, xs, hs, np.empty(out.shape, np.float32))
+    parallel_for(_thread, workers, (x, w, eps, state, room))
     add_branch(x, room.out, w.out_bias, w.decay[:0], eps, out)

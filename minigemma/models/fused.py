@@ -27,7 +27,7 @@ from ..definition import require
 from ..formulas.rope import angles
 from ..kernels.attention_decode import is_decode
 from ..kernels.dispatch import few
-from ..kernels.fused_attention import Angles, AttentionArrays, AttentionNumbers, Ring, fused_attention
+from ..kernels.fused_attention import AttentionArrays, AttentionNumbers, Ring, Tokens, fused_attention
 from ..kernels.fused_feedforward import FeedForwardArrays, fused_feed_forward
 from ..kernels.fused_recurrent import RecurrentArrays, State, fused_recurrent
 from ..kernels.matvec import FEW, takes
@@ -154,11 +154,12 @@ def _attention_block(
     if not fits or (T > 1 and position + T > ring.limit):
         return NotImplemented
     page = position // PAGE * PAGE
-    rope = Angles(*_page(page, config.rope_base, config.rope_scale, config.rotated), position - page)
+    cos, sin = _page(page, config.rope_base, config.rope_scale, config.rotated)
     slot, positions = ring.place(position, T)
     here, numbers = Ring(ring.keys, ring.values, positions, slot), _numbers(config, config.heads)
     out = np.empty((tokens.outputs, x.shape[1]), np.float32)
-    fused_attention(get_num_threads(), x, arrays, numbers, here, rope, tokens.positions, out)
+    placed = Tokens(tokens.positions, cos, sin, position - page)
+    fused_attention(get_num_threads(), x, arrays, numbers, here, placed, out)
     return out
 
 
