@@ -31,7 +31,7 @@ from ..kernels.fused_attention import AttentionArrays, AttentionNumbers, Ring, T
 from ..kernels.fused_feedforward import FeedForwardArrays, fused_feed_forward
 from ..kernels.fused_recurrent import RecurrentArrays, State, fused_recurrent
 from ..kernels.matvec import FEW, takes
-from ..kernels.scores import EVERYTHING, Scoring
+from ..kernels.scores import EVERYTHING
 from ..kernels.simd import LANES
 from ..kernels.weights import of
 from ..layouts import Weight
@@ -127,7 +127,7 @@ def _recurrent_arrays(w: RecurrentWeights) -> RecurrentArrays | None:
 @lru_cache(maxsize=256)
 def _numbers(config: AttentionConfig, heads: int) -> AttentionNumbers:
     scoring = config.window or EVERYTHING, config.query_scale, config.soft_cap or 0
-    return AttentionNumbers(heads, config.eps, Scoring(*map(np.float32, scoring)))
+    return AttentionNumbers(heads, config.eps, *map(float, scoring))
 
 
 @lru_cache(maxsize=8)
@@ -139,7 +139,7 @@ def _page(first: int, base: float, scale: float, rotated: int) -> tuple[F32, F32
 
 def _applies(x: F32, width: int, taps: Scope) -> bool:
     """Is x [T, width] for a fused kernel, and is nothing tapped?"""
-    few_rows = x.ndim == 2 and 0 < len(x) <= few() and x.shape[1] == width
+    few_rows = x.ndim == 2 and x.shape[1] == width and (len(x) == 1 or 0 < len(x) <= few())
     return few_rows and x.dtype == np.float32 and x.flags.carray and not taps.taps.patterns
 
 
