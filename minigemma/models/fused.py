@@ -68,37 +68,24 @@ def _fit(*weights: Weight) -> bool:
     return whole and len({weight.layout.name for weight in weights}) == 1
 
 
+def _arrays(kind: Any, w: Any) -> Any:
+    """The weights of a block as the NamedTuple of its kernel, which has the same names."""
+    fields = {name: getattr(w, name) for name in kind._fields}
+    return kind(**{name: of(x) if isinstance(x, Weight) else _vector(x) for name, x in fields.items()})
+
+
 @_once
 def _attention_arrays(w: AttentionWeights) -> AttentionArrays | None:
     if not (_fit(w.q, w.k, w.v) and _fit(w.o)):
         return None
-    return AttentionArrays(
-        pre_norm=_vector(w.pre_norm),
-        q=of(w.q),
-        k=of(w.k),
-        v=of(w.v),
-        o=of(w.o),
-        q_norm=_vector(w.q_norm),
-        k_norm=_vector(w.k_norm),
-        o_bias=_vector(w.o_bias),
-        post_norm=_vector(w.post_norm),
-    )
+    return _arrays(AttentionArrays, w)
 
 
 @_once
 def _feed_forward_arrays(w: FeedForwardWeights) -> FeedForwardArrays | None:
     if not (_fit(w.gate, w.up) and _fit(w.down)):
         return None
-    return FeedForwardArrays(
-        pre_norm=_vector(w.pre_norm),
-        gate=of(w.gate),
-        up=of(w.up),
-        down=of(w.down),
-        gate_bias=_vector(w.gate_bias),
-        up_bias=_vector(w.up_bias),
-        down_bias=_vector(w.down_bias),
-        post_norm=_vector(w.post_norm),
-    )
+    return _arrays(FeedForwardArrays, w)
 
 
 @_once
@@ -106,22 +93,9 @@ def _recurrent_arrays(w: RecurrentWeights) -> RecurrentArrays | None:
     gates_fit = w.recurrence_gate.dtype == w.input_gate.dtype and w.input_gate.shape[1] % LANES == 0
     if not (_fit(w.y, w.x) and _fit(w.out) and gates_fit):
         return None
-    return RecurrentArrays(
-        pre_norm=_vector(w.pre_norm),
-        y=of(w.y),
-        x=of(w.x),
-        out=of(w.out),
-        y_bias=_vector(w.y_bias),
-        x_bias=_vector(w.x_bias),
-        out_bias=_vector(w.out_bias),
-        conv=_vector(w.conv),
-        conv_bias=_vector(w.conv_bias),
-        recurrence_gate=_vector(w.recurrence_gate).reshape(-1),
-        recurrence_bias=_vector(w.recurrence_bias),
-        input_gate=_vector(w.input_gate).reshape(-1),
-        input_bias=_vector(w.input_bias),
-        decay=_vector(w.decay),
-    )
+    made = _arrays(RecurrentArrays, w)
+    flat = made.recurrence_gate.reshape(-1), made.input_gate.reshape(-1)
+    return made._replace(recurrence_gate=flat[0], input_gate=flat[1])
 
 
 @lru_cache(maxsize=256)
