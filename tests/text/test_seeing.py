@@ -53,14 +53,16 @@ def test_an_answer_is_that_of_the_ids_and_pixels_by_hand(model, pictures):
     ids = text_ids(model.tokenizer, text, EYES, [0, 0])
     images = np.stack([pixels(one), pixels(two)])
     expected = model.forward(ids, images=images)[-1]
-    token = next(stream_generate(model, text, [one, two], max_new_tokens=1, temperature=0)).token
+    token = next(stream_generate(model, text, [one, two], max_new_tokens=1, temperature=0, raw=True)).token
     allowed = expected.copy()
     allowed[model.vocab_limit :] = allowed[list(model.banned)] = -np.inf
     assert token == allowed.argmax()
     as_pixels = mg.generate(model, ids, images, max_new_tokens=5, temperature=0)
-    assert mg.generate(model, text, [one, str(two)], max_new_tokens=5, temperature=0) == as_pixels
+    assert mg.generate(model, text, [one, str(two)], max_new_tokens=5, temperature=0, raw=True) == as_pixels
     assert (
-        mg.generate(model, text, [Image.open(one), np.asarray(Image.open(two))], max_new_tokens=5, temperature=0)
+        mg.generate(
+            model, text, [Image.open(one), np.asarray(Image.open(two))], max_new_tokens=5, temperature=0, raw=True
+        )
         == as_pixels
     )
 
@@ -153,7 +155,7 @@ def command(model, monkeypatch):
 
 
 def test_command_line(command, model, pictures, capsys):
-    assert command("generate", "What?", "--image", str(pictures / "one.png"), "-n", "3", "--json") == 0
+    assert command("generate", "What?", "--image", str(pictures / "one.png"), "-n", "3", "--temp", "0", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     message = {"role": "user", "content": "What?", "images": [0]}
     ids = conversation_ids(model.tokenizer, "gemma3", [message], vision=EYES)
