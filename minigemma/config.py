@@ -1,6 +1,6 @@
 """What every model's config has: the sizes of the text model, of one layer's attention and of the vision tower.
 
-Each paper's own config stands on its page: models/gemma.py, gemma2.py, gemma3.py, recurrentgemma.py. The reports print
+Each paper's own config stands on its page: models/gemma.py, gemma2.py, gemma3.py, …. The reports print
 the feed-forward width of both GeGLU branches together; `ffn_width` is that of one.
 """
 

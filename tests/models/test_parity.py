@@ -218,6 +218,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "window of 1": ("gemma2", {"sliding_window": 1}),
     "window past the text": ("gemma3", {"sliding_window": 200}),
     "one global layer in three": ("gemma3", {"layer_types": (PATTERN_OF_3 * 3)[:8]}),
+    "local layers in VaultGemma": ("vaultgemma", {"layer_types": [*PATTERN_OF_3[1:], PATTERN_OF_3[0]]}),
     "cap on Gemma 3's logits": ("gemma3", {"final_logit_softcapping": 3.0}),
 }
 
@@ -263,6 +264,8 @@ MISTAKES = [
     ("gemma2", {"final_logit_softcapping": None}),
     ("gemma2", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
     ("gemma2", rope(10_000.0)),
+    ("vaultgemma", {"attn_logit_softcapping": None}),
+    ("vaultgemma", {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}),
     ("gemma3", {"query_pre_attn_scalar": 12}),
     ("gemma3", {"sliding_window": 6}),
     ("gemma3", {"sliding_window": 4}),

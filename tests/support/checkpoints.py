@@ -52,6 +52,8 @@ GEMMA2: dict[str, Any] = {
     "rms_norm_eps": 0.03,
     "rope_parameters": {"rope_type": "default", "rope_theta": 3000.0},
 }
+# Global layers only, as released, but with the attributes of a local one, which a wrong pattern would show.
+VAULTGEMMA: dict[str, Any] = GEMMA2 | {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
 GEMMA3: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 56,
@@ -110,7 +112,7 @@ RECURRENT: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 2000.0, "partial_rotary_factor": 0.5},
 }
 # Those with a config class of a text model alone, then one with a vision tower.
-SIZES = {"gemma": GEMMA, "gemma2": GEMMA2, "gemma3": GEMMA3, "gemma3-vision": GEMMA3_VISION}
+SIZES = {"gemma": GEMMA, "gemma2": GEMMA2, "vaultgemma": VAULTGEMMA, "gemma3": GEMMA3, "gemma3-vision": GEMMA3_VISION}
 FAMILIES = [*SIZES]
 # What transformers 5 writes that no size says.
 EVERYWHERE: dict[str, Any] = {
@@ -125,6 +127,7 @@ EVERYWHERE: dict[str, Any] = {
 CLASSES: dict[str, str] = {
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
+    "vaultgemma": "VaultGemmaForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "recurrent_gemma": "RecurrentGemmaForCausalLM",
 }
@@ -132,6 +135,7 @@ TANH = "gelu_pytorch_tanh"
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma": EVERYWHERE | {"hidden_act": TANH, "use_bidirectional_attention": None},
     "gemma2": EVERYWHERE | {"hidden_activation": TANH, "use_bidirectional_attention": None},
+    "vaultgemma": EVERYWHERE | {"hidden_activation": TANH},
     "gemma3_text": EVERYWHERE
     | {"hidden_activation": TANH, "use_bidirectional_attention": False, "_sliding_window_pattern": 6}
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "rms_norm_eps": 1e-6},
@@ -167,7 +171,7 @@ LEFT_OUT = (
 def text_config(model_type: str, sizes: dict[str, Any], tied: bool = True) -> dict[str, Any]:
     """Of a text model, as transformers completes it."""
     config = DEFAULTS[model_type] | {"model_type": model_type, "tie_word_embeddings": tied} | sizes
-    layers, every = config["num_hidden_layers"], {"gemma2": 2, "gemma3_text": 6}.get(model_type)
+    layers, every = config["num_hidden_layers"], {"gemma2": 2, "vaultgemma": 2, "gemma3_text": 6}.get(model_type)
     if every:
         kinds = [f"{'full' if i % every == every - 1 else 'sliding'}_attention" for i in range(layers)]
         config.setdefault("layer_types", kinds)

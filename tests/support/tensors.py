@@ -41,6 +41,7 @@ def layer_shapes(config: dict[str, Any], i: int) -> Shapes:
         return
     norms = ["input_layernorm", "post_attention_layernorm"]
     norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] if family != "gemma" else []
+    norms = [norm for norm in norms if family != "vaultgemma" or not norm.startswith("post_")]
     yield from ((f"{at}{norm}.weight", (D,)) for norm in norms)
     for part, rows, columns in (("q", NH, D), ("k", KH, D), ("v", KH, D), ("o", D, NH)):
         yield f"{at}self_attn.{part}_proj.weight", (rows, columns)
