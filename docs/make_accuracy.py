@@ -355,7 +355,7 @@ def page(chunks: int, only: str | None) -> str:
         counted=chunks * (CHUNK - 1 - WARM),
         warm=WARM,
         piece=PREFILL_CHUNK,
-        unit="x in bf16, on the matrix unit"
+        unit="x in bf16, on AMX"
         if on_unit
         else "x in float32 beside bf16 and sfp8, in 16 bits beside "
         "whole numbers, in 8 bits with a scale for 32\nbeside int4 (on processors with AMX: in bf16)",

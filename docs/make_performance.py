@@ -33,7 +33,7 @@ from minigemma.formulas.linear import linear
 from minigemma.kernels.amx import choice
 from minigemma.kernels.matvec import TOGETHER, matvec
 from minigemma.kernels.parallel import threading_layer, threads
-from minigemma.kernels.peaks import READ_BYTES, arithmetic_peak, read_all, read_bandwidth, unit_peak
+from minigemma.kernels.peaks import READ_BYTES, amx_peak, arithmetic_peak, read_all, read_bandwidth
 from minigemma.kernels.simd import LANES
 from minigemma.kernels.weights import no_rows, of
 from minigemma.layouts import LAYOUTS, Weight
@@ -77,13 +77,13 @@ def machine() -> str:
     """One line about the machine, measured now."""
     with threads(THREADS):
         bandwidth, peak = read_bandwidth() / 1e9, arithmetic_peak() / 1e9
-        unit, why = choice()
-        used = f"not used: {why}" if unit == "vectors" else f"used ({unit_peak() / 1e9:.0f} GFLOP/s in bf16)"
+        chosen, why = choice()
+        used = f"not used: {why}" if chosen == "vectors" else f"used ({amx_peak() / 1e9:.0f} GFLOP/s in bf16)"
     cpu = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
     return (
         f"*{names[0] if names else platform.processor()}, {THREADS} threads ({threading_layer()}), vectors of {LANES} "
-        f"float32 numbers, matrix unit {used}; just after the "
+        f"float32 numbers, AMX {used}; just after the "
         f"measurement it read {bandwidth:.1f} GB/s and multiplied {peak:.0f} GFLOP/s in float32.*"
     )
 

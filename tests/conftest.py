@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import oracles
 
-# The matrix unit rounds what it multiplies to bf16; tests that compare to the last digits run without it, also on
+# AMX rounds what it multiplies to bf16; tests that compare to the last digits run without it, also on
 # processors that have one, and test_amx.py runs with it.
 os.environ.setdefault("MINIGEMMA_CPU", "vectors")
 

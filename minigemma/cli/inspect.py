@@ -80,10 +80,10 @@ def show_cpu(args: argparse.Namespace) -> None:
     from ..kernels.parallel import default_threads, most_threads, threading_layer
     from ..kernels.simd import paths
 
-    unit, why = choice()
+    chosen, why = choice()
     told = {
         **paths(),
-        "matrix unit (AMX)": f"{'not used' if unit == 'vectors' else unit}: {why}",
+        "AMX": f"{ {'vectors': 'not used', 'AMX': 'used'}.get(chosen, chosen) }: {why}",
         "threads": f"{default_threads()} of at most {most_threads()}",
         "regions": threading_layer(),
     }

@@ -1,26 +1,24 @@
-"""AMX, the matrix unit of Intel's server processors, as operations that kernels call.
+"""AMX, the matrix instructions of Intel's server processors, as operations that kernels call.
 
-It has eight tiles of 16 rows x 64 bytes, and one instruction that multiplies two of them into a third:
+A core has eight tiles of 16 rows x 64 bytes, and one instruction that multiplies two of them into a third:
 
     C [16, 16] += A [16, 32] · B [32, 16]        A, B bf16, C float32: 8,192 products and sums at once
 
 A lies row by row. B lies in pairs: its row i holds B[2i, j], B[2i + 1, j] for j = 0 … 15, so that a multiply-add of two
-bf16 numbers finds both in one word. Here a weight's rows, as their file has them, are A, and the tokens are B.
+bf16 numbers finds both in one word. Tiles 0 … 3 hold the sums of 32 rows and 32 columns, 4 and 5 the rows of A, 6 and 7
+the columns of B: four loads for four products.
 
     begin(tiles)
-    zero[0](tiles)
+    zero_sums(tiles)
     for step in …:
-        load[4](tiles, weights, at, 32)          # tile 4 = 16 rows, each 32 numbers after the other
-        load[6](tiles, tokens, there, 32)
-        multiply[0, 4, 6](tiles)                 # tile 0 += tile 4 · tile 6
-    store[0](tiles, sums, 0, 16)
+        add_products(tiles, a, at, b, there)     # of 32 rows from a[at] on and 32 columns from b[there] on
+    store_sums(tiles, sums, 0)
     end(tiles)
 
-A tile's number is part of the instruction, so each has functions of its own: 0 … 3 are sums, float32, and 4 … 7 bf16.
 Rows that begin on a cache line load at several times the speed of others: see `arrays.aligned`.
 
-Where there is no AMX, or with MINIGEMMA_CPU=imitation, the tiles are emulated by plain loops over an array, `tiles`:
-far too slow for use, but they test the kernels on any machine.
+MINIGEMMA_CPU=emulated runs plain loops in place of these operations: too slow for use, but they test the kernels on any
+machine. There `tiles` holds the sums.
 """
 
 from __future__ import annotations
@@ -39,10 +37,11 @@ from ..arrays import F32, U16, aligned
 from .compiler import jit, jit_inner
 from .parallel import chunk, parallel_for
 from .simd import bf16_bits
-from .simd.operation import I8, VOID, Array, Index, call, constant, operation
+from .simd.operation import I8, I64, VOID, Array, Index, Lanes, Pointer, call, constant, operation
 
 DEPTH = 32  # bf16 numbers in a row of a tile
 TILE = 16 * DEPTH  # numbers in a tile of them
+SUMS = 4 * 16 * 16  # of 32 rows and 32 columns
 
 
 @lru_cache(maxsize=1)
@@ -56,22 +55,20 @@ def _permitted() -> bool:
 
 
 def choice() -> tuple[str, str]:
-    """What runs a matmul, and why: "unit" (AMX), "imitation" (AMX, emulated) or "vectors"."""
+    """The path of a matmul, and why: "AMX", "emulated" (AMX in plain loops) or "vectors"."""
     asked = os.environ.get("MINIGEMMA_CPU", "")
-    if asked == "imitation":
-        return "imitation", "as MINIGEMMA_CPU=imitation asks"
-    if asked in ("generic", "vectors"):
-        return "vectors", f"as MINIGEMMA_CPU={asked} asks"
-    return ("unit", "it is there") if _permitted() else ("vectors", "this processor has no AMX-BF16")
+    if asked in ("emulated", "generic", "vectors"):
+        return "emulated" if asked == "emulated" else "vectors", f"as MINIGEMMA_CPU={asked} asks"
+    return ("AMX", "it is there") if _permitted() else ("vectors", "this processor has no AMX-BF16")
 
 
-UNIT = choice()[0] == "unit"  # else the tiles are emulated
+PRESENT = choice()[0] == "AMX"  # else its operations are emulated
 
 
 def new_tiles() -> U16:
-    """The argument `tiles`: 64 bytes of configuration for AMX, or the eight emulated tiles."""
-    if not UNIT:
-        return np.zeros(8 * TILE, np.uint16)
+    """The argument `tiles`: 64 bytes of configuration for AMX, or room for emulated sums, [4, 16, 16] float32."""
+    if not PRESENT:
+        return np.zeros(2 * SUMS, np.uint16)
     config = aligned(32, np.uint16)
     config[:] = 0
     config[0] = 1  # palette 1
@@ -81,6 +78,14 @@ def new_tiles() -> U16:
 
 
 # ---- AMX
+
+
+def _tile(number: int) -> Lanes:
+    return constant(number, I8, 0)
+
+
+def _load(tile: int, at: Pointer) -> None:
+    call("llvm.x86.tileloadd64", VOID, _tile(tile), at.bytes(), constant(64, I64, 0))
 
 
 @operation
@@ -93,28 +98,30 @@ def _release(tiles: Array) -> None:
     call("llvm.x86.tilerelease", VOID)
 
 
-def _zero(tile):
-    @operation
-    def zero_tile(tiles: Array) -> None:
-        call("llvm.x86.tilezero", VOID, constant(tile, I8, 0))
-
-    return zero_tile
+@operation
+def _zero_sums(tiles: Array) -> None:
+    for tile in range(4):
+        call("llvm.x86.tilezero", VOID, _tile(tile))
 
 
-def _move(name, tile):
-    @operation
-    def move_tile(tiles: Array, array: Array, index: Index, stride: Index) -> None:
-        call(name, VOID, constant(tile, I8, 0), array[index].bytes(), stride * (array.dtype.bitwidth // 8))
-
-    return move_tile
+@operation
+def _load_sums(tiles: Array, sums: Array, at: Index) -> None:
+    for tile in range(4):
+        _load(tile, sums[at] + tile * 256)
 
 
-def _multiply(c, a, b):
-    @operation
-    def multiply_tiles(tiles: Array) -> None:
-        call("llvm.x86.tdpbf16ps", VOID, *(constant(tile, I8, 0) for tile in (c, a, b)))
+@operation
+def _add_products(tiles: Array, a: Array, at: Index, b: Array, there: Index) -> None:
+    for tile, place in enumerate((a[at], a[at] + TILE, b[there], b[there] + TILE)):
+        _load(4 + tile, place)
+    for tile in range(4):
+        call("llvm.x86.tdpbf16ps", VOID, _tile(tile), _tile(4 + tile // 2), _tile(6 + tile % 2))
 
-    return multiply_tiles
+
+@operation
+def _store_sums(tiles: Array, sums: Array, at: Index) -> None:
+    for tile in range(4):
+        call("llvm.x86.tilestored64", VOID, _tile(tile), (sums[at] + tile * 256).bytes(), constant(64, I64, 0))
 
 
 # ---- AMX, emulated
@@ -125,86 +132,41 @@ def _nothing(tiles):
     pass
 
 
-def _zero_imitated(tile):
-    first = tile * TILE
-
-    @jit_inner
-    def zero_tile(tiles):
-        for i in range(first, first + TILE):
-            tiles[i] = 0
-
-    return zero_tile
+@jit_inner
+def _zero_emulated(tiles):
+    tiles[:] = 0
 
 
-def _load_imitated(tile):
-    kind, first = (np.float32, tile * TILE // 2) if tile < 4 else (np.uint16, tile * TILE)
-    width = 16 if tile < 4 else DEPTH
-
-    @jit_inner
-    def load_tile(tiles, array, index, stride):
-        own = tiles.view(kind)
-        for row in range(16):
-            for i in range(width):
-                own[first + row * width + i] = array[index + row * stride + i]
-
-    return load_tile
+@jit_inner
+def _load_emulated(tiles, sums, at):
+    tiles.view(np.float32)[:] = sums[at : at + SUMS]
 
 
-def _store_imitated(tile):
-    first = tile * TILE // 2
-
-    @jit_inner
-    def store_tile(tiles, array, index, stride):
-        own = tiles.view(np.float32)
-        for row in range(16):
-            for i in range(16):
-                array[index + row * stride + i] = own[first + row * 16 + i]
-
-    return store_tile
-
-
-def _multiply_imitated(c, a, b):
-    c, a, b = c * TILE // 2, a * TILE, b * TILE
-
-    @jit_inner
-    def multiply_tiles(tiles):
-        sums, words = tiles.view(np.float32), tiles.view(np.uint16)
-        left, right = np.empty(1, np.uint32), np.empty(1, np.uint32)
+@jit_inner
+def _add_emulated(tiles, a, at, b, there):
+    sums, left, right = tiles.view(np.float32), np.empty(1, np.uint32), np.empty(1, np.uint32)
+    for tile in range(4):
         for m in range(16):
             for k in range(DEPTH):
-                left[0] = np.uint32(words[a + m * DEPTH + k]) << np.uint32(16)
+                left[0] = np.uint32(a[at + tile // 2 * TILE + m * DEPTH + k]) << np.uint32(16)
                 for n in range(16):
-                    right[0] = np.uint32(words[b + k // 2 * DEPTH + 2 * n + k % 2]) << np.uint32(16)
-                    sums[c + m * 16 + n] += left.view(np.float32)[0] * right.view(np.float32)[0]
+                    pair = there + tile % 2 * TILE + k // 2 * DEPTH + 2 * n
+                    right[0] = np.uint32(b[pair + k % 2]) << np.uint32(16)
+                    sums[tile * 256 + m * 16 + n] += left.view(np.float32)[0] * right.view(np.float32)[0]
 
-    return multiply_tiles
+
+@jit_inner
+def _store_emulated(tiles, sums, at):
+    sums[at : at + SUMS] = tiles.view(np.float32)
 
 
-PRODUCTS = (
-    (0, 4, 6),
-    (1, 4, 7),
-    (2, 5, 6),
-    (3, 5, 7),
-)  # 32 rows of weights times 32 tokens, four loads for four products
-if UNIT:
-    begin, end = _configure, _release
-    zero = [_zero(tile) for tile in range(4)]
-    load = [_move("llvm.x86.tileloadd64", tile) for tile in range(8)]
-    store = [_move("llvm.x86.tilestored64", tile) for tile in range(4)]
-    multiply = {tiles: _multiply(*tiles) for tiles in PRODUCTS}
-else:
-    begin = end = _nothing
-    zero = [_zero_imitated(tile) for tile in range(4)]
-    load = [_load_imitated(tile) for tile in range(8)]
-    store = [_store_imitated(tile) for tile in range(4)]
-    multiply = {tiles: _multiply_imitated(*tiles) for tiles in PRODUCTS}
+begin, end, zero_sums, load_sums, add_products, store_sums = (
+    (_configure, _release, _zero_sums, _load_sums, _add_products, _store_sums)
+    if PRESENT
+    else (_nothing, _nothing, _zero_emulated, _load_emulated, _add_emulated, _store_emulated)
+)
 
 # ---- the product of a panel of 32 rows with all tokens, 32 of them at a time; `steps` = ⌈D / 32⌉
-
-_zero0, _zero1, _zero2, _zero3 = zero
-_load0, _load1, _load2, _load3, _rows0, _rows1, _tokens0, _tokens1 = load
-_store0, _store1, _store2, _store3 = store
-_product0, _product1, _product2, _product3 = (multiply[tiles] for tiles in PRODUCTS)
 
 
 @jit_inner
@@ -253,29 +215,11 @@ def multiply_panel(tiles, panel, packed, steps, first, depth, more, sums):
 
     A block's four tiles of sums: rows 0 … 15 and tokens 0 … 15, then tokens 16 … 31, then the same for rows 16 … 31.
     """
-    for block in range(sums.size // 1024):
-        c = block * 1024
+    for block in range(sums.size // SUMS):
         if more:
-            _load0(tiles, sums, c, 16)
-            _load1(tiles, sums, c + 256, 16)
-            _load2(tiles, sums, c + 512, 16)
-            _load3(tiles, sums, c + 768, 16)
+            load_sums(tiles, sums, block * SUMS)
         else:
-            _zero0(tiles)
-            _zero1(tiles)
-            _zero2(tiles)
-            _zero3(tiles)
+            zero_sums(tiles)
         for step in range(depth):
-            a, b = step * 2 * TILE, (block * steps + first + step) * 2 * TILE
-            _rows0(tiles, panel, a, DEPTH)
-            _rows1(tiles, panel, a + TILE, DEPTH)
-            _tokens0(tiles, packed, b, DEPTH)
-            _tokens1(tiles, packed, b + TILE, DEPTH)
-            _product0(tiles)
-            _product1(tiles)
-            _product2(tiles)
-            _product3(tiles)
-        _store0(tiles, sums, c, 16)
-        _store1(tiles, sums, c + 256, 16)
-        _store2(tiles, sums, c + 512, 16)
-        _store3(tiles, sums, c + 768, 16)
+            add_products(tiles, panel, step * 2 * TILE, packed, (block * steps + first + step) * 2 * TILE)
+        store_sums(tiles, sums, block * SUMS)

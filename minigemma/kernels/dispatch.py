@@ -17,7 +17,7 @@ from .matmul import float_tokens, pair_tokens
 from .matvec import FEW, takes
 from .weights import KernelWeight
 
-FEWER = 8  # tokens from which on AMX is as soon done with a panel
+FEWER = 8  # tokens from which a panel is as fast on AMX
 
 
 class Path(NamedTuple):
@@ -28,7 +28,7 @@ class Path(NamedTuple):
     pack: Callable[[F32], Any] | None  # x → the form that matmul.py takes; None: matvec.py
 
 
-FLOATS, PAIRS, FOURS, TILES = "float32", "16-bit whole numbers", "8-bit whole numbers", "bf16 on the matrix unit"
+FLOATS, PAIRS, FOURS, TILES = "float32", "16-bit integers", "8-bit integers", "bf16 on AMX"
 _FLOATS = Path("float32", FLOATS, float_tokens)
 _PAIRS = Path("16 bits, a scale for each token", PAIRS, pair_tokens)
 _FOURS = Path("8 bits, a scale for each block of 32", FOURS, byte_tokens)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import get_num_threads
+from numpy.typing import NDArray
 
-from ..arrays import F32, aligned
+from ..arrays import F32, U8, U16, aligned
 from ..layouts import Weight
 from ..layouts.int8 import BLOCK
 from . import amx, dispatch, int4
-from .compiler import jit, jit_inner
+from .compiler import by_type, jit, jit_inner
 from .parallel import chunk, parallel_for, threads
 from .simd import (
     AHEAD,
@@ -42,8 +43,8 @@ from .simd import (
 
 READ_BYTES = 1 << 29  # far more than any cache holds
 STEPS = 1 << 20  # of the arithmetic loop
-UNIT_DEPTH = 8  # tiles in a row of the AMX loop: 16 KB each of rows and tokens
-UNIT_STEPS = 4096 if amx.UNIT else 4  # of that loop; the emulated unit is slow
+AMX_DEPTH = 8  # tiles in a row of the AMX loop: 16 KB each of rows and tokens
+AMX_STEPS = 4096 if amx.PRESENT else 4  # of that loop; emulated, it is slow
 
 
 class Machine:
@@ -116,104 +117,128 @@ def read_bandwidth(numbers: F32 | None = None) -> float:
     return numbers.nbytes / median_seconds(lambda: read_all(len(sums), numbers, sums))
 
 
+class Floats(NamedTuple):
+    """What a float32 tile multiplies."""
+
+    a: F32
+    b: F32
+
+
+class Pairs(NamedTuple):
+    """What a tile of 16-bit integers multiplies."""
+
+    a: NDArray[np.int16]
+    b: NDArray[np.int16]
+    scales: F32
+
+
+class Fours(NamedTuple):
+    """What a tile of 8-bit integers multiplies."""
+
+    x: int4.ByteTokens
+    panel: U8
+    scales: F32
+
+
+class Tiles(NamedTuple):
+    """What AMX multiplies."""
+
+    registers: U16
+    rows: U16
+    tokens: U16
+
+
 @jit_inner
-def _multiply(worker, workers, a, b, steps, out):
+def _multiply_floats(operands, steps, out):
     tile = tile_zeros()
     for step in range(steps):
-        tile = tile_add_outer(tile, a, step % 64, 64, b, step % 64 * 2 * LANES)
-    tile_store(tile, out[worker], 0, 2 * LANES)
-
-
-@jit
-def _multiply_all(workers, a, b, steps, out):
-    parallel_for(_multiply, workers, (a, b, steps, out))
-
-
-def arithmetic_peak() -> float:
-    """Multiplications and additions per second of float32 vectors that never leave the first-level cache."""
-    a, b = np.zeros(64 * (ROWS + 1), np.float32), np.zeros(64 * 2 * LANES, np.float32)
-    out = _sums()
-    work = 2 * ROWS * 2 * LANES * STEPS * get_num_threads()
-    return work / median_seconds(lambda: _multiply_all(len(out), a, b, STEPS, out))
+        tile = tile_add_outer(tile, operands.a, step % 64, 64, operands.b, step % 64 * 2 * LANES)
+    tile_store(tile, out, 0, 2 * LANES)
 
 
 @jit_inner
-def _multiply_tiles(worker, workers, tiles, rows, tokens, steps, out):
-    registers = tiles.copy()
-    amx.begin(registers)
-    for _ in range(steps):
-        amx.multiply_panel(registers, rows, tokens, UNIT_DEPTH, 0, UNIT_DEPTH, False, out[worker])
-    amx.end(registers)
-
-
-@jit
-def _multiply_all_tiles(workers, tiles, rows, tokens, steps, out):
-    parallel_for(_multiply_tiles, workers, (tiles, rows, tokens, steps, out))
-
-
-def unit_peak() -> float:
-    """The same of AMX, 32 x 32 sums of bf16 products at a time; emulated where there is none."""
-    rows, tokens = (aligned(2 * amx.TILE * UNIT_DEPTH, np.uint16) for _ in range(2))
-    rows[:] = tokens[:] = 0
-    workers = get_num_threads()
-    out = aligned(workers * 1024, np.float32).reshape(workers, 1024)
-    work = 2 * 32 * 32 * amx.DEPTH * UNIT_DEPTH * UNIT_STEPS * workers
-    return work / median_seconds(lambda: _multiply_all_tiles(workers, amx.new_tiles(), rows, tokens, UNIT_STEPS, out))
-
-
-@jit_inner
-def _multiply_pairs(worker, workers, a, b, scales, steps, out):
+def _multiply_pairs(operands, steps, out):
     for step in range(steps // 16):
         tile = int_tile_zeros()
         for pair in range(16):
-            tile = tile_add_pairs(tile, a, 2 * pair, BLOCK, b, pair * 4 * LANES)
-        int_tile_add_scaled(tile, scales, step % 2, 1, out[worker], 0, 2 * LANES)
-
-
-@jit
-def _multiply_all_pairs(workers, a, b, scales, steps, out):
-    parallel_for(_multiply_pairs, workers, (a, b, scales, steps, out))
-
-
-def pairs_peak() -> float:
-    """The same of 16-bit integers, with a scale per 32."""
-    a, b, out = np.ones(BLOCK * ROWS, np.int16), aligned(BLOCK * 2 * LANES, np.int16), _sums()
-    b[:], scales = 0, np.ones(2 * ROWS, np.float32)
-    work = 2 * ROWS * 4 * LANES * STEPS * len(out)
-    return work / median_seconds(lambda: _multiply_all_pairs(len(out), a, b, scales, STEPS, out))
+            tile = tile_add_pairs(tile, operands.a, 2 * pair, BLOCK, operands.b, pair * 4 * LANES)
+        int_tile_add_scaled(tile, operands.scales, step % 2, 1, out, 0, 2 * LANES)
 
 
 @jit_inner
-def _multiply_fours(worker, workers, x, panel, scales, steps, out):
+def _multiply_fours(operands, steps, out):
+    x, panel, scales = operands
     for step in range(steps // int4.QUADS):
         tile = byte_tile_zeros()
         for four in range(int4.QUADS):
             tile = byte_tile_add(tile, x.whole, 4 * four, BLOCK, panel, four * 8 * LANES)
         own = load(scales, 0), load(scales, LANES)
-        byte_tile_add_scaled(tile, own, x.scales, x.starts, step % 2, 1, out[worker], 0)
+        byte_tile_add_scaled(tile, own, x.scales, x.starts, step % 2, 1, out, 0)
+
+
+@jit_inner
+def _multiply_tiles(operands, steps, out):
+    registers = operands.registers.copy()
+    amx.begin(registers)
+    for _ in range(steps):
+        amx.multiply_panel(registers, operands.rows, operands.tokens, AMX_DEPTH, 0, AMX_DEPTH, False, out)
+    amx.end(registers)
+
+
+_multiply = by_type(
+    "multiply", {Floats: _multiply_floats, Pairs: _multiply_pairs, Fours: _multiply_fours, Tiles: _multiply_tiles}
+)
+
+
+@jit_inner
+def _multiply_one(worker, workers, operands, steps, out):
+    _multiply(operands, steps, out[worker])
 
 
 @jit
-def _multiply_all_fours(workers, x, panel, scales, steps, out):
-    parallel_for(_multiply_fours, workers, (x, panel, scales, steps, out))
+def _multiply_all(workers, operands, steps, out):
+    parallel_for(_multiply_one, workers, (operands, steps, out))
+
+
+def _peak(operands: tuple, products: int, steps: int = STEPS) -> float:
+    """Multiplications and additions per second of all threads, of `steps` steps of `products` products."""
+    workers = get_num_threads()
+    out = aligned(workers * amx.SUMS, np.float32).reshape(workers, -1)
+    out[:] = 0
+    return 2 * products * steps * workers / median_seconds(lambda: _multiply_all(workers, operands, steps, out))
+
+
+def arithmetic_peak() -> float:
+    """Multiplications and additions per second of float32 vectors that never leave the first-level cache."""
+    a, b = np.zeros(64 * (ROWS + 1), np.float32), np.zeros(64 * 2 * LANES, np.float32)
+    return _peak(Floats(a, b), ROWS * 2 * LANES)
+
+
+def pairs_peak() -> float:
+    """The same of 16-bit integers, with a scale per 32."""
+    a, b = np.ones(BLOCK * ROWS, np.int16), aligned(BLOCK * 2 * LANES, np.int16)
+    b[:] = 0
+    return _peak(Pairs(a, b, np.ones(2 * ROWS, np.float32)), ROWS * 4 * LANES)
 
 
 def fours_peak() -> float:
     """The same of 8-bit integers."""
-    x, out = int4.byte_tokens(np.ones((2 * ROWS, BLOCK), np.float32)), _sums()
     panel = aligned(BLOCK * 2 * LANES, np.uint8)
-    panel[:], scales = 0, np.ones(2 * LANES, np.float32)
-    work = 2 * ROWS * 8 * LANES * STEPS * len(out)
-    return work / median_seconds(lambda: _multiply_all_fours(len(out), x, panel, scales, STEPS, out))
+    panel[:] = 0
+    x = int4.byte_tokens(np.ones((2 * ROWS, BLOCK), np.float32))
+    return _peak(Fours(x, panel, np.ones(2 * LANES, np.float32)), ROWS * 8 * LANES)
 
 
-def _sums() -> F32:
-    return np.zeros((get_num_threads(), ROWS * 2 * LANES), np.float32)
+def amx_peak() -> float:
+    """The same of AMX, 32 x 32 sums of bf16 products at a time; emulated where there is none."""
+    rows, tokens = (aligned(2 * amx.TILE * AMX_DEPTH, np.uint16) for _ in range(2))
+    rows[:] = tokens[:] = 0
+    return _peak(Tiles(amx.new_tiles(), rows, tokens), 32 * 32 * amx.DEPTH * AMX_DEPTH, AMX_STEPS)
 
 
 PEAKS = {
     dispatch.FLOATS: arithmetic_peak,
     dispatch.PAIRS: pairs_peak,
     dispatch.FOURS: fours_peak,
-    dispatch.TILES: unit_peak,
+    dispatch.TILES: amx_peak,
 }

@@ -1,4 +1,4 @@
-"""The matrix unit's kernels: on the unit where this processor has one, else on the imitation of its tiles."""
+"""AMX kernels: on AMX where this processor has it, else emulated."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# Every format against float64 products of what the unit is given: x and the weights rounded to bf16. What is left is
+# Every format against float64 products of what AMX is given: x and the weights rounded to bf16. What is left is
 # the order of float32 sums.
 PROGRAM = """
 import numpy as np
@@ -33,13 +33,13 @@ for R, D in ((32, 32), (40, 96), (7, 64), (96, 2336), (50, 588)):
             assert np.abs(linear(x, weight) - exact).max() < 2**-6 * D**0.5 * 2, (name, R, D, T)
     exact = Weight(LAYOUTS["f32"], dense, dense.shape)
     assert linear(x, exact).dtype == np.float32
-    np.testing.assert_allclose(linear(x, exact), x @ dense.T, atol=1e-3)  # float32 weights are exact: not on the unit
+    np.testing.assert_allclose(linear(x, exact), x @ dense.T, atol=1e-3)  # float32 weights are exact: not on AMX
 print("right")
 """
 
 
 @pytest.fixture(scope="module")
-def unit():
+def path():
     program = "from minigemma.kernels.amx import choice; print(choice()[0])"
     environment = {name: value for name, value in os.environ.items() if name != "MINIGEMMA_CPU"}
     return subprocess.run(
@@ -54,11 +54,11 @@ def run(program, forced):
     return done.stdout
 
 
-@pytest.mark.parametrize("where", ["unit", "imitation"])
-def test_products_of_every_layout(where, unit):
-    if where == "unit" and unit != "unit":
+@pytest.mark.parametrize("where", ["AMX", "emulated"])
+def test_products_of_every_layout(where, path):
+    if where == "AMX" and path != "AMX":
         pytest.skip("this processor has no AMX-BF16")
-    forced = {"MINIGEMMA_CPU": "imitation"} if where == "imitation" else {}
+    forced = {"MINIGEMMA_CPU": "emulated"} if where == "emulated" else {}
     assert run(PROGRAM.format(wanted=where), forced).strip() == "right"
 
 
@@ -68,7 +68,7 @@ from minigemma.cli.measure import Plan, bench
 from minigemma.models.registry import RELEASED
 from minigemma.cli.random_weights import random_model
 
-for dtype, multiplies in (("int8", "bf16 on the matrix unit"), ("f32", "float32")):
+for dtype, multiplies in (("int8", "bf16 on AMX"), ("f32", "float32")):
     model = random_model(RELEASED["gemma-3-270m"], dtype, layers=1)
     report = bench(model, Plan(9, 1, repeat=1)) | {"weights": "random"}
     assert report["flops_per_second"] > 1e6 and f"GFLOP/s in {multiplies};" in table(report), table(report)
@@ -76,11 +76,11 @@ print("right")
 """
 
 
-@pytest.mark.parametrize("where", ["unit", "imitation"])
-def test_bench_measures_the_peak_of_what_multiplies(where, unit):
-    if where == "unit" and unit != "unit":
+@pytest.mark.parametrize("where", ["AMX", "emulated"])
+def test_bench_measures_the_peak_of_what_multiplies(where, path):
+    if where == "AMX" and path != "AMX":
         pytest.skip("this processor has no AMX-BF16")
-    assert run(PEAK, {"MINIGEMMA_CPU": "imitation"} if where == "imitation" else {}).strip() == "right"
+    assert run(PEAK, {"MINIGEMMA_CPU": "emulated"} if where == "emulated" else {}).strip() == "right"
 
 
 PROMPT = """
@@ -99,13 +99,13 @@ print((np.exp(p) * (p - q)).sum(1).mean(), (p.argmax(1) == q.argmax(1)).mean())
 """
 
 
-def test_a_prompt_of_the_real_270m(unit):
+def test_a_prompt_of_the_real_270m(path):
     """Rounding what enters the products to bf16 moves the next token's distribution by next to nothing."""
-    divergence, equal = map(float, run(PROMPT, {} if unit == "unit" else {"MINIGEMMA_CPU": "imitation"}).split())
+    divergence, equal = map(float, run(PROMPT, {} if path == "AMX" else {"MINIGEMMA_CPU": "emulated"}).split())
     assert 0 < divergence < 2e-3 and equal >= 0.95
 
 
-# Compiled, not run: the same kernel for a processor with the unit, on any machine of its family.
+# Compiled, not run: the same kernel for a processor with AMX, on any machine of its family.
 COMPILED = """
 import ctypes, os
 import llvmlite.binding
@@ -129,7 +129,7 @@ def product(tiles, panel, packed, steps, first, depth, sums):
     amx.end(tiles)
 
 
-assert amx.UNIT
+assert amx.PRESENT
 words, floats = t.Array(t.uint16, 1, "C"), t.Array(t.float32, 1, "C")
 compiled = numba.njit(error_model="numpy", fastmath=FASTMATH)(product)
 compiled.compile((words, words, words, t.intp, t.intp, t.intp, floats))
@@ -138,7 +138,7 @@ print(compiled.inspect_asm(compiled.signatures[0]))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="AMX is x86-64's")
-def test_the_instructions_of_a_processor_with_the_unit():
+def test_the_instructions_of_a_processor_with_amx():
     features = "+avx,+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512vl,+amx-tile,+amx-bf16"
     assembly = run(COMPILED, {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": features})
     instructions = re.findall(r"^\t(\w+)", assembly, re.M)

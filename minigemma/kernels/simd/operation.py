@@ -23,7 +23,7 @@ from numba.extending import intrinsic, models, register_model
 from .cpu import LANES, ROWS
 
 F32, F16 = ir.FloatType(), ir.HalfType()
-I8, I16, I32, VOID = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.VoidType()
+I8, I16, I32, I64, VOID = (*map(ir.IntType, (8, 16, 32, 64)), ir.VoidType())
 
 
 class LanesType(types.Type):
