@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from .files.load import load
     from .taps import Taps
     from .text.chat import Chat
+    from .text.embedding import embed
     from .text.generation import generate, stream_generate
     from .text.scoring import score
 
-__all__ = ["Chat", "ModelFormatError", "Taps", "generate", "load", "score", "stream_generate"]
+__all__ = ["Chat", "ModelFormatError", "Taps", "embed", "generate", "load", "score", "stream_generate"]
 
 _HOME = {
     "Chat": "text.chat",
     "ModelFormatError": "errors",
     "Taps": "taps",
+    "embed": "text.embedding",
     "generate": "text.generation",
     "load": "files.load",
     "score": "text.scoring",

@@ -67,6 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     command("chat", "Hold a conversation; /help lists the commands.", *talking)
     doc = "Say how likely a text is: perplexity and, with -v, each token."
     command("score", doc, add_text, add_model, add_machine, add_json)
+    doc = "Print the embedding of each text, for EmbeddingGemma (-m google/embeddinggemma-300m)."
+    command("embed", doc, add_texts, add_model, add_machine, add_json)
     doc = "Measure the model's speed beside what this machine can do."
     command("bench", doc, add_model, add_machine, add_bench, add_json)
     doc = "Show sizes, layers, formats and the memory it takes, reading headers only."
@@ -122,6 +124,15 @@ def add_text(to: argparse.ArgumentParser) -> None:
     source.add_argument("-p", "--prompt", metavar="TEXT", help="the same as a flag")
     source.add_argument("-f", "--file", type=Path, help="read the text from a file")
     to.add_argument("--control-tokens", action="store_true", help="names of control tokens in the text become tokens")
+
+
+def add_texts(to: argparse.ArgumentParser) -> None:
+    """The texts to embed, and for which task."""
+    source = to.add_mutually_exclusive_group(required=True)
+    source.add_argument("texts", nargs="*", default=[], type=unicode, metavar="TEXT", help="one text or more")
+    source.add_argument("-f", "--file", type=Path, help="read the texts from a file, one per line")
+    to.add_argument("--prompt-name", metavar="NAME", help="the checkpoint's prompt for a task, such as query, document")
+    to.set_defaults(prompt=None, text=None)
 
 
 def add_machine(to: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from ..files.resolve import resolve
 from ..files.safetensors_file import write_safetensors
 from ..layouts import int4
 from ..layouts.gguf_blocks import dequantize
+from ..models.registry import FAMILIES
 from .inspect import bytes_text
 from .progress import Progress, print_json
 
@@ -95,8 +96,9 @@ def quantize(
 
     with _appearing(target) as partial:
         write_safetensors(partial / "model.safetensors", entries, parts())
-        for name in COPIED:
+        for name in (*COPIED, *FAMILIES[files.config.family].json_files):
             if (folder / name).exists():
+                (partial / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(folder / name, partial / name)
     report.bytes_before = total
     report.bytes_after = sum(np.prod(shape, dtype=int) * _SIZE[kind] for _, kind, shape in entries)

@@ -7,7 +7,6 @@ tower, and spell rope and the layer pattern in an older and a newer way; the pag
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..config import TextConfig
 from ..errors import ModelFormatError
@@ -30,8 +29,9 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
     _no_adapter(path.parent)
     whole = read_json(path)
     _no_quantization(path, whole)
-    family = _family(path, whole.get("model_type"))
-    fields = Fields(whole, family.json_defaults)
+    family = _family(path, whole)
+    others = {name: read_json(path.parent / name, (dict, list)) for name in family.json_files}
+    fields = Fields(whole | others, family.json_defaults)
     try:
         config = named(family.from_json(fields))
     except KeyError as error:
@@ -48,17 +48,20 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
     return config, {"tie_word_embeddings": True} | whole | text
 
 
-def _family(path: Path, kind: Any) -> Family:
-    """The family of a model_type."""
-    for family in FAMILIES.values():
-        if kind in family.model_types:
-            return family
+def _family(path: Path, whole: Json) -> Family:
+    """The family of a model_type; of several, the one whose flags are stated and whose first JSON file is there."""
+    kind = whole.get("model_type")
+    found = [family for family in FAMILIES.values() if kind in family.model_types]
+    found = [family for family in found if all(whole.get(name) == value for name, value in family.flags.items())]
+    found = [family for family in found if all((path.parent / name).exists() for name in family.json_files[:1])]
+    if found:
+        return max(found, key=lambda family: len(family.flags))
     raise ModelFormatError(path, f"model_type is {short(kind)}", f"{runs()}: take one of their checkpoints")
 
 
 def runs() -> str:
     """The sentence that names what can be loaded."""
-    *others, last = (family.model_types[-1] for family in FAMILIES.values())
+    *others, last = (family.model_types[-1] for family in FAMILIES.values() if not family.flags)
     return f"minigemma runs {', '.join(others)} and {last}"
 
 

@@ -27,6 +27,7 @@ FILES = (
     "chat_template.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    *("modules.json", "config_sentence_transformers.json", "[1-3]_*/config.json", "[1-3]_*/model.safetensors"),
 )
 INSTALL = 'pip install "minigemma[hub]"'
 

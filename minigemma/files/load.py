@@ -205,7 +205,10 @@ def assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:
             parts.setdefault(part, {})[field] = weights[f"blocks.{i}.{name}"]
         blocks.append(LayerWeights(**{part: PARTS[part](**w) for part, w in parts.items()}))
     vision = _tower(config.vision, weights) if config.vision and "vision.patch" in weights else None
-    return DecoderWeights(weights["embedding"], tuple(blocks), weights["final_norm"], weights.get("head"), vision)
+    dense = tuple(weights[name] for name in ("dense.0", "dense.1") if name in weights)
+    return DecoderWeights(
+        weights["embedding"], tuple(blocks), weights["final_norm"], weights.get("head"), vision, dense
+    )
 
 
 def _tower(vision: VisionConfig, weights: dict[str, Any]) -> VisionWeights:

@@ -78,6 +78,9 @@ def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None
 def _open_folder(folder: Path, vision: bool) -> Files:
     config, fields = config_from_json(folder / "config.json")
     stored = {WRAPPERS.sub("", name): tensor for name, tensor in open_checkpoint_files(folder).items()}
+    for part in {theirs.rpartition("/")[0] for _, theirs, _ in all_names(config, 0)} - {""}:  # EmbeddingGemma's 2_Dense
+        if (folder / part / "model.safetensors").exists():  # not where `minigemma quantize` wrote one file
+            stored |= {f"{part}/{name}": t for name, t in open_checkpoint_files(folder / part).items()}
     prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in stored), None)
     if prefix is None and any(name.startswith(("embedder.", "params/")) for name in stored):
         problem = "holds the tensors under DeepMind's own names (Kaggle's flax or torch files)"
@@ -88,7 +91,7 @@ def _open_folder(folder: Path, vision: bool) -> Files:
     if not (vision and tower):
         config = replace(config, vision=None)
     named = {
-        ours: tower.get(theirs, theirs) if ours.startswith("vision.") else f"{prefix}{theirs}"
+        ours: tower.get(theirs, theirs) if ours.startswith(("vision.", "dense.")) else f"{prefix}{theirs}"
         for ours, theirs, _ in all_names(config, 0)
     }
     heads = [name for name in stored if HEAD.fullmatch(name)]

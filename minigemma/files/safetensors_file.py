@@ -172,8 +172,8 @@ def _marks(text: bytes) -> int:
     return sum(text.count(mark) for mark in (b",", b"[", b"{"))
 
 
-def _json_object(text: bytes, what: str) -> dict[str, Any]:
-    """A JSON object that names nothing twice."""
+def _json_object(text: bytes, what: str, kinds: tuple[type, ...] = (dict,)) -> Any:
+    """A JSON object, or a value of another of `kinds`, that names nothing twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
@@ -187,7 +187,7 @@ def _json_object(text: bytes, what: str) -> dict[str, Any]:
         raise _Broken(f"has a {what} that is not UTF-8", DAMAGED) from None
     except (ValueError, RecursionError) as error:
         raise _Broken(f"has a {what} that is not JSON ({error})", DAMAGED) from None
-    if not isinstance(value, dict):
+    if not isinstance(value, kinds):
         raise _Broken(f"has a {what} that is a {type(value).__name__}, not an object", DAMAGED)
     return value
 
@@ -267,8 +267,11 @@ def open_checkpoint_files(folder: str | Path) -> dict[str, Tensor]:
     return {name: opened[shard][name] for name, shard in shard_of.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a small file beside the weights; ModelFormatError if it is none, or larger than 10 MB."""
+def read_json(path: Path, kinds: tuple[type, ...] = (dict,)) -> Any:
+    """The JSON object of a small file beside the weights; ModelFormatError if it is none, or larger than 10 MB.
+
+    kinds: the values that the file may hold, objects alone by default.
+    """
     try:
         with _open(path) as file:
             text = file.read(MAX_JSON + 1)
@@ -280,7 +283,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if len(text) > MAX_JSON or _marks(text) > MAX_MARKS:
         raise ModelFormatError(path, "is larger than 10 MB, or has over a million values, as no model's has", DAMAGED)
     try:
-        return _json_object(text.removeprefix(b"\xef\xbb\xbf"), "text")  # a byte order mark, as Windows writes it
+        return _json_object(
+            text.removeprefix(b"\xef\xbb\xbf"), "text", kinds
+        )  # a byte order mark, as Windows writes it
     except _Broken as problem:
         raise ModelFormatError(path, *problem.args) from None
 

@@ -65,6 +65,7 @@ class DecoderWeights:
     final_norm: F32  # [D]
     head: Weight | None = None  # [V, D], where a file holds a head of its own
     vision: VisionWeights | None = None
+    dense: tuple[Weight, ...] = ()  # of EmbeddingGemma, after the mean: [P, D], [E, P]
 
     @property
     def scores(self) -> Weight:

@@ -102,7 +102,11 @@ def sizes_from_json(f: Fields) -> dict[str, Any]:
 
 def causal(f: Fields) -> None:
     """ValueError for a config.json whose tokens see later ones."""
-    f.expect("use_bidirectional_attention", False, because="Gemma's text models are causal")
+    f.expect(
+        "use_bidirectional_attention",
+        False,
+        because="Gemma's text models are causal; EmbeddingGemma has a modules.json",
+    )
 
 
 def sizes_from_gguf(f: Fields, rows: int) -> dict[str, Any]:

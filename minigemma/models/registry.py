@@ -7,7 +7,7 @@ list of released models read only these.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config import TextConfig
@@ -30,6 +30,8 @@ class Family:
     tensors: Table  # of no layer
     layer_tensors: Callable[[Any, int], Table]  # of a layer of a config
     model_types: tuple[str, ...]  # of config.json
+    flags: dict[str, Any] = field(default_factory=dict)  # what tells it from a family of the same model_type
+    json_files: tuple[str, ...] = ()  # in the same folder; `from_json` finds each as a field of its name
     json_defaults: dict[str, Any]  # what config.json means by leaving a field out
     from_json: Callable[[Fields], TextConfig]
     architecture: str = ""  # of a GGUF header

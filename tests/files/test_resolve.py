@@ -239,7 +239,7 @@ def test_every_unknown_name_has_a_remedy(name, remedy):
 
 
 def test_released_ids():
-    assert len(released_ids()) == len(set(released_ids())) == 27
+    assert len(released_ids()) == len(set(released_ids())) == 28
     assert {"google/gemma-1.1-7b-it", "google/gemma-2-27b", "google/vaultgemma-1b", "google/gemma-3-270m-it"} < set(
         released_ids()
     )

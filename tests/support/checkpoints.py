@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,46 @@ def write_text(
 def write_recurrent(folder: Path, dtype: str = "f32", **changes: Any) -> Path:
     """RecurrentGemma; `changes` replace fields of the config."""
     return write_text(folder, "recurrent_gemma", RECURRENT | changes, dtype)
+
+
+EMBEDDING: dict[str, Any] = GEMMA3 | {
+    "max_position_embeddings": 64,
+    "sliding_window": 10,  # of both sides: a token sees 5 on either
+    "use_bidirectional_attention": True,
+}
+PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
+
+
+def write_embedding(folder: Path, dtype: str = "f32", **changes: Any) -> Path:
+    """EmbeddingGemma as its repository has it, a folder of sentence-transformers; `changes` replace fields."""
+    config = text_config("gemma3_text", EMBEDDING | changes)
+    config |= {"dtype": DTYPES[dtype], "architectures": ["Gemma3TextModel"]}
+    save_folder(folder, config, [*text_shapes(config)], dtype)
+    rename_tensors(folder, {"model.": ""})
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense", "3_Dense": "Dense"}
+    kinds |= {"4_Normalize": "Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    modes = ("cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    pooling = {f"pooling_mode_{mode}": False for mode in modes} | {"pooling_mode_mean_tokens": True}
+    pooling |= {"word_embedding_dimension": config["hidden_size"], "include_prompt": True}
+    files = {"modules.json": modules, "1_Pooling/config.json": pooling}
+    files["config_sentence_transformers.json"] = {"prompts": PROMPTS, "default_prompt_name": None}
+    widths = config["hidden_size"], 90, 24
+    for i, (inputs, outputs) in enumerate(pairwise(widths), 2):
+        dense = {"in_features": inputs, "out_features": outputs, "bias": False}
+        dense["activation_function"] = "torch.nn.modules.linear.Identity"
+        files[f"{i}_Dense/config.json"] = dense
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content), "utf-8")
+    for i, (inputs, outputs) in enumerate(pairwise(widths), 2):
+        values = random_tensor(f"{i}_Dense.linear.weight", (outputs, inputs))
+        stored = to_bf16(values) if dtype == "bf16" else values
+        save({"linear.weight": stored}, folder / f"{i}_Dense" / "model.safetensors")
+    return folder
 
 
 def write_vision(

@@ -108,6 +108,19 @@ def text_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
     return run(held(folder), ids)
 
 
+@answered_by(*PROGRAMS, file="embeddings")
+def embedding(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """Of a folder of sentence-transformers, its modules in torch: mean, two matrices, normalize."""
+    torch, _ = libraries()
+    from safetensors.torch import load_file
+
+    with torch.no_grad():
+        x = held(folder)(torch.tensor(ids)[None]).last_hidden_state.mean(1)
+        for part in ("2_Dense", "3_Dense"):
+            x = x @ load_file(folder / part / "model.safetensors")["linear.weight"].float().T
+        return torch.nn.functional.normalize(x, dim=-1)[0].numpy()
+
+
 @answered_by(*PROGRAMS, file="recurrent")
 def recurrent_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
     return run(held(folder), ids)
