@@ -1,9 +1,9 @@
-"""Print docs/accuracy.md: what each format of the weights, and of keys and values, costs on real text.
+"""Print docs/accuracy.md: the accuracy cost of each layout of weights, and of keys and values, on real text.
 
 python docs/make_accuracy.py > docs/accuracy.md          (--chunks 1 for a quick look)
 
-The demo weights in float32 are the reference; the others read the same tokens beside it, a piece at a time, so that
-the logits of one piece are all that is ever held.
+The demo weights in float32 are the reference. All models read the same tokens chunk by chunk, so only the logits of one
+chunk exist at a time.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from minigemma.text.generation import sampling_logits
 
 PROSE = Path(__file__).parent.parent / "tests" / "data" / "prose.txt"
 TOPICS = ("objects", "types", "execmodel", "specialnames")  # chapters of Python's language reference, mostly sentences
-CHUNK = 1024  # tokens that are read with one cache, BOS among them
-WARM = 128  # tokens that stand before the first position that counts
+CHUNK = 1024  # tokens per cache, BOS included
+WARM = 128  # tokens before the first scored position
 PREFILL_CHUNK = 64  # tokens whose logits exist at once
-TOGETHER = 5  # models that read beside the reference in one pass
+TOGETHER = 5  # models compared with the reference in one pass
 
 Read = Callable[[Sequence[int]], F32]  # the next tokens of a chunk → their logits [T, V]
 Row = tuple[str, int, float, float, float, float]  # name, bytes of weights, and a Found's numbers
@@ -52,14 +52,14 @@ Row = tuple[str, int, float, float, float, float]  # name, bytes of weights, and
 
 @dataclass
 class Found:
-    """What one reader's distributions were, at every position that counts."""
+    """One model's distributions at every scored position."""
 
     kl: list[float] = field(default_factory=list)  # from the reference's, in nats
     same: list[bool] = field(default_factory=list)  # is the likeliest token the reference's?
     logprob: list[float] = field(default_factory=list)  # of the token that came
 
     def add(self, reference: F32, logits: F32, following: NDArray) -> None:
-        """Some positions more."""
+        """Adds positions."""
         kl, same, logprob = np.empty(len(logits)), np.empty(len(logits), bool), np.empty(len(logits))
         judge(get_num_threads(), reference, logits, following, kl, same, logprob)
         self.kl += kl.tolist()
@@ -79,7 +79,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that reads: `begin` forgets what it read and gives the function that reads on."""
+    """A model that reads tokens: `begin` clears its cache and returns the function that reads on."""
 
     name: str
     size: int  # bytes of weights
@@ -87,7 +87,7 @@ class Contender:
 
 
 def contender(name: str, model: Decoder, step: int = PREFILL_CHUNK, likely: bool = False) -> Contender:
-    """A model of minigemma that reads `step` tokens in a call; one, and as generation does, for `likely`."""
+    """A minigemma model that reads `step` tokens per call; with `likely`, one token with the coarse head."""
 
     def begin() -> Read:
         cache = model.new_cache(CHUNK)
@@ -159,7 +159,7 @@ def judge(workers, reference, logits, following, kl, same, logprob):
 def compare(
     reference: Contender, others: Sequence[Contender], chunks: Sequence[NDArray], warm: int = WARM
 ) -> dict[str, Found]:
-    """Let all read all chunks; positions count that have `warm` tokens before them and one after them."""
+    """Lets all models read all chunks; scores positions with `warm` tokens before them and one after."""
     found = {c.name: Found() for c in (reference, *others)}
     began = time.perf_counter()
     for number, ids in enumerate(chunks, 1):
@@ -178,7 +178,7 @@ def compare(
 
 
 def texts(model: Decoder, chunks: int) -> tuple[list[NDArray], int]:
-    """So many chunks of ids, BOS first in each, and how many of them are prose; the others are Python's manual."""
+    """Returns this many chunks of ids, BOS first in each, and how many are prose; the rest is Python's manual."""
     manual = "\n\n".join(pydoc_data.topics.topics[name] for name in TOPICS)
     parts = []
     for text in (PROSE.read_text("utf-8"), manual):
@@ -192,7 +192,7 @@ def texts(model: Decoder, chunks: int) -> tuple[list[NDArray], int]:
 
 
 def remade(weights: Any, layout: str) -> Any:
-    """The tree of dataclasses and tuples that a model's weights are, every matrix in another layout."""
+    """Returns the tree of weights with every matrix in another layout."""
     if isinstance(weights, Weight):
         return Weight.pack(LAYOUTS[layout], weights.widen())
     if is_dataclass(weights):
@@ -204,7 +204,7 @@ def remade(weights: Any, layout: str) -> Any:
 
 
 def altered(model: Decoder, **attributes: Any) -> Decoder:
-    """The model with something else in place of some of its attributes."""
+    """Returns the model with some attributes replaced."""
     other = copy.copy(model)
     for name, value in attributes.items():
         setattr(other, name, value)
@@ -226,11 +226,11 @@ def weight_formats(file: str, exact: Decoder) -> Iterator[Contender]:
 
 
 def other_choices(file: str, exact: Decoder) -> Iterator[Contender]:
-    """Keys and values, and what decoding computes otherwise than a prompt does."""
+    """Keys and values in bf16, and decode, with the coarse head too."""
     yield contender("keys and values in bf16", altered(exact, exact=False))
     yield contender("int8, one token in a call", mg.load(file, dtype="int8"), step=1)
     for dtype in ("bf16", "int8"):
-        yield contender(f"{dtype}, one token, likely ones in full", mg.load(file, dtype=dtype), step=1, likely=True)
+        yield contender(f"{dtype}, one token, coarse head", mg.load(file, dtype=dtype), step=1, likely=True)
 
 
 def other_programs(file: str, exact: Decoder) -> Iterator[Contender]:
@@ -245,7 +245,7 @@ def other_programs(file: str, exact: Decoder) -> Iterator[Contender]:
             yield contender("a Q4_0 file made of it: minigemma", narrow)
             yield contender('the same, dtype="int4"', mg.load(path, dtype="int4"))
             likely = mg.load(path, dtype="int4")
-            yield contender('the same, dtype="int4", one token, likely ones in full', likely, step=1, likely=True)
+            yield contender('the same, dtype="int4", one token, coarse head', likely, step=1, likely=True)
             yield llama_cpp(narrow, "a Q4_0 file made of it: llama.cpp")
     except ImportError:
         print("llama-cpp-python is not installed: the page will have no row of it", file=sys.stderr)
@@ -254,7 +254,7 @@ def other_programs(file: str, exact: Decoder) -> Iterator[Contender]:
 
 
 def measured(exact: Decoder, sections: Sequence[Iterator[Contender]], chunks: Sequence[NDArray]) -> list[list[Row]]:
-    """The rows of each section, the reference first; so many models as can be together read in one pass."""
+    """Returns the rows of each section, the reference first; TOGETHER models read in one pass."""
     reference = contender(REFERENCE, exact)
     rows: list[list[Row]] = [[] for _ in sections]
     waiting = ((number, c) for number, section in enumerate(sections) for c in section)
@@ -282,37 +282,38 @@ REFERENCE = "float32, the reference"
 AFRESH = "int8, made of the float32 weights"
 ALL_INT4 = "int4, the embedding too"
 NAMES = {"int4": "int4 (embedding int8)", "int4-row": "int4-row (embedding int8-row)"}
-PAGE = """# What each format costs in accuracy
+PAGE = """# What each layout costs in accuracy
 
-Made by `python docs/make_accuracy.py > docs/accuracy.md`, or a table at a time (`--only weights`, `decoding`,
-`programs`).
+`python docs/make_accuracy.py > docs/accuracy.md` makes this page; `--only weights`, `decoding` or `programs`
+makes one table.
 
-The demo weights, `{file}`, read {tokens:,} tokens of English in chunks of {chunk:,}, each beginning with BOS and an
-empty cache: {prose} chunks of Carroll, Austen and Melville (`tests/data/prose.txt`) and {manual} of Python's language
-reference as Python {python} brings it (`pydoc_data.topics`: {topics}). The
-{counted:,} positions count that have at least {warm} tokens of their chunk before them and one after.
+The models read the same {tokens:,} tokens of English in chunks of {chunk:,}, each starting with BOS and an empty cache:
+{prose} chunks of Carroll, Austen and Melville (`tests/data/prose.txt`) and {manual} of Python's language reference as
+shipped with Python {python} (`pydoc_data.topics`: {topics}). The {counted:,} positions with at
+least {warm} tokens of their chunk before them and one after are scored.
 
-The reference is `dtype="f32"`: the file's own weights as float32, all arithmetic in float32, keys and values too. KL is
-KL(reference ‖ row) over the whole vocabulary, in nats a position, computed in float64; perplexity is that of the text.
-What the file lost when it was quantized ({types}) is lost in every row, the reference's too.
+The reference is the demo weights, `{file}`, with `dtype="f32"`: weights, arithmetic, keys and values in
+float32. KL is KL(reference ‖ row) over the whole vocabulary, in nats per position, computed in float64. Perplexity is
+that of the text. The file is itself quantized ({types}); every row, the reference too, has that loss.
 
 ## Weights
 
-What `load(dtype=…)` makes of this file, keys and values in bf16, {piece} tokens in a call. Their products are made with
+Weights as `load(dtype=…)` makes them, keys and values in bf16, {piece} tokens per call. Activations enter products
 {unit}.
 
 {weights}
 
-int8 keeps this file's Q5_0 and Q8_0 blocks to the bit (`quantize.to_int8`); "{afresh}" rounds
-them again, as it would a bf16 checkpoint's. The formats of four bits round what was rounded to four, five or six bits
-before, on another grid, so that they may lose less of a bf16 checkpoint.
+int8 keeps this file's Q5_0 and Q8_0 blocks exactly (`to_int8` in
+[gguf_blocks.py](../minigemma/layouts/gguf_blocks.py)). "{afresh}" rounds all weights again, as it
+would for a bf16 checkpoint. int4 rounds weights that were already rounded to four to six bits on another grid, so
+it may lose less on a bf16 checkpoint.
 
-## Keys and values; one token at a time
+## Keys and values, decode, coarse head
 
-The first is the reference with another cache: for {chunk:,} tokens it holds {narrow:.1f} MB instead of {wide:.1f}. The
-others are decoding, where each of the {tokens:,} tokens went through by itself. The products of int8 then round x to 16
-bits. "Likely ones in full" is what generation asks for: the logits of unlikely tokens are those of a head in two to
-four bits ([preview.py](../minigemma/formulas/two_pass_head.py)).
+The first row is the reference with keys and values in bf16, which take {narrow:.1f} MB per {chunk:,} tokens instead of
+{wide:.1f}. In the others each of the {tokens:,} tokens is decoded separately. In "coarse head" rows, logits are those
+that generation uses: exact for likely tokens, from a copy of the head in two to four bits for the rest
+([two_pass_head.py](../minigemma/formulas/two_pass_head.py)). `--exact-logits` avoids this cost.
 
 {rest}
 
@@ -321,11 +322,9 @@ four bits ([preview.py](../minigemma/formulas/two_pass_head.py)).
 {programs}
 
 llama.cpp multiplies embeddings by √{width} = {unrounded:.4f}, minigemma by {rounded}, which is √{width} in bf16
-([decoder.py](../minigemma/models/decoder.py) says why): the last row is the reference with that number changed. The
-Q4_0 file
-is llama.cpp's own quantization of this one, its embedding in Q8_0; minigemma runs it as it lies, x in 16 bits, or,
-asked for int4, with sixteen rows side by side and x in 8 bits. The bytes in llama.cpp's rows are those of the file's
-tensors.
+([decoder.py](../minigemma/models/decoder.py) says why). The last row is the reference with llama.cpp's number.
+llama.cpp itself quantized the Q4_0 file from this one, with the embedding in Q8_0; minigemma runs Q4_0 as int4. MB in
+llama.cpp's rows are those of the file's tensors.
 """
 
 
@@ -333,7 +332,7 @@ SECTIONS = {"weights": weight_formats, "decoding": other_choices, "programs": ot
 
 
 def page(chunks: int, only: str | None) -> str:
-    """Measure all, and say it; or one section, and give its table."""
+    """Returns the measured page, or one section's table."""
     file = "gemma-3-270m"
     exact = mg.load(file, dtype="f32")
     read, prose = texts(exact, chunks)
@@ -355,10 +354,11 @@ def page(chunks: int, only: str | None) -> str:
         counted=chunks * (CHUNK - 1 - WARM),
         warm=WARM,
         piece=PREFILL_CHUNK,
-        unit="x in bf16, on AMX"
+        unit="as bf16, on AMX"
         if on_unit
-        else "x in float32 beside bf16 and sfp8, in 16 bits beside "
-        "whole numbers, in 8 bits with a scale for 32\nbeside int4 (on processors with AMX: in bf16)",
+        else "as float32 with bf16 weights, as 16-bit integers with int8, as 8-bit integers with a scale per 32 with "
+        "int4\n"
+        "(this processor has AVX2; on processors with AMX: as bf16)",
         weights=table(parts[0]),
         afresh=AFRESH,
         narrow=exact.config.cache_bytes(CHUNK) / 1e6,

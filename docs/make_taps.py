@@ -1,8 +1,8 @@
-"""Print the table of docs/taps.md: every named value that a model gives, its shape and who has it.
+"""Print docs/taps.md: every named value of a run, its shape and the families that have it.
 
 python docs/make_taps.py > docs/taps.md
 
-Small models of random weights run with every tap on; no two of their sizes are alike, so that a shape says its letters.
+Small models with random weights run with every tap on. All their sizes differ, so each size maps to one letter.
 """
 
 from __future__ import annotations
@@ -29,45 +29,49 @@ MODELS = {
 }
 LETTERS = {20: "T", 40: "D", 6: "N", 3: "K", 32: "H", 34: "F", 302: "V", 48: "E", 44: "C", 36: "P", 588: "3·14·14"}
 WHAT = {
-    "embedding": "embeddings · √D; those of an image's tokens are what the vision tower made of it",
-    "blocks.{i}.attention.q_before_rope": "queries; normed in Gemma 3",
-    "blocks.{i}.attention.k_before_rope": "keys; normed in Gemma 3",
-    "blocks.{i}.attention.q": "queries, turned by rope",
-    "blocks.{i}.attention.k": "keys, turned by rope, as the cache keeps them",
+    "embedding": "embeddings · √D; at an image's positions, the vision tower's soft tokens",
+    "blocks.{i}.attention.q_before_rope": "queries before rope, after QK-norm in Gemma 3",
+    "blocks.{i}.attention.k_before_rope": "keys before rope, after QK-norm in Gemma 3",
+    "blocks.{i}.attention.q": "queries after rope",
+    "blocks.{i}.attention.k": "keys after rope, as the cache keeps them",
     "blocks.{i}.attention.v": "values",
     "blocks.{i}.attention.scores": "q · k · scale, soft-capped in Gemma 2, before the mask",
-    "blocks.{i}.attention.probs": "softmax of the scores of the keys that are seen",
-    "blocks.{i}.attention.out": "what attention gives, before the post-norm of Gemma 2 and 3",
+    "blocks.{i}.attention.probs": "softmax of the scores of visible keys",
+    "blocks.{i}.attention.out": "attention output, before the post-norm of Gemma 2 and 3",
     "blocks.{i}.residual.middle": "the residual stream between the two branches of a layer",
     "blocks.{i}.ffn.hidden": "gelu(gate) · up",
-    "blocks.{i}.ffn.out": "what the feed-forward block gives, before the post-norm of Gemma 2 and 3",
+    "blocks.{i}.ffn.out": "feed-forward output, before the post-norm of Gemma 2 and 3",
     "blocks.{i}.residual.out": "the residual stream after the layer",
-    "blocks.{i}.recurrent.x": "what enters the convolution",
-    "blocks.{i}.recurrent.conv": "what leaves it and enters the RG-LRU and its gates",
-    "blocks.{i}.recurrent.recurrence_gate": "r before its sigmoid",
-    "blocks.{i}.recurrent.input_gate": "i before its sigmoid",
-    "blocks.{i}.recurrent.decay": "a, how much of h stays",
-    "blocks.{i}.recurrent.state": "h",
-    "blocks.{i}.recurrent.out": "what the recurrent block gives",
-    "final_norm": "the residual stream, normed for the head",
+    "blocks.{i}.recurrent.x": "input of the convolution",
+    "blocks.{i}.recurrent.conv": "output of the convolution, input of the RG-LRU and its gates",
+    "blocks.{i}.recurrent.recurrence_gate": "recurrence gate r before its sigmoid",
+    "blocks.{i}.recurrent.input_gate": "input gate i before its sigmoid",
+    "blocks.{i}.recurrent.decay": "decay a, the fraction of h that is kept",
+    "blocks.{i}.recurrent.state": "state h",
+    "blocks.{i}.recurrent.out": "output of the recurrent block",
+    "final_norm": "the residual stream after the final norm",
     "logits": "scores of all tokens, soft-capped in Gemma 2 and RecurrentGemma",
-    "images.{i}.patches": "the patches of an image, as numbers",
-    "images.{i}.embedding": "their embeddings with positions",
-    "images.{i}.blocks.{i}.attention.probs": "attention of every patch over all, of 16 heads",
+    "images.{i}.patches": "pixels of each patch of an image",
+    "images.{i}.embedding": "patch embeddings plus position embeddings",
+    "images.{i}.blocks.{i}.attention.probs": "attention of each patch over all patches, 16 heads",
     "images.{i}.blocks.{i}.residual.middle": "the tower's residual stream after attention",
-    "images.{i}.blocks.{i}.residual.out": "and after the layer",
+    "images.{i}.blocks.{i}.residual.out": "the tower's residual stream after the layer",
     "images.{i}.out": "the tower's output",
     "images.{i}.pooled": "means over squares of patches",
-    "images.{i}.soft_tokens": "what takes the place of embeddings",
+    "images.{i}.soft_tokens": "the vectors that replace embeddings in the text model",
 }
 HEAD = """# Named values
 
-`model.forward(ids, taps=mg.Taps("blocks.*.attention.probs", "logits"))` fills the taps with every value whose name
-matches; `*` and `?` as in file names. Keys S are those that the layer's cache offers: without a cache, the tokens
-themselves. Values are float32. Nothing is kept, and next to nothing is paid, when nothing is asked for. Where a value
-is asked for that a kernel never forms (scores, probabilities, decay), the definition computes it beside the kernel.
+`model.forward(ids, taps=mg.Taps("blocks.*.attention.probs", "logits"))` keeps every value whose name matches a pattern;
+`*` and `?` work as in file names. Values are float32. A pattern that matches no value is an error. Without taps,
+naming costs almost nothing. Kernels never form some values (scores, probabilities, decay); for these, the definition
+runs in addition to the kernel.
 
-This table is made by `python docs/make_taps.py` from models that run; a test compares the two.
+Letters: T tokens, S keys in the layer's cache (without a cache, the T tokens), D model width, N query heads, K
+key/value heads, H head dim, F feed-forward width, V vocabulary, E recurrent width. In the image encoder: P
+patches, C its width.
+
+`python docs/make_taps.py` makes this table from running models; a test compares them.
 
 | name | shape | in | what |
 |--|--|--|--|"""
