@@ -29,7 +29,7 @@ def open_model(args: argparse.Namespace, progress: Progress, vision: bool = Fals
     shown = progress.per_cent(f"loading {args.model}")
     model = load(args.model, args.dtype, threads=args.threads, progress=shown, **more)
     if model.tokenizer is None:
-        raise ValueError("there is no tokenizer.model; fetch it from where the weights came from")
+        raise ValueError("there is no tokenizer.model or tokenizer.json; fetch one from where the weights came from")
     model.config = with_context(model.config, args.ctx_size)
     return model
 

@@ -48,6 +48,8 @@ def download(repo_id: str, revision: str | None = None) -> Path:
     failures = (errors.HTTPError, OSError, RuntimeError)
     try:
         folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=files))
+        if any(folder.glob("*.safetensors")) and not (folder / "tokenizer.model").exists():  # a fine-tune
+            hub.snapshot_download(repo_id, revision=revision, allow_patterns=["tokenizer.json"])
     except failures as error:
         raise _explain(repo_id, error) from error
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.gguf")):

@@ -40,7 +40,7 @@ from .memory import check_memory, fits_memory
 from .open import Files, open_files
 from .resolve import resolve
 from .statements import Statements
-from .tokenizer import Tokenizer, stop_ids
+from .tokenizer import REMEDY, Tokenizer, stop_ids
 
 Dtype = Literal["f32", "bf16", "int8", "int4", "sfp8", "int8-row", "int4-row"]
 ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's
@@ -138,7 +138,7 @@ def _check_loaded(files: Files, weights: dict[str, Any], tokenizer: Tokenizer | 
         raise ModelFormatError(
             files.path,
             f"its tokenizer has {tokenizer.size} pieces, its embedding {files.config.vocab} rows",
-            "take the tokenizer.model that was released with these weights",
+            REMEDY,
         )
 
 

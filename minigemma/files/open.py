@@ -25,6 +25,7 @@ from .gguf_file import GGUF, open_gguf
 from .safetensors_file import FOREIGN, Tensor, open_checkpoint_files, unreadable, what_is
 from .statements import Statements, folder_statements, gguf_statements
 from .tokenizer import Tokenizer
+from .tokenizer_json import read_tokenizer_json
 
 ROWS_COMPARED = 4096
 
@@ -188,5 +189,8 @@ def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
 
 
 def _folder_tokenizer(folder: Path) -> Tokenizer | None:
-    path = folder / "tokenizer.model"
-    return Tokenizer.from_model_file(path) if path.exists() else None
+    """Of tokenizer.model, else of tokenizer.json, the only one that transformers 5 writes; None without either."""
+    model, described = folder / "tokenizer.model", folder / "tokenizer.json"
+    if model.exists() or not described.exists():
+        return Tokenizer.from_model_file(model) if model.exists() else None
+    return read_tokenizer_json(described)

@@ -267,27 +267,32 @@ def open_checkpoint_files(folder: str | Path) -> dict[str, Tensor]:
     return {name: opened[shard][name] for name, shard in shard_of.items()}
 
 
-def read_json(path: Path, kinds: tuple[type, ...] = (dict,)) -> Any:
-    """The JSON object of a small file beside the weights; ModelFormatError if it is none, or larger than 10 MB.
+def read_json(path: Path, kinds: tuple[type, ...] = (dict,), limit: int = MAX_JSON, values: int = MAX_MARKS) -> Any:
+    """The JSON object of a file beside the weights; ModelFormatError if it is none, or has over `limit` bytes.
 
     kinds: the values that the file may hold, objects alone by default.
     """
+    text = read_start(path, limit + 1)
+    if len(text) > limit or _marks(text) > values:
+        problem = f"is larger than {limit // 10**6} MB, or has over {values:,} values, as no model's has"
+        raise ModelFormatError(path, problem, DAMAGED)
+    try:
+        return _json_object(text.removeprefix(b"\xef\xbb\xbf"), "text", kinds)  # a BOM, as Windows writes it
+    except _Broken as broken:
+        raise ModelFormatError(path, *broken.args) from None
+
+
+def read_start(path: Path, size: int) -> bytes:
+    """The first bytes of a text file beside the weights; ModelFormatError for what people take for one."""
     try:
         with _open(path) as file:
-            text = file.read(MAX_JSON + 1)
+            text = file.read(size)
     except OSError as error:
         raise unreadable(path, error) from error
     kind = _kind(text[:512], path.suffix)
     if kind in FOREIGN:
         raise ModelFormatError(path, *FOREIGN[kind])
-    if len(text) > MAX_JSON or _marks(text) > MAX_MARKS:
-        raise ModelFormatError(path, "is larger than 10 MB, or has over a million values, as no model's has", DAMAGED)
-    try:
-        return _json_object(
-            text.removeprefix(b"\xef\xbb\xbf"), "text", kinds
-        )  # a byte order mark, as Windows writes it
-    except _Broken as problem:
-        raise ModelFormatError(path, *problem.args) from None
+    return text
 
 
 def _shards(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the sentencepiece library, from a tokenizer.model or from a GGUF's vocabulary.
+"""Text to token ids and back, by the sentencepiece library, from a tokenizer.model or the vocabulary of another file.
 
 Two rules of our own. Text is text: a `<start_of_turn>` that somebody types is encoded as its letters, never as the
 token that begins a turn, unless `control=True` asks for it. And bytes are bytes: pieces are turned back into bytes
@@ -51,6 +51,7 @@ class Tokenizer:
         self.size: int = self._model.get_piece_size()
         self._added: dict[int, bytes] = {}  # what an added token writes
         self._names: dict[str, int] = {}  # its id by its name
+        self._patterns: dict[bool, re.Pattern[str]] = {}  # of the names found in a text, with and without control
         self._in_text: tuple[str, ...] = ()  # added tokens that any text may hold; the others need control=True
         if [self.piece(i) for i in range(4)] != ["<pad>", "<eos>", "<bos>", "<unk>"]:
             raise ModelFormatError(path, "has the vocabulary of another model, not a Gemma's", remedy)
@@ -95,9 +96,10 @@ class Tokenizer:
             self._added[token.id], self._names[token.text] = token.text.encode("utf-8", "replace"), token.id
             in_text += [] if token.special else [token.text]
         self._in_text = tuple(in_text)
+        self._patterns.clear()
         self.size = max([self.size, *(number + 1 for number in self._added)])
 
-    @cached_property
+    @property
     def _control_names(self) -> list[str]:
         """Names of all control tokens of this vocabulary, and of the added tokens."""
         ids = range(self._model.get_piece_size())
@@ -108,9 +110,11 @@ class Tokenizer:
 
     def _found(self, text: str, control: bool) -> Iterator[re.Match[str]]:
         """The tokens that stand in a text by their names, longest first."""
-        names = sorted(self._control_names if control else self._in_text, key=len, reverse=True)
-        pattern = "|".join([*map(re.escape, names), *([CONTROL_NAME] if control else [])])
-        return re.finditer(pattern, text) if pattern else iter(())
+        if control not in self._patterns:
+            names = sorted(self._control_names if control else self._in_text, key=len, reverse=True)
+            pattern = "|".join([*map(re.escape, names), *([CONTROL_NAME] if control else [])])
+            self._patterns[control] = re.compile(pattern or "(?!)")  # (?!) is nowhere
+        return self._patterns[control].finditer(text)
 
     def encode(self, text: str, control: bool = False) -> list[int]:
         """Ids of a text, without BOS. With `control`, the names of control tokens in it become these tokens.

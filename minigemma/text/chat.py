@@ -108,7 +108,7 @@ class Chat:
 
     def _ids(self, messages: list[dict[str, Any]]) -> list[int]:
         if self.model.tokenizer is None:
-            raise ValueError("this checkpoint has no tokenizer.model, which a conversation needs")
+            raise ValueError("this checkpoint has no tokenizer, which a conversation needs")
         return conversation_ids(self.model.tokenizer, self.model.config.family, messages, vision=self.model.vision)
 
     def _forget(self) -> None:

@@ -191,7 +191,7 @@ def _stop_strings(model: Decoder, stop: str | Sequence[str]) -> tuple[str, ...]:
     if not all(stops):
         raise ValueError("a stop string is empty; it would end every text before it begins")
     if stops and model.tokenizer is None:
-        raise ValueError("this checkpoint has no tokenizer.model, so there is no text that a stop string could end")
+        raise ValueError("this checkpoint has no tokenizer, so there is no text that a stop string could end")
     return stops
 
 
@@ -231,7 +231,7 @@ def prompt_ids(
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise ValueError("this checkpoint has no tokenizer.model; give the prompt as token ids")
+        raise ValueError("this checkpoint has no tokenizer; give the prompt as token ids")
     if raw is None and model.instruction_tuned and model.foreign_turns:
         why = f"its chat template writes {model.foreign_turns}, not Gemma's turns"
         raise ValueError(f"{why}; choose --raw (raw=True: write them yourself) or --turns (raw=False: Gemma's turns)")

@@ -36,7 +36,7 @@ def score(model: Decoder, text_or_ids: str | Sequence[int]) -> Score:
     """
     if isinstance(text_or_ids, str):
         if model.tokenizer is None:
-            raise ValueError("this checkpoint has no tokenizer.model; give the text as token ids")
+            raise ValueError("this checkpoint has no tokenizer; give the text as token ids")
         text_or_ids = text_ids(model.tokenizer, text_or_ids)
     ids = [int(i) for i in text_or_ids]
     if len(ids) < 2:

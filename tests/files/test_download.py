@@ -38,7 +38,7 @@ def snapshot(monkeypatch, tmp_path):
     """Replaces huggingface_hub.snapshot_download: it raises .error, or returns a folder with .files, noting .asked."""
 
     class Fake:
-        error, files, asked = None, ["model.safetensors"], None
+        error, files, asked = None, ["model.safetensors", "tokenizer.model"], None
 
         def __call__(self, repo_id, **options):
             self.asked = (repo_id, options)
@@ -84,6 +84,12 @@ def test_only_what_is_needed_is_fetched(snapshot):
         "adapter.safetensors",
     ]
     assert set(filter_repo_objects([*wanted, *rest], allow_patterns=patterns)) == wanted
+
+
+def test_a_fine_tune_without_tokenizer_model_brings_its_tokenizer_json(snapshot):
+    snapshot.files = ["model.safetensors", "tokenizer.json"]
+    download("someone/gemma-tuned", revision="4d7a")
+    assert snapshot.asked == ("someone/gemma-tuned", {"revision": "4d7a", "allow_patterns": ["tokenizer.json"]})
 
 
 def test_gguf_files_come_from_googles_own_repositories_alone(snapshot):

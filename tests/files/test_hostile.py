@@ -118,6 +118,7 @@ def test_a_file_beside_the_model_is_not_the_model(folder):
         "generation_config.json",
         "tokenizer_config.json",
         "tokenizer.model",
+        "tokenizer.json",
         "model.safetensors",
         "model.safetensors.index.json",
     ],
@@ -136,7 +137,7 @@ def test_a_file_of_a_folder_that_is_none(folder, name, kind):
         "link to itself": lambda path: path.symlink_to(name),
     }
     make[kind](folder / name)
-    optional = name in ("generation_config.json", "tokenizer_config.json", "tokenizer.model")
+    optional = name in ("generation_config.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.json")
     if kind.startswith("link") and optional:
         assert mg.load(folder).forward([1]).shape, "as if it were not there"
     else:
