@@ -90,6 +90,7 @@ TENSORS = gemma3.FAMILY.tensors | {
     "dense.0": ("2_Dense/linear.weight", "dense_2.weight", "P D"),
     "dense.1": ("3_Dense/linear.weight", "dense_3.weight", "E P"),
 }
+RELEASED_PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
 FOLDERS = ("1_Pooling", "2_Dense", "3_Dense")
 MODULES = ["Transformer", "1_Pooling Pooling", "2_Dense Dense", "3_Dense Dense", "4_Normalize Normalize"]
 
@@ -135,6 +136,17 @@ def from_json(f: Fields) -> EmbeddingGemmaConfig:
     return EmbeddingGemmaConfig(**fields, dense=dense, outputs=outputs, prompts=prompts)
 
 
+def from_gguf(f: Fields, rows: int) -> EmbeddingGemmaConfig:
+    """The config of a GGUF header, written with --sentence-transformers-dense-modules. It states no prompts."""
+    fields = gemma3.gguf_fields(f, rows, causal=False)
+    f.expect("pooling_type", 1, because="EmbeddingGemma takes the mean, which is 1")
+    f.expect("dense_2_feat_in", fields["width"])
+    dense, outputs = f.integer("dense_2_feat_out"), f.integer("dense_3_feat_out")
+    f.expect("dense_3_feat_in", dense)
+    fields["window"] = fields["window"] // 2 + 1
+    return EmbeddingGemmaConfig(**fields, dense=dense, outputs=outputs, prompts=RELEASED_PROMPTS)
+
+
 FAMILY = replace(
     gemma3.FAMILY,
     name="embeddinggemma",
@@ -147,7 +159,7 @@ FAMILY = replace(
     flags={"use_bidirectional_attention": True},
     json_files=("modules.json", "config_sentence_transformers.json", *(f"{name}/config.json" for name in FOLDERS)),
     from_json=from_json,
-    architecture="",
-    from_gguf=None,
+    architecture="gemma-embedding",
+    from_gguf=from_gguf,
     system_turn=False,
 )

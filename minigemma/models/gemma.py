@@ -109,7 +109,7 @@ def causal(f: Fields) -> None:
     )
 
 
-def sizes_from_gguf(f: Fields, rows: int) -> dict[str, Any]:
+def sizes_from_gguf(f: Fields, rows: int, causal: bool = True) -> dict[str, Any]:
     """The sizes that every generation's GGUF header states; ValueError for attention that no generation has."""
     heads = f.integer("attention.head_count")
     usual = {"attention.head_count_kv": heads, "attention.key_length": 256}
@@ -117,7 +117,7 @@ def sizes_from_gguf(f: Fields, rows: int) -> dict[str, Any]:
     for name in ("attention.value_length", "rope.dimension_count"):
         for layers in ("", "_swa"):
             f.expect(name + layers, sizes["head_dim"], because=f"it must be the head's {sizes['head_dim']}")
-    f.expect("attention.causal", True, because="Gemma's text models are causal")
+    f.expect("attention.causal", causal)
     f.expect("rope.scaling.attn_factor", 1.0)
     eps = round(f.number("attention.layer_norm_rms_epsilon"), 12)  # stored in float32
     return sizes | {"vocab": rows, "eps": eps, "rope_base": f.number("rope.freq_base", default=10_000.0)}

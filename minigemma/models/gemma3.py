@@ -147,21 +147,26 @@ def from_json(f: Fields) -> Gemma3Config:
     return Gemma3Config(**text_fields(text), vision=vision_from_json(f) if nested else None)
 
 
-def from_gguf(f: Fields, rows: int) -> Gemma3Config:
-    """The config of a Gemma 3's GGUF header. Not in it: 27B's attention scale, in older files the local rope base, the
-    pattern and the factor 8 of the large ones; llama.cpp has these as constants, too.
+def gguf_fields(f: Fields, rows: int, causal: bool = True) -> dict[str, Any]:
+    """The fields of a Gemma3Config that a GGUF header states. Not in it: 27B's attention scale, in older files the
+    local rope base, the pattern and the factor 8 of the large ones; llama.cpp has these as constants, too.
     """
-    sizes = gemma.sizes_from_gguf(f, rows)
+    sizes = gemma.sizes_from_gguf(f, rows, causal)
     layers, base = sizes["layers"], f.number("rope.freq_base", default=1_000_000.0)
-    return Gemma3Config(
-        **sizes | {"rope_base": base},
-        query_pre_attn_scalar=sizes["width"] / sizes["heads"] if layers == 62 else float(sizes["head_dim"]),
-        window=f.integer("attention.sliding_window"),
-        rope_base_local=f.number("rope.freq_base_swa", default=10_000.0),
-        rope_scale=gemma.rope_scale_from_gguf(f, default=8.0 if layers in (34, 48, 62) else 1.0),
-        pattern=period_from_gguf(f, layers, 6),
-        logit_cap=f.number("final_logit_softcapping", default=0.0) or None,
-    )
+    return sizes | {
+        "query_pre_attn_scalar": sizes["width"] / sizes["heads"] if layers == 62 else float(sizes["head_dim"]),
+        "window": f.integer("attention.sliding_window"),
+        "rope_base": base,
+        "rope_base_local": f.number("rope.freq_base_swa", default=10_000.0),
+        "rope_scale": gemma.rope_scale_from_gguf(f, default=8.0 if layers in (34, 48, 62) else 1.0),
+        "pattern": period_from_gguf(f, layers, 6),
+        "logit_cap": f.number("final_logit_softcapping", default=0.0) or None,
+    }
+
+
+def from_gguf(f: Fields, rows: int) -> Gemma3Config:
+    """The config of a Gemma 3's GGUF header."""
+    return Gemma3Config(**gguf_fields(f, rows))
 
 
 FAMILY = Family(

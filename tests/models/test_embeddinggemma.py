@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from support import checkpoints
+from support import checkpoints, gguf_files
 from support import transformers_answers as theirs
 from support.compare import TOLERANCE, distance
+from support.tensors import read
 
 import minigemma as mg
 from minigemma.cli.quantize import quantize
-from minigemma.models.registry import FAMILIES, RELEASED
+from minigemma.models.registry import FAMILIES, RELEASED, all_names
 
 IDS = np.random.default_rng(5).integers(3, checkpoints.VOCAB - 1, 41)
 SIDE = 5  # tokens that a local layer shows on either side
@@ -95,6 +96,42 @@ def test_a_quantized_folder_is_read_back(folders, tmp_path):
     small, before = mg.load(tmp_path / "int8"), mg.load(folders["bf16"])
     assert small.config == before.config
     assert small.embed(IDS) @ before.embed(IDS) > 0.999
+
+
+def gguf_file(folder, path, **changes):
+    """The folder as llama.cpp's converter writes it: other names, 1 + w for norms, the matrices after the mean too."""
+    c, stored = mg.load(folder).config, read(folder / "model.safetensors")
+    for i in (2, 3):
+        stored[f"{i}_Dense/linear.weight"] = read(folder / f"{i}_Dense" / "model.safetensors")["linear.weight"]
+    tensors = {
+        theirs: stored[name] + np.float32(stored[name].ndim == 1)
+        for (_, name, _), (_, theirs, _) in zip(all_names(c, 0), all_names(c, 1), strict=True)
+    }
+    fields = {"context_length": 64, "embedding_length": c.width, "block_count": c.layers, "pooling_type": 1}
+    fields |= {"feed_forward_length": c.ffn_width, "attention.head_count": c.heads, "attention.key_length": c.head_dim}
+    fields |= {"attention.head_count_kv": c.kv_heads, "attention.sliding_window": 10, "attention.causal": False}
+    fields |= {"attention.layer_norm_rms_epsilon": c.eps, "rope.freq_base": c.rope_base}
+    fields |= {"rope.freq_base_swa": c.rope_base_local, "rope.scaling.factor": c.rope_scale}
+    fields |= {"dense_2_feat_in": c.width, "dense_2_feat_out": 90, "dense_3_feat_in": 90, "dense_3_feat_out": 24}
+    fields = {f"gemma-embedding.{name}": value for name, value in (fields | changes).items()}
+    return gguf_files.write(path, "gemma-embedding", fields, tensors)
+
+
+def test_a_gguf_file_is_the_same_model_as_its_folder(tmp_path):
+    no_header_states = {"query_pre_attn_scalar": 12, "rms_norm_eps": 1e-6}
+    folder = checkpoints.write_embedding(tmp_path / "model", **no_header_states)
+    model, before = mg.load(gguf_file(folder, tmp_path / "a.gguf")), mg.load(folder)
+    assert model.config == before.config
+    np.testing.assert_allclose(model.embed(IDS), before.embed(IDS), atol=1e-5)
+
+
+REFUSED = {"pooling_type": 2, "attention.causal": True, "dense_3_feat_in": 24, "dense_2_feat_in": 24}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_gguf_file_of_another_encoder_is_refused(folders, tmp_path, name):
+    with pytest.raises(mg.ModelFormatError, match=rf"gemma-embedding\.{name} is {REFUSED[name]}"):
+        mg.load(gguf_file(folders["f32"], tmp_path / "a.gguf", **{name: REFUSED[name]}))
 
 
 STATED = [
