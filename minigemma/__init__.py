@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from .text.chat import Chat
     from .text.embedding import embed
     from .text.generation import generate, stream_generate
-    from .text.scoring import score
+    from .text.scoring import choose, score
 
-__all__ = ["Chat", "ModelFormatError", "Taps", "embed", "generate", "load", "score", "stream_generate"]
+__all__ = ["Chat", "ModelFormatError", "Taps", "choose", "embed", "generate", "load", "score", "stream_generate"]
 
 _HOME = {
     "Chat": "text.chat",
     "ModelFormatError": "errors",
     "Taps": "taps",
+    "choose": "text.scoring",
     "embed": "text.embedding",
     "generate": "text.generation",
     "load": "files.load",

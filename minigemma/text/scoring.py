@@ -1,4 +1,4 @@
-"""How likely a text is to a model: the probability of each token given those before it."""
+"""How likely a text is to a model, token by token; and which of some answers it gives."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32
+from ..formulas.attention import softmax
 from ..formulas.sampling import logprob_of
 from ..models.decoder import Decoder
 from .prompt import text_ids
@@ -34,19 +35,41 @@ def score(model: Decoder, text_or_ids: str | Sequence[int]) -> Score:
 
     Raises ValueError for fewer than two ids, or more than the context.
     """
-    if isinstance(text_or_ids, str):
-        if model.tokenizer is None:
-            raise ValueError("this checkpoint has no tokenizer; give the text as token ids")
-        text_or_ids = text_ids(model.tokenizer, text_or_ids)
-    ids = [int(i) for i in text_or_ids]
+    ids = _ids(model, text_or_ids)
     if len(ids) < 2:
         raise ValueError(
             f"{len(ids)} token{'s'[: len(ids) != 1]} to score; it takes two, since the first has nothing before it"
         )
-    if len(ids) > model.config.context:
-        raise ValueError(f"the text has {len(ids):,} tokens and the context holds {model.config.context:,}; shorten it")
     cache, found = model.new_cache(len(ids)), []
     for first in range(0, len(ids) - 1, TOGETHER):
         piece = ids[first : min(first + TOGETHER, len(ids) - 1)]
         found.append(logprob_of(model.forward(piece, cache), ids[first + 1 : first + 1 + len(piece)]))
     return Score(tuple(ids), np.concatenate(found))
+
+
+def choose(model: Decoder, text_or_ids: str | Sequence[int], answers: Sequence[str]) -> F32:
+    """How likely each of `answers` is to come next, if one of them does: float32 [answers], sum 1.
+
+    ShieldGemma judges a text so, by "Yes" against "No" (Zeng et al. 2024). Text and ids are taken as by `score`.
+    Raises ValueError for an answer that is not one token, for no ids, and for more than the context.
+    """
+    ids = _ids(model, text_or_ids)
+    if model.tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer, so its tokens have no texts")
+    tokens = [model.tokenizer.encode(answer) for answer in answers]
+    for answer, found in zip(answers, tokens, strict=True):
+        if len(found) != 1:
+            raise ValueError(f"the answer {answer!r} is {len(found)} tokens; it must be one")
+    return softmax(model.forward(ids, last_only=True)[0, np.ravel(tokens)])
+
+
+def _ids(model: Decoder, text_or_ids: str | Sequence[int]) -> list[int]:
+    """BOS and the text, or the ids; ValueError where they are more than the context, or a text has no tokenizer."""
+    if isinstance(text_or_ids, str):
+        if model.tokenizer is None:
+            raise ValueError("this checkpoint has no tokenizer; give the text as token ids")
+        text_or_ids = text_ids(model.tokenizer, text_or_ids)
+    ids = [int(i) for i in text_or_ids]
+    if len(ids) > model.config.context:
+        raise ValueError(f"the text has {len(ids):,} tokens and the context holds {model.config.context:,}; shorten it")
+    return ids

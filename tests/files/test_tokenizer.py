@@ -24,6 +24,7 @@ from test_gguf_file import at_most
 from minigemma.arrays import Strings
 from minigemma.errors import ModelFormatError
 from minigemma.files.gguf_file import open_gguf
+from minigemma.files.statements import folder_statements
 from minigemma.files.tokenizer import Tokenizer
 from minigemma.text.prompt import text_ids
 
@@ -452,3 +453,18 @@ def test_control_pieces_of_any_vocabulary_are_reached_by_name():
     assert tokenizer.encode("a<|fim_prefix|>b", control=True) == [mark + 1, mark, mark + 2]
     assert mark not in tokenizer.encode("a<|fim_prefix|>b")
     assert text_ids(tokenizer, "<|fim_prefix|>b", control=True) == [2, mark, mark + 2]
+
+
+def test_codegemma_s_marks_have_their_names_from_tokenizer_config(demo_file, tmp_path):
+    """Its tokenizer.model is Gemma's, where they are unused ids: a gap is filled from what stands on both sides."""
+    tokenizer = Tokenizer.from_vocabulary(*open_gguf(demo_file).vocabulary)
+    names = {67: "<|fim_prefix|>", 68: "<|fim_middle|>", 69: "<|fim_suffix|>", 70: "<|file_separator|>"}
+    assert all(tokenizer.piece(token).startswith("<unused") for token in names)
+    stated = {str(token): {"content": name, "special": True} for token, name in names.items()}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": stated}))
+    tokenizer.add(folder_statements(tmp_path, {}).added, tokenizer.size)
+    gap = "<|fim_prefix|>def f(<|fim_suffix|>): return x<|fim_middle|>"
+    before, after = tokenizer.encode("def f("), tokenizer.encode("): return x")
+    assert text_ids(tokenizer, gap, control=True) == [2, 67, *before, 69, *after, 68]
+    assert not set(names) & set(text_ids(tokenizer, gap))
+    assert tokenizer.decode([70]) == "<|file_separator|>"  # which `--stop` ends at

@@ -78,3 +78,21 @@ def test_scoring_keeps_rows_that_no_token_has():
     """The model's own distribution: nothing is masked."""
     model = uniform(300, tokenizer=ToyTokenizer(), limit=200)
     np.testing.assert_allclose(mg.score(model, [4, 5]).logprobs, -math.log(300), rtol=1e-6)
+
+
+def test_the_choice_among_answers_is_the_softmax_of_their_logits():
+    model = talker()
+    yes, no = (model.tokenizer.encode(answer)[0] for answer in "yn")
+    ids = [2, *model.tokenizer.encode("Is it so?")]
+    logits = np.array([model.rule(ids)[token] for token in (yes, no)], np.float64)
+    found = mg.choose(model, "Is it so?", ["y", "n"])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
+    np.testing.assert_array_equal(found, mg.choose(model, ids, ["y", "n"]))
+
+
+def test_an_answer_is_one_token():
+    with pytest.raises(ValueError, match="the answer 'yes' is 3 tokens; it must be one"):
+        mg.choose(talker(), "Is it so?", ["yes", "n"])
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        mg.choose(uniform(37), [2, 5], ["y"])
