@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from minigemma.arrays import round_bf16
 from minigemma.blocks.feedforward import FeedForwardWeights
 from minigemma.blocks.gqa import AttentionWeights
 from minigemma.blocks.griffin import RecurrentWeights
+from minigemma.blocks.layers import LayerWeights
 from minigemma.cache import KeyValueRing, RecurrentState, TokenPositions
 from minigemma.config import AttentionConfig
 from minigemma.definition import DEFINITIONS, definition, formulas_only
@@ -181,9 +183,10 @@ def block_weights(kind, D, F, N, K, H, **more):
     return AttentionWeights(pre_norm=normal(D), **qkvo, **more), FeedForwardWeights(pre_norm=normal(D), **gud)
 
 
-def attention_block_case(T, first, kind, *, window=None, N=4, K=2, H=32, kept=np.float32, **more):
+def attention_layer_case(T, first, kind, *, window=None, N=4, K=2, H=32, F=96, kept=np.float32, **more):
     """T tokens from position `first` on, over a ring with random keys before them."""
-    w, _ = block_weights(kind, 64, 96, N, K, H, **more)
+    attention, ffn = block_weights(kind, 64, F, N, K, H, **more)
+    w = LayerWeights(attention=attention, ffn=replace(ffn, post_norm=more.get("post_norm")))
     scale = {"rope_base": 1e4, "query_scale": H**-0.5, "eps": 1e-6, "soft_cap": 3.0 if "o_bias" in more else None}
     config, ring = AttentionConfig(heads=N, head_dim=H, window=window, **scale), KeyValueRing(window or 99, K, H, kept)
     if first:
@@ -193,15 +196,16 @@ def attention_block_case(T, first, kind, *, window=None, N=4, K=2, H=32, kept=np
     return normal(T, 64) * 3, w, config, ring, TokenPositions(here, here, T), NO_TAPS.within("blocks.0")
 
 
-def recurrent_block_case(T, first, kind):
+def recurrent_layer_case(T, first, kind):
     D, E, M = 96, 64, 2
     matrices = {"y": packed(kind, normal(E, D)), "x": packed(kind, normal(E, D)), "out": packed(kind, normal(D, E))}
     biases = {"y_bias": normal(E), "x_bias": normal(E), "out_bias": normal(D), "conv_bias": normal(E)}
     gates = {f"{name}_gate": normal(M, E // M, E // M) for name in ("recurrence", "input")}
     gates |= {f"{name}_bias": normal(M, E // M) for name in ("recurrence", "input")}
-    w = RecurrentWeights(
+    recurrent = RecurrentWeights(
         pre_norm=normal(D), **matrices, **biases, **gates, conv=normal(4, E), decay=rng.random(E, np.float32)
     )
+    w = LayerWeights(recurrent=recurrent, ffn=block_weights(kind, D, 64, 1, 1, 2)[1])
     state, here = RecurrentState(4, E), positions(first, T)
     if first:
         state.propose(normal(3, E), normal(E))
@@ -210,20 +214,18 @@ def recurrent_block_case(T, first, kind):
 
 
 QK_NORM = {"q_norm": normal(32), "k_norm": normal(32), "post_norm": normal(64)}
-CASES["attention_block"] = [
-    attention_block_case(1, 0, "f32"),
-    attention_block_case(1, 50, "bf16", window=17, **QK_NORM),
-    attention_block_case(16, 60, "f32", **QK_NORM),
-    attention_block_case(5, 7, "bf16", window=17, o_bias=normal(64)),
-    attention_block_case(5, 14, "f32", window=17),  # it would wrap: the definition
-    attention_block_case(3, 2, "f32", N=3, K=1, H=20),  # no whole vectors: the definition
+CASES["attention_layer"] = [
+    attention_layer_case(1, 0, "f32"),
+    attention_layer_case(1, 50, "bf16", window=17, **QK_NORM),
+    attention_layer_case(16, 60, "f32", **QK_NORM),
+    attention_layer_case(5, 7, "bf16", window=17, o_bias=normal(64)),
+    attention_layer_case(5, 14, "f32", window=17),  # it would wrap: the definition
+    attention_layer_case(3, 2, "f32", N=3, K=1, H=20),  # no whole vectors: the definition
+    attention_layer_case(16, 3, "f32", F=100),  # no whole vectors behind the feed-forward block's first matrices
+    attention_layer_case(17, 3, "f32"),  # more than the fused kernel takes
 ]
-CASES["feed_forward_block"] = [
-    (normal(T, 64) * 3, block_weights(kind, 64, F, 1, 1, 2)[1], 1e-6, NO_TAPS.within("blocks.0"))
-    for T, F, kind in ((1, 96, "bf16"), (16, 100, "f32"), (17, 96, "f32"), (7, 96, "f32"))
-]
-CASES["recurrent_block"] = [
-    recurrent_block_case(T, first, kind)
+CASES["recurrent_layer"] = [
+    recurrent_layer_case(T, first, kind)
     for T, first, kind in ((1, 0, "bf16"), (16, 0, "f32"), (1, 9, "f32"), (5, 9, "f32"))
 ]
 

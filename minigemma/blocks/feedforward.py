@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arrays import F32
-from ..definition import definition
 from ..formulas.geglu import gated_gelu
 from ..formulas.linear import affine, linears, plus
 from ..formulas.rmsnorm import rms_norm
@@ -33,7 +32,6 @@ class FeedForwardWeights:
     post_norm: F32 | None = None  # [D], Gemma 2's and 3's
 
 
-@definition
 def feed_forward_block(x: F32, w: FeedForwardWeights, eps: float, taps: Scope) -> F32:
     """y = x + norm(W_down (gelu(W_gate h) · W_up h)), h = norm(x)      [Shazeer 2020 eq. 6; Gemma 1 §2; Gemma 2 §2]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from ..arrays import F32
 from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig
-from ..definition import definition
 from ..formulas.attention import Mask, attention, attention_probs, attention_scores
 from ..formulas.linear import affine, linear, linears
 from ..formulas.rmsnorm import rms_norm
@@ -38,7 +37,6 @@ class AttentionWeights:
     post_norm: F32 | None = None  # [D], Gemma 2's and 3's
 
 
-@definition
 def attention_block(
     x: F32, w: AttentionWeights, config: AttentionConfig, ring: KeyValueRing, tokens: TokenPositions, taps: Scope
 ) -> F32:

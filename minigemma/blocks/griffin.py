@@ -16,7 +16,6 @@ import numpy as np
 
 from ..arrays import F32, U16
 from ..cache import RecurrentState, TokenPositions
-from ..definition import definition
 from ..formulas.conv1d import causal_conv1d
 from ..formulas.geglu import gated_gelu
 from ..formulas.linear import affine, linear, linears, plus
@@ -46,7 +45,6 @@ class RecurrentWeights:
     decay: F32  # [E], softplus(Λ)
 
 
-@definition
 def recurrent_block(
     x: F32, w: RecurrentWeights, eps: float, state: RecurrentState, tokens: TokenPositions, taps: Scope
 ) -> F32:

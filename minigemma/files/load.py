@@ -20,12 +20,13 @@ from ..arrays import LargePages
 from ..blocks.feedforward import FeedForwardWeights
 from ..blocks.gqa import AttentionWeights
 from ..blocks.griffin import RecurrentWeights
+from ..blocks.layers import LayerWeights
 from ..blocks.siglip import SiglipBlock, VisionWeights
 from ..config import TextConfig, VisionConfig
 from ..errors import ModelFormatError
 from ..formulas.two_pass_head import preview_bytes
 from ..kernels.parallel import most_threads
-from ..models.decoder import Decoder, DecoderWeights, LayerWeights
+from ..models.decoder import Decoder, DecoderWeights
 from ..models.registry import FAMILIES, layer_tensors
 from ..models.vision import VISION, VISION_LAYER
 from .convert import (

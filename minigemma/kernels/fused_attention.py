@@ -1,10 +1,13 @@
-"""The attention block of one to sixteen tokens in one parallel region: blocks/gqa.py, fused.
+"""A layer with attention, one to sixteen tokens, in one parallel region: `attention_layer` of blocks/layers.py, fused.
 
 1  The definition calls a kernel per formula. Between two of them Python takes microseconds and memory stands idle;
    twenty calls a layer take a quarter of the time of Gemma 3 270M.
-2  One region instead: three steps that threads share (projections, attention, output), the rest computed by every
-   thread for itself. Every thread also writes the new keys and values into the ring, all of them the same values.
-3  While a thread waits at a barrier it prefetches the weights of the next step.
+2  One region instead: five steps that threads share (projections, attention, output; then the two of the feed-forward
+   block), the rest computed by every thread for itself. Every thread also writes the new keys and values into the
+   ring, all of them the same values.
+3  One call and region per layer, not one per block: `python docs/make_performance.py token` shows what Python and
+   regions cost.
+4  While a thread waits at a barrier it prefetches the weights of the next step.
 """
 
 from __future__ import annotations
@@ -17,13 +20,21 @@ from numpy.typing import NDArray
 from ..arrays import F32, I32
 from .attention_decode import Partials, attend_partition, merge_partitions, partitions_of
 from .compiler import jit, jit_inner
-from .fused_steps import Team, add_branch, keep_row, last_product, normed, product, wait
+from .fused_feedforward import STEPS as FEED_FORWARD_STEPS
+from .fused_feedforward import (
+    FeedForwardArrays,
+    FeedForwardRoom,
+    feed_forward_room,
+    feed_forward_steps,
+    receive_feed_forward,
+)
+from .fused_steps import Team, add_branch, keep_row, normed, product, residual, wait
 from .parallel import new_counters, next_task, parallel_for
 from .rows import norm_row, rotate
 from .scores import Keys, Queries, Scoring
-from .weights import KernelWeight
+from .weights import KernelWeight, received
 
-STEPS = 3
+STEPS = 3  # and those of the feed-forward block
 
 
 class AttentionArrays(NamedTuple):
@@ -41,9 +52,10 @@ class AttentionArrays(NamedTuple):
 
 
 class AttentionNumbers(NamedTuple):
-    """The numbers of an attention block. NumPy's own scalars would cost some microseconds per call to receive."""
+    """The numbers of a layer. NumPy's own scalars would cost some microseconds per call to receive."""
 
     heads: int
+    hidden: int  # F
     eps: float
     window: float
     scale: float
@@ -68,6 +80,13 @@ class Tokens(NamedTuple):
     first: int
 
 
+class LayerArrays(NamedTuple):
+    """The weights of both blocks."""
+
+    attention: AttentionArrays
+    ffn: FeedForwardArrays
+
+
 class Room(NamedTuple):
     """What threads compute together."""
 
@@ -77,6 +96,7 @@ class Room(NamedTuple):
     v: F32  # [T, K · H]
     partials: Partials
     y: F32  # [rows of the output, D]
+    ffn: FeedForwardRoom
 
 
 @jit_inner
@@ -128,24 +148,44 @@ def _attend(team, q, positions, ring, scoring, partials, following):
 
 
 @jit_inner
-def _thread(worker, workers, x, w, numbers, ring, tokens, room):
-    team = Team(room.counters, worker, workers)
-    h = normed(x, w.pre_norm, numbers.eps)
-    product(team, 0, h, (w.q, w.k, w.v), (room.q, room.k, room.v), w.o)
+def _thread(worker, workers, x, layer, numbers, ring, tokens, room):
+    team, w, eps, rows = Team(room.counters, worker, workers), layer.attention, numbers.eps, len(room.y)
+    product(team, 0, normed(x, w.pre_norm, eps), (w.q, w.k, w.v), (room.q, room.k, room.v), w.o)
     q = _heads_and_ring(w, numbers, ring, tokens, room)
     mixed = _attend(team, q, tokens.positions, ring, _scoring(numbers), room.partials, w.o).reshape(room.q.shape)
-    last_product(team, 2, mixed[len(x) - len(room.y) :], w.o, room.y)
+    nothing = room.y[:0]
+    product(team, 2, mixed[len(x) - rows :], (w.o, w.o, w.o), (room.y, nothing, nothing), layer.ffn.gate)
+    middle = residual(x, room.y, w.o_bias, w.post_norm, eps, rows)
+    feed_forward_steps(team, STEPS, middle, layer.ffn, eps, room.ffn)
+
+
+@jit_inner
+def _receive(arrays, D, NH, KH):
+    """AttentionArrays from a plain tuple of its arrays."""
+    pre_norm, q, k, v, o, q_norm, k_norm, o_bias, post_norm = arrays
+    q, k, v, o = received(q, NH, D), received(k, KH, D), received(v, KH, D), received(o, D, NH)
+    return AttentionArrays(pre_norm, q, k, v, o, q_norm, k_norm, o_bias, post_norm)
+
+
+@jit_inner
+def _room(T, rows, D, ring, numbers, workers):
+    (K, H), N = ring.keys.shape[1:], numbers.heads
+    parts = T * K * partitions_of(T, len(ring.positions), K, workers)
+    partials = Partials(np.empty((parts, N // K, 2), np.float32), np.empty((parts, N // K, H), np.float32))
+    q, k, v = np.empty((T, N * H), np.float32), np.empty((T, K * H), np.float32), np.empty((T, K * H), np.float32)
+    counters, y = new_counters(STEPS + FEED_FORWARD_STEPS, workers), np.empty((rows, D), np.float32)
+    return Room(counters, q, k, v, partials, y, feed_forward_room(rows, D, numbers.hidden))
 
 
 @jit
-def fused_attention(workers, x, w, numbers, ring, tokens, out):
-    """out = the residual after the block, x [T, D] before it; its last rows if out has fewer. The ring takes in keys
-    and values, from `ring.slot` on.
+def fused_attention_layer(workers, x, attention, ffn, numbers, ring, tokens, out):
+    """out = the residual after the layer, x [T, D] before it; its last rows if out has fewer. The ring takes in keys
+    and values, from `ring.slot` on. attention, ffn, numbers, ring and tokens are AttentionArrays … as plain tuples.
     """
-    T, (K, H), N = len(x), ring.keys.shape[1:], numbers.heads
-    rows = T * K * partitions_of(T, len(ring.positions), K, workers)
-    partials = Partials(np.empty((rows, N // K, 2), np.float32), np.empty((rows, N // K, H), np.float32))
-    q, k, v = np.empty((T, N * H), np.float32), np.empty((T, K * H), np.float32), np.empty((T, K * H), np.float32)
-    room = Room(new_counters(STEPS, workers), q, k, v, partials, np.empty(out.shape, np.float32))
-    parallel_for(_thread, workers, (x, w, numbers, ring, tokens, room))
-    add_branch(x, room.y, w.o_bias, w.post_norm, numbers.eps, out)
+    numbers, ring, tokens = AttentionNumbers(*numbers), Ring(*ring), Tokens(*tokens)
+    D, (K, H), eps = x.shape[1], ring.keys.shape[1:], numbers.eps
+    layer = LayerArrays(_receive(attention, D, numbers.heads * H, K * H), receive_feed_forward(ffn, D, numbers.hidden))
+    room = _room(len(x), len(out), D, ring, numbers, workers)
+    parallel_for(_thread, workers, (x, layer, numbers, ring, tokens, room))
+    add_branch(x, room.y, layer.attention.o_bias, layer.attention.post_norm, eps, out)
+    add_branch(out, room.ffn.y, layer.ffn.down_bias, layer.ffn.post_norm, eps, out)

@@ -1,6 +1,6 @@
-"""The feed-forward block of one to sixteen tokens in one parallel region: blocks/feedforward.py, fused.
+"""The feed-forward block of one to sixteen tokens as the last two steps of a fused layer: blocks/feedforward.py.
 
-Two steps that threads share: W_gate and W_up together, then W_down (fused_attention.py says why).
+W_gate and W_up together, then W_down (fused_attention.py says why layers are fused).
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..arrays import F32
-from .compiler import jit, jit_inner
-from .fused_steps import Team, add_branch, gated, last_product, normed, plus_bias, product
-from .parallel import new_counters, parallel_for
-from .weights import KernelWeight
+from .compiler import jit_inner
+from .fused_steps import gated, last_product, normed, plus_bias, product
+from .weights import KernelWeight, received
 
 STEPS = 2
 
@@ -32,28 +30,33 @@ class FeedForwardArrays(NamedTuple):
     post_norm: F32  # [D]
 
 
-class Room(NamedTuple):
+class FeedForwardRoom(NamedTuple):
     """What threads compute together."""
 
-    counters: NDArray[np.int64]
     gate: F32  # [T, F]
     up: F32  # [T, F]
     y: F32  # [T, D]
 
 
 @jit_inner
-def _thread(worker, workers, x, w, eps, room):
-    team = Team(room.counters, worker, workers)
+def receive_feed_forward(arrays, width, hidden):
+    """FeedForwardArrays from a plain tuple of its arrays; `width` is D and `hidden` F."""
+    pre_norm, gate, up, down, gate_bias, up_bias, down_bias, post_norm = arrays
+    gate, up, down = received(gate, hidden, width), received(up, hidden, width), received(down, width, hidden)
+    return FeedForwardArrays(pre_norm, gate, up, down, gate_bias, up_bias, down_bias, post_norm)
+
+
+@jit_inner
+def feed_forward_room(rows, width, hidden):
+    """Room for `rows` tokens."""
+    gate, up = np.empty((rows, hidden), np.float32), np.empty((rows, hidden), np.float32)
+    return FeedForwardRoom(gate, up, np.empty((rows, width), np.float32))
+
+
+@jit_inner
+def feed_forward_steps(team, step, x, w, eps, room):
+    """room.y = W_down (gelu(W_gate h) · W_up h), h = norm(x): two steps, the last of the region."""
     h = normed(x, w.pre_norm, eps)
-    product(team, 0, h, (w.gate, w.up, w.up), (room.gate, room.up, room.up[:0]), w.down)
+    product(team, step, h, (w.gate, w.up, w.up), (room.gate, room.up, room.up[:0]), w.down)
     hidden = gated(plus_bias(room.gate, w.gate_bias), plus_bias(room.up, w.up_bias))
-    last_product(team, 1, hidden, w.down, room.y)
-
-
-@jit
-def fused_feed_forward(workers, x, w, width, eps, out):
-    """out = the residual after the block, x [T, D] before it; `width` is F."""
-    gates, ups = np.empty((len(x), width), np.float32), np.empty((len(x), width), np.float32)
-    room = Room(new_counters(STEPS, workers), gates, ups, np.empty(x.shape, np.float32))
-    parallel_for(_thread, workers, (x, w, eps, room))
-    add_branch(x, room.y, w.down_bias, w.post_norm, eps, out)
+    last_product(team, step + 1, hidden, w.down, room.y)

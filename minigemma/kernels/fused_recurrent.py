@@ -1,7 +1,7 @@
-"""The recurrent block of one to sixteen tokens in one parallel region: blocks/griffin.py, fused.
+"""A recurrent layer, one to sixteen tokens, in one parallel region: `recurrent_layer` of blocks/layers.py, fused.
 
-Three steps that threads share: W_y and W_x; the recurrence, in parts of a block of its gates; W_out (fused_attention.py
-says why).
+Five steps that threads share: W_y and W_x; the recurrence, in parts of a block of its gates; W_out; and the two of the
+feed-forward block (fused_attention.py says why).
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ from numpy.typing import NDArray
 
 from ..arrays import F32
 from .compiler import jit, jit_inner
-from .fused_steps import Team, add_branch, gated, last_product, normed, plus_bias, product, wait
+from .fused_feedforward import STEPS as FEED_FORWARD_STEPS
+from .fused_feedforward import (
+    FeedForwardArrays,
+    FeedForwardRoom,
+    feed_forward_room,
+    feed_forward_steps,
+    receive_feed_forward,
+)
+from .fused_steps import Team, add_branch, gated, normed, plus_bias, product, residual, wait
 from .parallel import PIECES, chunk, new_counters, next_task, parallel_for
 from .rows import conv_row
 from .scan import block_row, token_row
 from .simd import LANES
-from .weights import KernelWeight
+from .weights import KernelWeight, received
 
-STEPS = 3
+STEPS = 3  # and those of the feed-forward block
 
 
 class RecurrentArrays(NamedTuple):
@@ -51,6 +59,13 @@ class State(NamedTuple):
     after: F32  # [C, E]: the tail, then h
 
 
+class LayerArrays(NamedTuple):
+    """The weights of both blocks."""
+
+    recurrent: RecurrentArrays
+    ffn: FeedForwardArrays
+
+
 class Room(NamedTuple):
     """What threads compute together."""
 
@@ -59,6 +74,7 @@ class Room(NamedTuple):
     x: F32  # [T, E]
     h: F32  # [T, E]
     out: F32  # [rows of the output, D]
+    ffn: FeedForwardRoom
 
 
 class Convolved(NamedTuple):
@@ -115,20 +131,39 @@ def _scan(team, convolved, w, state, hs):
 
 
 @jit_inner
-def _thread(worker, workers, x, w, eps, state, room):
-    team, rows = Team(room.counters, worker, workers), len(room.out)
-    h = normed(x, w.pre_norm, eps)
-    product(team, 0, h, (w.y, w.x, w.x), (room.y, room.x, room.x[:0]), w.out)
+def _thread(worker, workers, x, layer, eps, state, room):
+    team, w, rows, nothing = Team(room.counters, worker, workers), layer.recurrent, len(room.out), room.out[:0]
+    product(team, 0, normed(x, w.pre_norm, eps), (w.y, w.x, w.x), (room.y, room.x, room.x[:0]), w.out)
     _scan(team, _convolved(state.tail, plus_bias(room.x, w.x_bias), w), w, state, room.h)
     mixed = gated(plus_bias(room.y[len(x) - rows :], w.y_bias), room.h[len(x) - rows :])
-    last_product(team, 2, mixed, w.out, room.out)
+    product(team, 2, mixed, (w.out, w.out, w.out), (room.out, nothing, nothing), layer.ffn.gate)
+    middle = residual(x, room.out, w.out_bias, w.decay[:0], eps, rows)
+    feed_forward_steps(team, STEPS, middle, layer.ffn, eps, room.ffn)
+
+
+@jit_inner
+def _receive(arrays, D):
+    """RecurrentArrays from a plain tuple of its arrays."""
+    (pre_norm, y, x, out), vectors, gates = arrays[:4], arrays[4:9], arrays[9:]
+    (y_bias, x_bias, out_bias, conv, conv_bias), E = vectors, vectors[4].size
+    y, x, out = received(y, E, D), received(x, E, D), received(out, D, E)
+    return RecurrentArrays(
+        pre_norm, y, x, out, y_bias, x_bias, out_bias, conv, conv_bias, gates[0], gates[1], gates[2], gates[3], gates[4]
+    )
 
 
 @jit
-def fused_recurrent(workers, x, w, eps, state, out):
-    """out = the residual after the block, x [T, D] before it, the last rows if out has fewer; and `state.after`."""
-    shape = len(x), w.decay.size
+def fused_recurrent_layer(workers, x, recurrent, ffn, numbers, state, out):
+    """out = the residual after the layer, x [T, D] before it, the last rows if out has fewer; and `state.after`.
+
+    recurrent, ffn and state are RecurrentArrays … as plain tuples; numbers are F and ε.
+    """
+    (hidden, eps), (T, D), rows, now = numbers, x.shape, len(out), State(*state)
+    layer = LayerArrays(_receive(recurrent, D), receive_feed_forward(ffn, D, hidden))
+    shape = T, layer.recurrent.decay.size
     ys, xs, hs = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.float32)
-    room = Room(new_counters(STEPS, workers), ys, xs, hs, np.empty(out.shape, np.float32))
-    parallel_for(_thread, workers, (x, w, eps, state, room))
-    add_branch(x, room.out, w.out_bias, w.decay[:0], eps, out)
+    counters, y = new_counters(STEPS + FEED_FORWARD_STEPS, workers), np.empty((rows, D), np.float32)
+    room = Room(counters, ys, xs, hs, y, feed_forward_room(rows, D, hidden))
+    parallel_for(_thread, workers, (x, layer, eps, now, room))
+    add_branch(x, room.out, layer.recurrent.out_bias, layer.recurrent.decay[:0], eps, out)
+    add_branch(out, room.ffn.y, layer.ffn.down_bias, layer.ffn.post_norm, eps, out)

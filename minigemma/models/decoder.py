@@ -27,9 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import F32, round_bf16, widen_bf16
-from ..blocks.feedforward import FeedForwardWeights
-from ..blocks.gqa import AttentionWeights
-from ..blocks.griffin import RecurrentWeights
+from ..blocks.layers import LayerWeights
 from ..blocks.siglip import VisionWeights, soft_tokens, vision_tower
 from ..cache import Cache, KeyValueRing, LayerState, TokenPositions
 from ..config import TextConfig, VisionConfig
@@ -47,21 +45,12 @@ from . import fused  # noqa: F401  # binds the fused kernels to the blocks
 PREFILL_CHUNK = 256  # tokens that go through the layers together, which bounds the memory of a long prompt
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LayerWeights:
-    """The weights of one layer: attention or a recurrent block, then the feed-forward block."""
-
-    attention: AttentionWeights | None = None
-    recurrent: RecurrentWeights | None = None
-    ffn: FeedForwardWeights
-
-
 @dataclass(frozen=True)
 class DecoderWeights:
     """All weights of a text model."""
 
     embedding: Weight  # [V, D]
-    blocks: tuple[Any, ...]  # the LayerWeights of each layer
+    blocks: tuple[LayerWeights, ...]
     final_norm: F32  # [D]
     head: Weight | None = None  # [V, D], where a file holds a head of its own
     vision: VisionWeights | None = None

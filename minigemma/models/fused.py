@@ -1,36 +1,32 @@
-"""Where the fused kernels stand for the blocks: one call of compiled code per block, for one to sixteen tokens.
+"""Where the fused kernels stand for a layer: one call of compiled code per layer, for one to sixteen tokens.
 
-Each binding returns NotImplemented where its kernel does not apply, and the definition of the block runs: values are
+Each binding returns NotImplemented where its kernel does not apply, and the definition of the layer runs: values are
 tapped, the tokens of an image see each other, the tokens would wrap a ring, or weights that share an input differ in
-layout.
-Nothing else in models/ knows of these kernels.
+layout. Nothing else in models/ knows of these kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from ..arrays import F32, read_only
-from ..blocks.feedforward import FeedForwardWeights, feed_forward_block
-from ..blocks.gqa import AttentionWeights, attention_block
-from ..blocks.griffin import RecurrentWeights, recurrent_block
+from ..blocks.layers import LayerWeights, attention_layer, recurrent_layer
 from ..cache import KeyValueRing, RecurrentState, TokenPositions
 from ..config import AttentionConfig
 from ..definition import require
 from ..formulas.rope import angles
 from ..kernels.attention_decode import is_decode
 from ..kernels.dispatch import few
-from ..kernels.fused_attention import AttentionArrays, AttentionNumbers, Ring, Tokens, fused_attention
-from ..kernels.fused_feedforward import FeedForwardArrays, fused_feed_forward
-from ..kernels.fused_recurrent import RecurrentArrays, State, fused_recurrent
+from ..kernels.fused_attention import AttentionArrays, AttentionNumbers, fused_attention_layer
+from ..kernels.fused_feedforward import FeedForwardArrays
+from ..kernels.fused_recurrent import RecurrentArrays, fused_recurrent_layer
 from ..kernels.matvec import FEW, takes
+from ..kernels.parallel import workers
 from ..kernels.scores import EVERYTHING
 from ..kernels.simd import LANES
 from ..kernels.weights import of
@@ -40,26 +36,39 @@ from ..taps import Scope
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
 PAGE = 64  # positions whose cosines and sines are computed together
 
-Made = TypeVar("Made")
+Arrays = tuple[NDArray[Any], ...]  # of a NamedTuple of the kernel, in its order
 
 
-def _once(make: Callable[[Any], Made]) -> Callable[[Any], Made]:
-    """`make` of a block's weights, computed once for each of them and kept as long as they live."""
-    kept: WeakKeyDictionary[Any, Made] = WeakKeyDictionary()
+class Layer(NamedTuple):
+    """The weights of a layer as its kernel takes them."""
 
-    def made(w: Any) -> Made:
-        try:
-            return kept[w]
-        except KeyError:
-            kept[w] = make(w)
-            return kept[w]
-
-    return made
+    branch: Arrays  # AttentionArrays or RecurrentArrays
+    ffn: Arrays  # FeedForwardArrays
+    width: int  # D
+    hidden: int  # F
 
 
-def _vector(array: NDArray | None) -> NDArray:
-    """An array as kernels take it: read-only, without gaps; ABSENT for None."""
-    return ABSENT if array is None else read_only(np.ascontiguousarray(array).view())
+_layers: WeakKeyDictionary[LayerWeights, Layer | None] = WeakKeyDictionary()
+
+
+def _layer(w: LayerWeights) -> Layer | None:
+    """The layer for its kernel, made once; None where the kernels cannot take its weights."""
+    try:
+        return _layers[w]
+    except KeyError:
+        _layers[w] = _made(w)
+        return _layers[w]
+
+
+def _made(w: LayerWeights) -> Layer | None:
+    a, r, f = w.attention, w.recurrent, w.ffn
+    fits = _fit(f.gate, f.up) and _fit(f.down)
+    if a is not None:
+        fits, branch = fits and _fit(a.q, a.k, a.v) and _fit(a.o), _arrays(AttentionArrays, a)
+    if r is not None:
+        gates_fit = r.recurrence_gate.dtype == r.input_gate.dtype and r.input_gate.shape[1] % LANES == 0
+        fits, branch = fits and _fit(r.y, r.x) and _fit(r.out) and gates_fit, _arrays(RecurrentArrays, r)
+    return Layer(branch, _arrays(FeedForwardArrays, f), f.down.shape[0], f.gate.shape[0]) if fits else None
 
 
 def _fit(*weights: Weight) -> bool:
@@ -68,45 +77,29 @@ def _fit(*weights: Weight) -> bool:
     return whole and len({weight.layout.name for weight in weights}) == 1
 
 
-def _arrays(kind: Any, w: Any) -> Any:
-    """The weights of a block as the NamedTuple of its kernel, which has the same names."""
-    fields = {name: getattr(w, name) for name in kind._fields}
-    return kind(**{name: of(x) if isinstance(x, Weight) else _vector(x) for name, x in fields.items()})
+def _arrays(kind: Any, w: Any) -> Arrays:
+    """The fields of the NamedTuple `kind` from a block's weights: of a weight its data, ABSENT for None."""
+    return tuple(_array(name, getattr(w, name)) for name in kind._fields)
 
 
-@_once
-def _attention_arrays(w: AttentionWeights) -> AttentionArrays | None:
-    if not (_fit(w.q, w.k, w.v) and _fit(w.o)):
-        return None
-    return _arrays(AttentionArrays, w)
-
-
-@_once
-def _feed_forward_arrays(w: FeedForwardWeights) -> FeedForwardArrays | None:
-    if not (_fit(w.gate, w.up) and _fit(w.down)):
-        return None
-    return _arrays(FeedForwardArrays, w)
-
-
-@_once
-def _recurrent_arrays(w: RecurrentWeights) -> RecurrentArrays | None:
-    gates_fit = w.recurrence_gate.dtype == w.input_gate.dtype and w.input_gate.shape[1] % LANES == 0
-    if not (_fit(w.y, w.x) and _fit(w.out) and gates_fit):
-        return None
-    made = _arrays(RecurrentArrays, w)
-    flat = made.recurrence_gate.reshape(-1), made.input_gate.reshape(-1)
-    return made._replace(recurrence_gate=flat[0], input_gate=flat[1])
+def _array(name: str, x: Any) -> NDArray[Any]:
+    if isinstance(x, Weight):
+        return of(x).data
+    array = ABSENT if x is None else np.ascontiguousarray(x)
+    return read_only((array.reshape(-1) if name.endswith("_gate") else array).view())
 
 
 @lru_cache(maxsize=256)
-def _numbers(config: AttentionConfig, heads: int) -> AttentionNumbers:
+def _numbers(config: AttentionConfig, hidden: int, page: int) -> tuple[tuple[int | float, ...], F32, F32]:
+    """AttentionNumbers; cosines and sines of a page of positions and of FEW more."""
     scoring = config.window or EVERYTHING, config.query_scale, config.soft_cap or 0
-    return AttentionNumbers(heads, config.eps, *map(float, scoring))
+    cos, sin = _page(page, config.rope_base, config.rope_scale, config.rotated)
+    return tuple(AttentionNumbers(config.heads, hidden, config.eps, *map(float, scoring))), cos, sin
 
 
 @lru_cache(maxsize=8)
 def _page(first: int, base: float, scale: float, rotated: int) -> tuple[F32, F32]:
-    """Cosines and sines of the positions from `first` on, enough for FEW tokens that begin on this page."""
+    """Cosines and sines, which layers with the same rope share."""
     cos, sin = angles(np.arange(first, first + PAGE + FEW, dtype=np.int32), base, scale, rotated)
     return cos, sin
 
@@ -117,47 +110,36 @@ def _applies(x: F32, width: int, taps: Scope) -> bool:
     return few_rows and x.dtype == np.float32 and x.flags.carray and not taps.taps.patterns
 
 
-@attention_block.kernel
-def _attention_block(
-    x: F32, w: AttentionWeights, config: AttentionConfig, ring: KeyValueRing, tokens: TokenPositions, taps: Scope
+@attention_layer.kernel
+def _attention_layer(
+    x: F32, w: LayerWeights, config: AttentionConfig, ring: KeyValueRing, tokens: TokenPositions, taps: Scope
 ) -> F32:
-    require(len(x) == len(tokens.positions), "attention_block", x, tokens.positions)
-    arrays, T, position = _attention_arrays(w), len(x), tokens.first
-    fits = arrays is not None and _applies(x, w.pre_norm.size, taps) and tokens.last_visible is tokens.positions
+    layer, T, position = _layer(w), len(x), tokens.first
+    require(len(tokens.positions) == T, "attention_layer", x, tokens.positions)
+    fits = layer is not None and _applies(x, layer.width, taps) and tokens.last_visible is tokens.positions
     fits = fits and is_decode(T, position) and config.head_dim % (2 * LANES) == 0
-    if not fits or (T > 1 and position + T > ring.limit):
+    if layer is None or not fits or (T > 1 and position + T > ring.limit):
         return NotImplemented
     page = position // PAGE * PAGE
-    cos, sin = _page(page, config.rope_base, config.rope_scale, config.rotated)
+    numbers, cos, sin = _numbers(config, layer.hidden, page)
     slot, positions = ring.place(position, T)
-    here, numbers = Ring(ring.keys, ring.values, positions, slot), _numbers(config, config.heads)
+    places = (ring.keys, ring.values, positions, slot), (tokens.positions, cos, sin, position - page)  # Ring, Tokens
     out = np.empty((tokens.outputs, x.shape[1]), np.float32)
-    placed = Tokens(tokens.positions, cos, sin, position - page)
-    fused_attention(get_num_threads(), x, arrays, numbers, here, placed, out)
+    fused_attention_layer(workers(), x, layer.branch, layer.ffn, numbers, *places, out)
     return out
 
 
-@feed_forward_block.kernel
-def _feed_forward_block(x: F32, w: FeedForwardWeights, eps: float, taps: Scope) -> F32:
-    arrays = _feed_forward_arrays(w)
-    if arrays is None or not _applies(x, w.pre_norm.size, taps):
-        return NotImplemented
-    out = np.empty_like(x)
-    fused_feed_forward(get_num_threads(), x, arrays, w.gate.shape[0], eps, out)
-    return out
-
-
-@recurrent_block.kernel
-def _recurrent_block(
-    x: F32, w: RecurrentWeights, eps: float, state: RecurrentState, tokens: TokenPositions, taps: Scope
+@recurrent_layer.kernel
+def _recurrent_layer(
+    x: F32, w: LayerWeights, eps: float, state: RecurrentState, tokens: TokenPositions, taps: Scope
 ) -> F32:
-    require(len(x) == len(tokens.positions), "recurrent_block", x, tokens.positions)
-    arrays = _recurrent_arrays(w)
-    if arrays is None or not _applies(x, w.pre_norm.size, taps):
+    layer = _layer(w)
+    require(len(x) == len(tokens.positions), "recurrent_layer", x, tokens.positions)
+    if layer is None or not _applies(x, layer.width, taps):
         return NotImplemented
     tail, h = state.read()
-    now = State(tail, h, tokens.first == 0, np.empty((len(tail) + 1, h.size), np.float32))
-    out = np.empty((tokens.outputs, x.shape[1]), np.float32)
-    fused_recurrent(get_num_threads(), x, arrays, eps, now, out)
-    state.propose(now.after[:-1], now.after[-1])
+    after, out = np.empty((len(tail) + 1, h.size), np.float32), np.empty((tokens.outputs, x.shape[1]), np.float32)
+    now = tail, h, tokens.first == 0, after  # State
+    fused_recurrent_layer(workers(), x, layer.branch, layer.ffn, (layer.hidden, eps), now, out)
+    state.propose(after[:-1], after[-1])
     return out

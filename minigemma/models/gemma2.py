@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arrays import F32
-from ..blocks.feedforward import feed_forward_block
-from ..blocks.gqa import attention_block
+from ..blocks.layers import attention_layer
 from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig, TextConfig, released
 from ..taps import Scope
@@ -59,9 +58,7 @@ class Gemma2(Decoder):
 
     def block(self, x: F32, layer: int, state: KeyValueRing, tokens: TokenPositions, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in and out (Gemma 2 §2, "post-norm and pre-norm")."""
-        w = self.weights.blocks[layer]
-        x = attention_block(x, w.attention, self.attention[layer], state, tokens, taps)
-        return feed_forward_block(x, w.ffn, self.config.eps, taps)
+        return attention_layer(x, self.weights.blocks[layer], self.attention[layer], state, tokens, taps)
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arrays import F32
-from ..blocks.feedforward import feed_forward_block
-from ..blocks.gqa import attention_block
-from ..blocks.griffin import recurrent_block
+from ..blocks.layers import attention_layer, recurrent_layer
 from ..cache import LayerState, RecurrentState, TokenPositions
 from ..config import AttentionConfig, TextConfig, released
 from ..taps import Scope
@@ -124,12 +122,10 @@ class RecurrentGemma(Decoder):
 
     def block(self, x: F32, layer: int, state: Any, tokens: TokenPositions, taps: Scope) -> F32:
         """x [T, D] → [T, D]      Each branch is normed on its way in (Botev et al. 2024 §2)."""
-        w, eps = self.weights.blocks[layer], self.config.eps
+        w = self.weights.blocks[layer]
         if w.attention:
-            x = attention_block(x, w.attention, self.attention[layer], state, tokens, taps)
-        else:
-            x = recurrent_block(x, w.recurrent, eps, state, tokens, taps)
-        return feed_forward_block(x, w.ffn, eps, taps)
+            return attention_layer(x, w, self.attention[layer], state, tokens, taps)
+        return recurrent_layer(x, w, self.config.eps, state, tokens, taps)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
