@@ -111,9 +111,8 @@ def load(
         backend=backend,
         threads=threads,
         previews=fits_memory(held + preview_bytes(files.config.vocab, files.config.width), cache),
-        instruction_tuned=files.states.instruction_tuned,
-        path=files.path,
     )
+    model.path = files.path
     take_up(model, files.states)
     return model
 
@@ -150,6 +149,7 @@ def take_up(model: Decoder, states: Statements) -> None:
         model.eos = stop_ids(model.tokenizer, states.ends, states.instruction_tuned)
     else:
         model.eos = tuple(end for end in states.ends if isinstance(end, int))
+    model.instruction_tuned = states.instruction_tuned
     model.sampling, model.foreign_turns = states.sampling, states.foreign_turns
     if states.foreign_turns:
         told = f"its chat template writes {states.foreign_turns}, not Gemma's turns; templates are not run"

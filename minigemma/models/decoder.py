@@ -74,6 +74,9 @@ class ImageSpan:
 class Decoder(ABC):
     """A text model: config, weights and tokenizer; no state."""
 
+    path: Path | None = None  # the file or folder it was loaded from
+    eos: tuple[int, ...] = (1,)  # ids that end a text
+    instruction_tuned = False
     sampling: Mapping[str, Any] = MappingProxyType({})  # the checkpoint's own settings: temperature, top_k, …
     foreign_turns: str = ""  # a mark of its chat template, where that is not Gemma's
     bidirectional = False  # tokens see later ones, so that all go through the layers in one chunk
@@ -89,9 +92,6 @@ class Decoder(ABC):
         backend: str = "numba",
         threads: int | None = None,
         previews: bool = True,
-        eos: tuple[int, ...] = (1,),
-        instruction_tuned: bool = False,
-        path: Path | None = None,
     ) -> None:
         self.config, self.weights, self.tokenizer = config, weights, tokenizer
         self.attention = tuple(config.attention(i) for i in range(config.layers))
@@ -99,8 +99,6 @@ class Decoder(ABC):
         self.exact = exact  # keys and values in float32, not bf16
         self.backend, self.threads = backend, threads or default_threads()
         self.previews = previews  # there is memory for `preview`
-        self.eos, self.instruction_tuned = eos, instruction_tuned
-        self.path = path  # the file or folder it was loaded from
         scale = np.sqrt(np.float32(config.width))
         self.embedding_scale = float(widen_bf16(round_bf16(np.array([scale])))[0] if round_scale else scale)
 
