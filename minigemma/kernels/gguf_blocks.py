@@ -10,7 +10,9 @@ from numba import float32, get_num_threads
 from ..definition import require
 from ..layouts.gguf_blocks import (
     BYTES,
+    KERNELS,
     KINDS,
+    ONE_SCALE,
     Q4_0,
     Q4_1,
     Q5_0,
@@ -49,6 +51,8 @@ from .simd import (
     where_less,
     zeros,
 )
+
+TOGETHER = 2048  # blocks of 256 that the definition dequantizes at a time: 2 MB of float32 stay in the cache
 
 
 @jit_inner
@@ -135,6 +139,8 @@ def _dequantize_all(workers, blocks, kind, out):
 @dequantize_blocks.kernel
 def _dequantize(blocks, kind):
     require(blocks.dtype == np.uint8 and blocks.shape[1:] == (BYTES[kind],), f"a block of {KINDS[kind]}", blocks)
+    if kind >= len(KERNELS):
+        return NotImplemented
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]]), np.float32)
     _dequantize_all(get_num_threads(), blocks, kind, out)
     return out
@@ -297,16 +303,29 @@ def _int8_of_256(blocks, kind, steps, out, whole):
         _search(room, steps, divided, out, whole, b * 8 * 34)
 
 
+@jit
+def _int8_of_floats(x, steps, out, whole):
+    """Weights that the definition has dequantized, [B · 32], → [B · 34]."""
+    _search(x, steps, np.empty(32, np.float32), out, whole, 0)
+
+
 @int8_blocks.kernel
 def _int8(blocks, kind):
     require(blocks.dtype == np.uint8 and blocks.shape[1:] == (BYTES[kind],), f"a block of {KINDS[kind]}", blocks)
     if kind == Q8_0:
         return blocks
+    if kind >= len(KERNELS) and kind in ONE_SCALE:
+        return NotImplemented
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]] // 32, 34), np.uint8)
 
     def convert(first: int, last: int) -> None:
         if kind in (Q4_0, Q5_0):
             _int8_moved(blocks[first:last].reshape(-1), kind == Q5_0, out[first:last].reshape(-1))
+        elif kind >= len(KERNELS):
+            for at in range(first, last, TOGETHER):
+                x = dequantize_blocks(blocks[at : min(at + TOGETHER, last)], kind)
+                made = out[at : at + len(x)].reshape(-1)
+                _int8_of_floats(x.reshape(-1), STEPS, made, made.view(np.int8))
         else:
             made, search = out[first:last].reshape(-1), _int8_of_32 if kind <= Q8_0 else _int8_of_256
             search(blocks[first:last], kind, STEPS, made, made.view(np.int8))

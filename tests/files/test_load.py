@@ -102,6 +102,26 @@ def test_gguf_types_run_in_the_nearest_layout(kind, tmp_path):
     assert in_place == _in_mapping(matrix.data)
 
 
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "TQ1_0", "TQ2_0", "IQ4_NL", "IQ4_XS"])
+def test_a_type_without_kernels_of_its_own_runs_as_int8(kind, tmp_path, monkeypatch):
+    plain = gguf_files.quantize
+
+    def quantize(values, wanted):
+        if wanted != kind:
+            return plain(values, wanted)
+        columns = values.shape[1] // gguf_files.KINDS[kind][1]
+        return gguf_files.random_blocks(kind, len(values), columns).reshape(len(values), -1)
+
+    monkeypatch.setattr(gguf_files, "quantize", quantize)
+    config = CONFIGS["gemma3"]
+    path = write_gguf(tmp_path / "model.gguf", config, random_weights(config), kind)
+    model, exact = mg.load(path), mg.load(path, dtype="f32")
+    matrix, right = model.weights.blocks[3].ffn.down, exact.weights.blocks[3].ffn.down.data
+    off = np.abs(matrix.widen() - right.reshape(matrix.shape)).max()
+    assert matrix.layout.name == "int8" and off <= (0 if kind in gguf_files.LOSSLESS else np.abs(right).max() / 190)
+    assert np.isfinite(model.forward(ids)).all()
+
+
 def test_q4_0_is_interleaved_whether_int4_is_named_or_not(tmp_path):
     """The same weights, in the order that is fastest, and no byte more in memory."""
     config, weights = CONFIGS["gemma3"], random_weights(CONFIGS["gemma3"])

@@ -20,11 +20,20 @@ KINDS = {
     "Q5_0": (6, 32, 22),
     "Q5_1": (7, 32, 24),
     "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110),
     "Q4_K": (12, 256, 144),
     "Q5_K": (13, 256, 176),
     "Q6_K": (14, 256, 210),
+    "IQ4_NL": (20, 32, 18),
+    "IQ4_XS": (23, 256, 136),
     "BF16": (30, 1, 2),
+    "TQ1_0": (34, 256, 54),
+    "TQ2_0": (35, 256, 66),
 }
+HALVES = dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), (0,))  # where the scales stand; else 0 and 2
+HALVES |= {"Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,), "TQ1_0": (52,), "TQ2_0": (64,)}
+LOSSLESS = ("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "TQ1_0", "TQ2_0")
 # Of a value's type: its number, and how struct packs it.
 NUMBERS = {
     "uint8": (0, "B"),
@@ -126,3 +135,13 @@ def quantize(values: np.ndarray, kind: str) -> np.ndarray:
             scale.append(np.packbits(q >> 4, axis=1, bitorder="little"))
         parts = [*scale, (q[:, :16] & 15) | (q[:, 16:] << 4)]
     return np.concatenate(parts, axis=1).reshape(len(values), -1)
+
+
+def random_blocks(kind, rows=7, columns=3, seed=0):
+    """[rows, columns, bytes]: every bit random, but for scales of the size that models have."""
+    rng = np.random.default_rng(seed)
+    made = rng.integers(0, 256, (rows, columns, KINDS[kind][2]), np.uint8)
+    for at in HALVES.get(kind, (0, 2)):
+        made[..., at : at + 2] = (rng.standard_normal((rows, columns, 1)) * 0.02).astype(np.float16).view(np.uint8)
+    made.setflags(write=False)
+    return made
