@@ -6,6 +6,7 @@ tower, and spell rope and the layer pattern in an older and a newer way; the pag
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..config import TextConfig
@@ -68,7 +69,7 @@ def runs() -> str:
 def _no_adapter(folder: Path) -> None:
     """ModelFormatError for a folder with a LoRA adapter alone, the changes that a training made to a base model."""
     described = folder / "adapter_config.json"
-    if described.exists() and not any(folder.glob("model*.safetensors")):
+    if os.path.exists(described) and not any(folder.glob("model*.safetensors")):
         base = read_json(described).get("base_model_name_or_path")
         into = f"its base model {short(base)}" if base else "its base model"
         raise ModelFormatError(

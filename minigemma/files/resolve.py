@@ -146,10 +146,13 @@ def _commit(folder: Path, again: str) -> str:
     """The commit that refs/main names, or the only one there is (a download by commit leaves no ref)."""
     main = folder / "refs" / "main"
     try:
-        return Path(main.read_text().strip()).name
+        commit = Path(main.read_text().strip()).name
     except (OSError, UnicodeDecodeError):
-        snapshots = [path.name for path in folder.glob("snapshots/*")]
-    if len(snapshots) == 1:
+        commit = None
+    if commit not in (None, "", ".."):
+        return commit
+    snapshots = [path.name for path in folder.glob("snapshots/*")]
+    if commit is None and len(snapshots) == 1:
         return snapshots[0]
     raise ModelFormatError(
         main, f"cannot be read, and there are {len(snapshots)} snapshots: an incomplete download", again

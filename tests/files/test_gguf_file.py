@@ -58,12 +58,12 @@ def opened(path, content):
 
 @contextmanager
 def at_most(seconds, size):
-    """What happens inside takes so long, and so many bytes of Python's memory, at most."""
+    """What happens inside takes at most `seconds` of this process and `size` bytes of Python's memory."""
     tracemalloc.start()
     try:
-        start = time.perf_counter()
+        start = time.process_time()
         yield
-        assert time.perf_counter() - start < seconds
+        assert time.process_time() - start < seconds
         assert tracemalloc.get_traced_memory()[1] < size
     finally:
         tracemalloc.stop()
@@ -421,10 +421,10 @@ HOSTILE = {
 def test_a_hostile_file_is_refused_in_one_line_that_says_why(name, path):
     content, problem = HOSTILE[name]
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFormatError) as caught:
         open_gguf(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert (caught.value.path, caught.value.problem) == (str(path), problem)
     assert caught.value.remedy
     assert "\n" not in str(caught.value)
@@ -471,10 +471,10 @@ def test_the_longest_array_of_strings_costs_seconds(path):
         out.seek(8 * count, os.SEEK_CUR)
         out.write(pair("last", STRING, struct.pack("<Q", 3 << 30)))
     os.truncate(path, 4 << 30)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFormatError, match="'last' ends beyond 100 MB"):
         open_gguf(path)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
 
 
 def test_what_is_no_file(tmp_path):
@@ -529,11 +529,11 @@ def test_a_damaged_file_opens_whole_or_is_refused(at, damage, path):
 
 def test_the_real_file(demo_file):
     """Facts of Gemma 3 270M's Q4_K_M file; and it opens in a moment (0.05 s, its vocabulary 0.09 s)."""
-    start = time.perf_counter()
+    start = time.process_time()
     found = open_gguf(demo_file)
-    middle = time.perf_counter()
+    middle = time.process_time()
     pieces, scores, types = found.vocabulary
-    end = time.perf_counter()
+    end = time.process_time()
     assert found.metadata["general.architecture"] == "gemma3"
     assert (found.metadata["gemma3.block_count"], found.metadata["gemma3.embedding_length"]) == (18, 640)
     kinds = [made.type for made in found.tensors.values()]

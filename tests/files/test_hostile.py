@@ -217,7 +217,6 @@ TEXTS = {
     "a field twice": b'{"model_type": "gemma3_text", "model_type": "llama"}',
     "a list": b"[]",
     "UTF-16": '{"a": 1}'.encode("utf-16"),
-    "a byte order mark": b"\xef\xbb\xbf{}",
     "a web page": b"<!doctype html><html>",
     "a pointer": b"version https://git-lfs.github.com/spec/v1\n",
     "empty": b"",
@@ -231,6 +230,14 @@ def test_json_that_is_none(folder, name, content):
     (folder / name).write_bytes(content)
     with at_most(2, 200e6):
         assert name in refused(mg.load, folder)
+
+
+def test_a_byte_order_mark_is_dropped(folder):
+    """As Windows writes it."""
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        path = folder / name
+        path.write_bytes(b"\xef\xbb\xbf" + (path.read_bytes() if path.exists() else b"{}"))
+    assert mg.load(folder).forward([1]).shape
 
 
 @pytest.mark.parametrize("stated", [{"layer_types": ["full_attention"] * 2}, {"sliding_window_pattern": 3}])
@@ -325,9 +332,9 @@ def test_scores_that_are_no_numbers(score):
         tokenizer = Tokenizer.from_vocabulary(pieces, scores, types)
     except mg.ModelFormatError:
         return
-    start = time.perf_counter()
+    start = time.process_time()
     assert tokenizer.decode(tokenizer.encode("ab" * 5000)) == "ab" * 5000
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 # ---------------------------------------------------------------------------------------------------------- GGUF
@@ -457,9 +464,9 @@ def test_an_animation_of_a_million_frames_is_not_counted(tmp_path):
     frame = b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"
     head = b"GIF89a" + struct.pack("<HH", 1, 1) + b"\x80\0\0" + b"\0\0\0\xff\xff\xff"
     (tmp_path / "x.gif").write_bytes(head + frame * 1_000_000 + b";")
-    start, notes = time.perf_counter(), []
+    start, notes = time.process_time(), []
     assert open_image(tmp_path / "x.gif", notes.append).size == (1, 1)
-    assert time.perf_counter() - start < 1 and "first frame" in notes[0]
+    assert time.process_time() - start < 1 and "first frame" in notes[0]
 
 
 def test_a_webp_of_268_megapixels_in_34_bytes(tmp_path):
@@ -519,10 +526,10 @@ def test_any_text_is_a_prompt(model, prompt):
 
 @pytest.mark.parametrize("letter", ["a", " ", "\0", "\ud800", "👩‍👧"])
 def test_a_megabyte_is_refused_with_both_numbers(model, letter):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=r"the prompt has [\d,]+ tokens and the context holds 640"):
         mg.generate(model, letter * (1_000_000 // len(letter)))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("source", ["-f", "-"])
@@ -603,7 +610,7 @@ def test_output_that_cannot_be_written(folder):
 def shell(line, **settings):
     """A line for bash, in which $MINIGEMMA is the command."""
     env = {**os.environ, "MINIGEMMA": f"{sys.executable} -m minigemma", **settings.pop("env", {})}
-    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=90, check=False, env=env)
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=600, check=False, env=env)
 
 
 def test_memory_that_ends_is_one_line(folder):
@@ -621,15 +628,15 @@ def test_a_file_larger_than_the_address_space_says_so(folder):
 
 
 def test_kernels_that_can_be_kept_nowhere(folder, tmp_path):
-    """A package, a home and a cache that cannot be written: said with the way out."""
+    """A package, a home and a cache that cannot be written: one line says that kernels stay in memory."""
     package = Path(mg.__file__).parent
     shutil.copytree(package, tmp_path / "install/minigemma", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "install/minigemma/__pycache__").touch()  # where a folder would be made, also by root
     nowhere = dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), "/dev/null/x")
-    line = f"cd {tmp_path}/install; $MINIGEMMA generate hi -n 2 -m {folder}"
-    done = shell(line, env=nowhere)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "set NUMBA_CACHE_DIR to a folder that can be written" in done.stderr
+    done = shell(f"cd {tmp_path}/install; $MINIGEMMA score hi -q -m {folder}", env=nowhere)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "kernels are compiled in memory: /dev/null/x cannot be written" in done.stderr
 
 
 @pytest.mark.parametrize("threads, ok", [("0", False), ("1", True), ("64", True)])

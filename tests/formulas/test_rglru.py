@@ -21,6 +21,7 @@ from minigemma.formulas.rglru import (
     sigmoid,
     softplus,
 )
+from minigemma.layouts import LAYOUTS, Weight
 from minigemma.taps import NO_TAPS
 
 rng = np.random.default_rng(23)
@@ -222,7 +223,8 @@ def test_block_diagonal_is_the_dense_matrix_with_zeros_elsewhere(T, M, size, kin
 
 def make_block(D=40, E=24, M=3):
     size = E // M
-    matrices = {name: normal(*shape) / 6 for name, shape in (("y", (E, D)), ("x", (E, D)), ("out", (D, E)))}
+    shapes = {"y": (E, D), "x": (E, D), "out": (D, E)}
+    matrices = {name: Weight.pack(LAYOUTS["f32"], normal(*shape) / 6) for name, shape in shapes.items()}
     biases = {"y_bias": normal(E), "x_bias": normal(E), "out_bias": normal(D)}
     gates = {"recurrence_gate": normal(M, size, size), "recurrence_bias": normal(M, size)}
     gates |= {"input_gate": normal(M, size, size), "input_bias": normal(M, size)}
@@ -244,7 +246,7 @@ def by_figure_2(x, w):
     """Figure 2 of the paper in float64, from position 0, with dense gates, the equations above, norm and residual."""
     residual, E = x.astype(np.float64), len(w.decay)
     x = residual / np.sqrt((residual**2).mean(axis=-1, keepdims=True) + 1e-6) * (1 + w.pre_norm)
-    z, through = x @ w.x.T + w.x_bias, x @ w.y.T + w.y_bias
+    z, through = x @ w.x.widen().T + w.x_bias, x @ w.y.widen().T + w.y_bias
     padded = np.concatenate([np.zeros((3, E)), z])
     conv = sum(w.conv[c] * padded[c : c + len(x)] for c in range(4)) + w.conv_bias
     gates = []
@@ -253,7 +255,7 @@ def by_figure_2(x, w):
         gates.append(np.concatenate(parts, axis=1))
     h = equations(conv, *gates, w.decay, np.zeros(E), True)
     gelu = through / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (through + 0.044715 * through**3)))
-    return residual + (h * gelu) @ w.out.T + w.out_bias, z, h
+    return residual + (h * gelu) @ w.out.widen().T + w.out_bias, z, h
 
 
 def test_recurrent_block_is_figure_2():
