@@ -54,7 +54,7 @@ def _family(path: Path, whole: Json) -> Family:
     kind = whole.get("model_type")
     found = [family for family in FAMILIES.values() if kind in family.model_types]
     found = [family for family in found if all(whole.get(name) == value for name, value in family.flags.items())]
-    found = [family for family in found if all((path.parent / name).exists() for name in family.json_files[:1])]
+    found = [family for family in found if all(os.path.exists(path.parent / name) for name in family.json_files[:1])]
     if found:
         return max(found, key=lambda family: len(family.flags))
     raise ModelFormatError(path, f"model_type is {short(kind)}", f"{runs()}: take one of their checkpoints")
