@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import moved  # noqa: F401  # old names of modules
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
