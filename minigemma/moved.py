@@ -1,4 +1,4 @@
-"""The modules of 0.1 under their old names, for one release: `from minigemma.tokenizer import Tokenizer` still works."""
+"""The modules of 0.1 under their old names, for one release: `from minigemma.tokenizer import …` still works."""
 
 from __future__ import annotations
 
