@@ -93,10 +93,10 @@ def small():
 # ---- the same ids
 
 
-def test_gemma_3_gives_the_ids_of_its_tokenizer_json_within_a_second(gemma3_json):
+def test_gemma_3_gives_the_ids_of_its_tokenizer_json_and_is_soon_read(gemma3_json):
     began = time.process_time()
     tokenizer = read_tokenizer_json(gemma3_json)
-    assert time.process_time() - began < 2.5, "0.9 s where nothing else runs"
+    assert time.process_time() - began < 2.5, "1.0 to 1.3 s of processor time on two busy cores"
     wrong = {text for rows in KINDS.values() for text, ids, _ in rows if ids != tokenizer.encode(text, control=True)}
     assert wrong == DIFFERENCES.keys() and gc.isenabled()
 
