@@ -203,7 +203,7 @@ def one_dtype(dtype: str) -> list[str]:
             rounds=40,
         )
     limit = weight_bytes(w) / READ_BYTES * reading
-    fewer = (weight_bytes(w) - w.scores.nbytes + model.preview.nbytes) / READ_BYTES * reading
+    fewer = (weight_bytes(w) - w.scores.nbytes + model.coarse_head.nbytes) / READ_BYTES * reading
     numbers = [f"{1e3 * s:.2f}" for s in (whole, products, limit, likely, fewer, prompt)]
     return [dtype, *numbers[:3], f"{(whole - products) / whole:.0%}", *numbers[3:]]
 

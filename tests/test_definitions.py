@@ -89,7 +89,7 @@ def order(columns):
 
 
 def likely_case(V, kind):
-    """A head with two rows far above the others, so that no preview lies where it could count as likely or not."""
+    """A head with two rows far above the others, so that no coarse logit lies where it could count as likely or not."""
     x, w, columns = normal(1, 128), normal(V, 128) * np.float32(0.02), order(128)
     w[5], w[-3] = x, x
     return x, in_few_bits.formula(packed(kind, w), columns), columns, packed(kind, w)

@@ -175,9 +175,9 @@ class Ours(Program):
         self.model, self.most = model, most
         self.weight_bytes = self.read_bytes = weight_bytes(replace(model.weights, vision=None))
         with threads(model.threads):
-            preview = model.preview
-        if preview:  # a token reads the coarse head and a few rows of the head, which are not counted
-            self.read_bytes += preview.nbytes - preview.head.nbytes
+            coarse = model.coarse_head
+        if coarse:  # a token reads the coarse head and a few rows of the head, which are not counted
+            self.read_bytes += coarse.nbytes - coarse.head.nbytes
 
     def prefill(self, ids: Sequence[int]) -> float:
         """As every program."""

@@ -24,7 +24,7 @@ from ..blocks.layers import LayerWeights
 from ..blocks.siglip import SiglipBlock, VisionWeights
 from ..config import TextConfig, VisionConfig
 from ..errors import ModelFormatError
-from ..formulas.two_pass_head import preview_bytes
+from ..formulas.two_pass_head import coarse_bytes
 from ..kernels.parallel import most_threads
 from ..models.decoder import Decoder, DecoderWeights
 from ..models.registry import FAMILIES, layer_tensors
@@ -110,7 +110,7 @@ def load(
         round_scale=stored != "F32" or files.config.family == "recurrentgemma",
         backend=backend,
         threads=threads,
-        previews=fits_memory(held + preview_bytes(files.config.vocab, files.config.width), cache),
+        coarse_head_fits=fits_memory(held + coarse_bytes(files.config.vocab, files.config.width), cache),
     )
     model.path = files.path
     take_up(model, files.states)

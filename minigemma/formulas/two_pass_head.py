@@ -5,19 +5,19 @@
     logit_v = E_v x        where coarse_v > mean coarse + 2 standard deviations
               coarse_v     elsewhere
 
-Gemma's vocabulary is large: of the 270M's weights two thirds are the head's 262,144 rows. All are read for each token,
-and all but a few say that their token does not come next. The coarse copy takes a third of an int8 head, a sixth of one
-in bf16; the one row in fifty that it finds likely is then read whole. The paper's coarse product takes the leading
-columns of a singular value decomposition; ours takes all columns in fewer bits. The paper counts the likely rows; here
-a row is likely by how far it lies above the others, which needs no sorting.
+Gemma's vocabulary is large: two thirds of the 270M's weights are the 262,144 rows of its head. Every token reads them
+all, and almost all only show that their token is unlikely. The coarse copy takes a third of the memory of an int8 head,
+a sixth of a bf16 head; the one row in fifty that it finds likely is then read in full. The paper's coarse product takes
+the leading columns of a singular value decomposition; this one takes all columns in fewer bits. The paper refines a
+fixed number of rows; this one refines rows above a threshold, which needs no sorting.
 
-How many bits a column needs, the gain of the final norm tells: x_d is as large as the gain makes it, and gains differ
-by factors of hundreds in the 270M. The fifth of the columns with the largest gain has four bits, the others two. The
-coarse error is then 0.3 of the logits' standard deviation, where likely logits lie four to eight above the mean; with
-two bits for all columns it would be 0.5.
+The gain of the final norm decides how many bits a column gets: it sets the size of x_d, and gains differ by factors of
+hundreds in the 270M. The fifth of the columns with the largest gain has four bits, the others two. The coarse error is
+then 0.3 standard deviations of the logits, while likely logits lie four to eight above the mean; with two bits for all
+columns it would be 0.5.
 
-Logits of likely tokens are exact, also their order; what the errors of the others cost is in docs/accuracy.md. Only
-sampling uses it (text/generation.py): `forward` returns exact logits.
+Logits of likely tokens are exact, and so is their order; docs/accuracy.md shows what the errors of the others cost.
+Only sampling uses it (text/generation.py): `forward` returns exact logits.
 
 Ê is uint8 [R/16, blocks, 288], sixteen rows interleaved as in layouts/int4.py: first blocks of int4 (32 columns), then
 blocks in two bits (64 columns), with a float16 scale d for each row and weight = d · (2 q - 3).
@@ -38,26 +38,26 @@ from ..layouts.int4 import BLOCK, BYTES, SIDE, interleave, separate
 from .linear import linear
 
 FROM = ("f32", "bf16", "int8")  # layouts of a head that can have a coarse copy
-LARGE = 1 << 24  # weights of a head that are worth one
+LARGE = 1 << 24  # weights from which a coarse copy pays
 
 
 def fine_columns(columns: int) -> int:
-    """How many columns of a head have four bits: a fifth, in whole blocks of 64."""
+    """The number of columns in four bits: a fifth, rounded up to blocks of 64."""
     return -(-columns // (5 * COARSE)) * COARSE
 
 
 def by_gain(weight: F32) -> I32:
-    """The columns of a head, those first where the norm before it, with gain 1 + w, makes x largest: w [D] → [D]."""
+    """The columns of a head in falling order of |1 + w|, the gain of the norm before it: w [D] → [D]."""
     return np.argsort(-abs(1 + weight), kind="stable").astype(np.int32)
 
 
 @definition
 def in_few_bits(weight: Weight, order: I32) -> U8:
-    """The leading fifth of the columns in four bits, the others in two
+    """The coarse copy: the first fifth of the columns of `order` in four bits, the others in two
 
-    Four: -8 d … 7 d, where -8 d is the one of 32 that is farthest from 0 and d may be negative. Two: see above.
+    Four bits: -8 d … 7 d, where -8 d is the weight of 32 farthest from 0 and d may be negative. Two bits: see above.
 
-    weight [R, D] in any layout, R in whole sixteens, D in whole 64s; order [D] → [R/16, blocks, 288] uint8
+    weight [R, D] in any layout, R a multiple of 16, D of 64; order [D] → [R/16, blocks, 288] uint8
     """
     w, fine = weight.widen()[:, order], fine_columns(len(order))
     R = len(w)
@@ -65,18 +65,18 @@ def in_few_bits(weight: Weight, order: I32) -> U8:
     high, low = blocks.max(axis=-1, keepdims=True), blocks.min(axis=-1, keepdims=True)
     d = (np.where(high > -low, high, low) / np.float32(-8)).astype(np.float16)
     up = np.divide(1, d, out=np.zeros_like(high), where=d != 0, dtype=np.float32)
-    q = (np.rint(blocks * up).clip(-8, 7) + 8).astype(np.uint8)
+    q = np.floor(blocks * up + np.float32(8.5)).clip(0, 15).astype(np.uint8)
     four = interleave(d.view(np.uint8), q, 4)
 
     blocks = w[:, fine:].reshape(R, -1, COARSE)
     d = (np.float32(STEP) * abs(blocks).mean(axis=-1, keepdims=True)).astype(np.float16)
     up = np.divide(0.5, d, out=np.zeros_like(blocks[..., :1]), where=d != 0, dtype=np.float32)
-    q = np.rint(blocks * up + np.float32(1.5)).clip(0, 3).astype(np.uint8)
+    q = np.floor(blocks * up + np.float32(2)).clip(0, 3).astype(np.uint8)
     return np.concatenate([four, interleave(d.view(np.uint8), q, 2)], axis=1)
 
 
 def widened(packed: U8, order: I32) -> F32:
-    """The way back: → float32 [R, D], the columns where they were."""
+    """The inverse of `in_few_bits`: float32 [R, D], columns in their own order."""
     fine = fine_columns(len(order))
     scales, q = separate(packed[:, fine // BLOCK :], 2)
     w = ((2 * q.astype(np.float32) - 3) * scales.view(np.float16)).reshape(len(q), len(order) - fine)
@@ -103,7 +103,7 @@ def _in_few_bits(weight, order):
     fits = R > 0 and R % SIDE == 0 and D % COARSE == 0 and weight.layout.name in FROM
     fits = fits and order.dtype == np.int32 and np.array_equal(np.sort(order), np.arange(D))
     require(fits, "in_few_bits", weight, order)
-    out = np.empty((R // SIDE, preview_bytes(SIDE, D) // BYTES, BYTES), np.uint8)
+    out = np.empty((R // SIDE, coarse_bytes(SIDE, D) // BYTES, BYTES), np.uint8)
     kernels.pack(get_num_threads(), of(weight), np.ascontiguousarray(order), fine_columns(D), out)
     return out
 
@@ -113,7 +113,7 @@ def _likely_logits(x, packed, order, weight):
     (V, D), made = weight.shape, packed.dtype == np.uint8 and packed.ndim == 3
     fits = x.shape == (1, D) and x.dtype == np.float32 and np.array_equal(np.sort(order), np.arange(D, dtype=np.int32))
     fits = fits and order.dtype == np.int32 and weight.layout.name in FROM and D % COARSE == 0 and V % SIDE == 0
-    fits = fits and made and packed.shape == (V // SIDE, preview_bytes(SIDE, D) // BYTES, BYTES)
+    fits = fits and made and packed.shape == (V // SIDE, coarse_bytes(SIDE, D) // BYTES, BYTES)
     require(fits, "likely_logits", x, packed, order, weight)
     coarse = kernels.Coarse(read_only(np.ascontiguousarray(packed).reshape(-1).view(np.uint32)), fine_columns(D))
     y, order = np.empty((1, V), np.float32), read_only(np.array(order))
@@ -121,13 +121,13 @@ def _likely_logits(x, packed, order, weight):
     return y if done else linear(x, weight)
 
 
-class Preview:
-    """A head, and its coarse copy. final_norm: the w of the norm before it."""
+class CoarseHead:
+    """A head with its coarse copy; final_norm is the w of the norm before it."""
 
     def __init__(self, head: Weight, final_norm: F32) -> None:
         self.head, self.order = head, read_only(by_gain(final_norm))
         packed = read_only(in_few_bits(head, self.order))
-        self.nbytes = packed.nbytes  # which each token reads instead of the head
+        self.nbytes = packed.nbytes  # each token reads these instead of the head
         self._coarse = kernels.Coarse(read_only(packed.reshape(-1).view(np.uint32)), fine_columns(len(final_norm)))
 
     def logits(self, x: F32) -> F32:
@@ -137,14 +137,14 @@ class Preview:
         return y if done else linear(x, self.head)
 
 
-def preview_bytes(rows: int, columns: int) -> int:
+def coarse_bytes(rows: int, columns: int) -> int:
     """Bytes of the coarse copy of a head [R, D]: 18 for 32 columns in four bits, or for 64 in two."""
     fine = fine_columns(columns)
     return rows * (fine // BLOCK + (columns - fine) // COARSE) * (BYTES // SIDE)
 
 
-def preview_of(head: Weight, final_norm: F32) -> Preview | None:
-    """The coarse copy of a head that is large and takes more than four bits; else None."""
+def coarse_head_of(head: Weight, final_norm: F32) -> CoarseHead | None:
+    """The coarse copy of a large head in bf16 or int8; None for other heads."""
     (R, D), name = head.shape, head.layout.name
     fits = name in FROM and name != "f32" and R % SIDE == 0 and D % COARSE == 0
-    return Preview(head, final_norm) if fits and R * D >= LARGE else None
+    return CoarseHead(head, final_norm) if fits and R * D >= LARGE else None

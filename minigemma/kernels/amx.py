@@ -203,15 +203,14 @@ def pack_tokens(x: F32) -> U16:
 
 @jit_inner
 def on_cache_line(array, size):
-    """`size` elements of an array that has room for a cache line more, from where one begins."""
+    """`size` elements of a larger array from its first cache line on; it needs room for a cache line more."""
     first = (64 - array.ctypes.data % 64) % 64 // array.itemsize
     return array[first : first + size]
 
 
 @jit_inner
 def multiply_panel(tiles, panel, packed, steps, first, depth, more, sums):
-    """sums [⌈T/32⌉ · 4 tiles] = panel [depth · 2 tiles] · steps first … first + depth - 1 of `packed`, or that much
-    `more` than they were.
+    """sums [⌈T/32⌉ · 4 tiles] = panel [depth · 2 tiles] · steps first … first + depth - 1 of `packed`; with `more`, +=.
 
     A block's four tiles of sums: rows 0 … 15 and tokens 0 … 15, then tokens 16 … 31, then the same for rows 16 … 31.
     """

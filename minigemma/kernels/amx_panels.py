@@ -1,7 +1,7 @@
 """Many tokens on AMX: x and the weights enter as bf16 (amx.py), 32 rows and 32 tokens at a time.
 
 bf16, int8   a weight's rows are A, one after the other; the tokens are B, in pairs        TileTokens
-int4         the interleaved rows are B as they lie; the tokens are A                      TileTokensA
+int4         the interleaved rows are B as stored; the tokens are A                        TileTokensA
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TileTokens(NamedTuple):
 
 
 class TileTokensA(NamedTuple):
-    """x [T, D] as A: tiles of 16 tokens and 32 columns, two by two; the last are filled up with zeros."""
+    """x [T, D] as A: tiles of 16 tokens and 32 columns, in pairs; zeros fill the last."""
 
     packed: U16
     tiles: U16
@@ -85,7 +85,7 @@ class TilePanel(NamedTuple):
 
 @jit_inner
 def open_tile_panel(x):
-    """A panel for a thread; from here on the registers are configured."""
+    """A thread's buffers; configures the registers."""
     registers = x.tiles.copy()
     numbers = amx.on_cache_line(np.zeros(HEIGHT * DEPTH + 32, np.uint16), HEIGHT * DEPTH)
     sums = amx.on_cache_line(np.empty(x.blocks * 1024 + 16, np.float32), x.blocks * 1024)
@@ -95,7 +95,7 @@ def open_tile_panel(x):
 
 @jit_inner
 def close_tile_panel(x, panel):
-    """Give the registers back."""
+    """Releases the registers."""
     amx.end(panel.registers)
 
 
@@ -140,7 +140,7 @@ def unpack_tiles_b(x, weight, part, panel):
 
 @jit_inner
 def multiply_tiles(x, part, panel):
-    """sums = rows · tokens, or more by that where columns came before."""
+    """sums = rows · tokens for the first columns, += for the others."""
     steps, first = (x.columns + amx.DEPTH - 1) // amx.DEPTH, part.first // amx.DEPTH
     depth = (part.width + amx.DEPTH - 1) // amx.DEPTH
     amx.multiply_panel(panel.registers, panel.numbers, x.packed, steps, first, depth, first > 0, panel.sums)
@@ -158,7 +158,7 @@ def multiply_tiles_b(x, part, panel):
 
 @jit_inner
 def store_tiles(x, part, panel, y):
-    """The sums of all tokens → y."""
+    """Writes the sums of all tokens to y."""
     for t in range(len(y)):
         at = t // 32 * 1024 + t // 16 % 2 * 256 + t % 16
         for r in range(part.rows):

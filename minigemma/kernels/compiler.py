@@ -6,16 +6,16 @@
     @jit                                # a kernel, called from Python
     def _rows(x, y): ...
 
-Public Numba does all of this: `MINIGEMMA_COMPILER=plain` in the environment selects it, and so does a version of Numba
-that this file was not tested with. Otherwise kernels use parts of Numba that it does not document, of which there are
-none outside this file. What each saves, in a first run (1) and in the start of a later one (2):
+Public Numba does all of this with `MINIGEMMA_COMPILER=plain` in the environment, and with versions of Numba that this
+file was not tested with. Otherwise this file, and no other, uses undocumented parts of Numba. They save, in a first run
+(1) and when a later run starts (2):
 
     _InnerLibrary       (1) half of the time to compile: an inner function is optimized in its kernel only
-    OMITTED_PASSES      (1) a tenth: passes that look for what kernels do not contain
+    OMITTED_PASSES      (1) a tenth: passes for what kernels do not contain
     on_threads          (1) half: `prange` compiles its body five times, this twice
     Inner               (2) 0.06 s: the 200 inner functions are typed only if a kernel is compiled
-    KernelCache         (2) 0.25 s: machine code is loaded without the modules that only the compiler needs; and the
-                        cache is keyed on all sources of kernels, not on the kernel's own file alone
+    KernelCache         (2) 0.25 s: loads machine code without the modules that only the compiler needs; its key covers
+                        all sources of kernels, not only the kernel's own file
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def jit_inner(function: Callable) -> Any:
 
 
 def jit_inlined(function: Callable) -> Any:
-    """Decorator: the same, inlined wherever it is called."""
+    """Decorator: the same, inlined at every call."""
     return _inner(function, INLINED)
 
 
@@ -120,7 +120,7 @@ def by_type(name: str, functions: dict[Any, Any], on: str | None = None) -> Any:
         return cast(Callable, keys[key].py_func)
 
     def joined() -> None:
-        """Stands for the functions where kernels are compiled."""
+        """Replaced by one of `functions` when a kernel is compiled."""
 
     cast(Any, choose).__signature__ = signature
     joined.__name__, joined.__qualname__, joined.__doc__ = name, name, first.__doc__
@@ -139,7 +139,7 @@ def when_compiling(call: Callable[[], None]) -> Iterator[None]:
 
 
 def workers_for(x: Any) -> int:
-    """Threads for the rows of x: one where the work is done before others have woken, as always with one token."""
+    """Threads for the rows of x: one for a single token and where waking others takes longer than the work."""
     return 1 if len(x) == 1 or x.size < 1 << 15 else numba.get_num_threads()
 
 
@@ -170,14 +170,14 @@ def _say_once(sentence: str) -> None:
     logging.getLogger("minigemma").warning(sentence)
 
 
-BEFORE_USE: list[Callable[[], None]] = []  # what must have run in a process before it uses a kernel
+BEFORE_USE: list[Callable[[], None]] = []  # called before a process loads its first kernel
 
 
 class KernelCache:
     """Machine code that earlier runs compiled: a file for each kernel, types of arguments, processor and version.
 
-    A file begins with a digest of the sources and of its content. What is missing, damaged or of other sources is
-    compiled; where nothing can be written kernels are compiled in memory, and one line says so.
+    A file begins with a digest of the sources and of its content. A kernel whose file is missing, damaged or of other
+    sources is compiled. Where no file can be written kernels are compiled in memory, and one line says so.
     """
 
     def __init__(self, function: Callable) -> None:
@@ -216,7 +216,7 @@ class KernelCache:
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        """Write a compiled kernel, in one step: an interrupted run leaves no half of a file."""
+        """Writes a compiled kernel in one step, so that an interrupted run leaves no partial file."""
         path, temporary = self.path(signature, result.target_context), None
         try:
             content = serialize.dumps(_reduced(result))
@@ -233,8 +233,9 @@ class KernelCache:
 
 
 def _reduced(result: Any) -> tuple[Any, ...]:
-    """What is written of a compiled kernel. Of LLVM's code, which other kernels would be built from, only the names of
-    the entry points remain; environments of inner functions serve code that handles Python objects.
+    """The parts of a compiled kernel that its file holds: machine code, and the names of the entry points.
+
+    Other kernels are not built from it, and environments of inner functions serve only code with Python objects.
     """
     (name, kind, (machine_code, _)), *parts = result._reduce()
     for i, part in enumerate(parts):
@@ -250,7 +251,7 @@ def _reduced(result: Any) -> tuple[Any, ...]:
 
 
 class _InnerLibrary(_Library):
-    """Code of an inner function, which Numba would optimize alone, and then again inside each of its callers."""
+    """Code of an inner function. Numba would optimize it alone, then again inside each caller; this skips the first."""
 
     def _optimize_final_module(self) -> None:
         pass
@@ -310,11 +311,11 @@ class Kernel(_Dispatcher):
         return super().compile(sig)
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
-        """Refuse to become part of another kernel: the cache holds no code to build one from."""
+        """Raises TypeError where another kernel calls this one: the cache holds no code to build one from."""
         raise TypeError(f"{self.__name__} is a kernel; what kernels call is a function of jit_inner")
 
     def _compilation_chain_init_hook(self) -> None:
-        """Leave out Numba's search of all installed packages for extensions: 14 ms of each start."""
+        """Skips Numba's search of all installed packages for extensions: 14 ms per start."""
 
 
 class Inner:
@@ -326,7 +327,7 @@ class Inner:
 
     @cached_property
     def _numba_type_(self) -> Any:
-        """Its type, which Numba asks of every value that it does not know itself."""
+        """Its Numba type; Numba reads this attribute of values of unknown classes."""
         self._made = made = numba.njit(**self._options)(self.py_func)
         template = made.get_call_template
 
@@ -341,7 +342,7 @@ _BYTES, _INT = ir.IntType(8).as_pointer(), ir.IntType(64)
 
 
 def on_threads(typingctx: Any, function: Any, arguments: Any, guard: Callable) -> Any:
-    """What an intrinsic (function, workers, arguments) returns that calls function(worker, workers, *arguments) on
+    """The result of an intrinsic (function, workers, arguments) that calls function(worker, workers, *arguments) on
     Numba's thread pool. `guard` emits code around the call.
     """
     types_in = (types.int64, types.int64, *map(types.unliteral, arguments))
@@ -371,7 +372,7 @@ def on_threads(typingctx: Any, function: Any, arguments: Any, guard: Callable) -
 
 
 def _chunk_function(context: Any, builder: Any, compiled: Any, packed_type: Any) -> Any:
-    """A function in the form that the thread pool calls, which calls the compiled one for a range of workers."""
+    """A function with the thread pool's signature that calls the compiled one for a range of workers."""
     form = ir.FunctionType(ir.VoidType(), [_BYTES.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), _BYTES])
     name = f"chunk.{len(builder.module.functions)}.{compiled.fndesc.mangled_name}"
     function = ir.Function(builder.module, form, name)

@@ -1,7 +1,7 @@
 """Which kernel multiplies x by a weight: a row for each layout and kind of work, a column for each processor.
 
 `linear`, `minigemma inspect --cpu`, `minigemma bench` and the docs read this table. A new processor is a new column
-(AVX-512 BF16 or VNNI: a form of x with its pieces in matmul.py), a new layout two new rows.
+(and a form of x with its steps in matmul.py), a new layout two new rows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ FEWER = 8  # tokens from which a panel is as fast on AMX
 class Path(NamedTuple):
     """How x is multiplied."""
 
-    form: str  # what x is rounded to
-    multiplies: str  # the kind of instruction, whose speed `bench` measures
+    form: str  # of x
+    multiplies: str  # the kind of instruction, whose peak `bench` measures
     pack: Callable[[F32], Any] | None  # x → the form that matmul.py takes; None: matvec.py
 
 
@@ -51,18 +51,18 @@ def processor() -> str:
 
 
 def few() -> int:
-    """Up to this many tokens a row of weights is used as it is read, and not as part of a panel."""
+    """The largest T for matvec; above it, blocked matmul."""
     return FEW if processor() == "vectors" else FEWER
 
 
 def path(layout: str, work: str) -> Path:
-    """What runs here; work is "few" (1 … few() tokens) or "many"."""
+    """The path on this processor; work is "few" (1 … few() tokens) or "many"."""
     row = TABLE[layout, work]
     return row.get(processor(), row["vectors"])
 
 
 def path_for(layout: str, weight: KernelWeight, tokens: int) -> Path:
-    """What runs for a weight and so many tokens."""
+    """The path for a weight and a number of tokens."""
     return path(layout, "few" if tokens <= few() and takes(weight) else "many")
 
 

@@ -22,7 +22,7 @@ from .fused_feedforward import (
     receive_feed_forward,
 )
 from .fused_steps import Team, add_branch, gated, normed, plus_bias, product, residual, wait
-from .parallel import PIECES, chunk, new_counters, next_task, parallel_for
+from .parallel import TASKS_PER_THREAD, chunk, new_counters, next_task, parallel_for
 from .rows import conv_row
 from .scan import block_row, token_row
 from .simd import LANES
@@ -118,7 +118,9 @@ def _scan(team, convolved, w, state, hs):
     """The recurrence step, a task per part of a block of the gates."""
     M, size = w.input_bias.shape
     gates = np.empty((2, hs.shape[1]), np.float32)
-    parts = min(size // LANES, (PIECES * team.workers // 2 + M - 1) // M)  # few: rows of a block are best read whole
+    parts = min(
+        size // LANES, (TASKS_PER_THREAD * team.workers // 2 + M - 1) // M
+    )  # few: rows of a block are best read whole
     tasks, done = M * parts, 0
     task = next_task(team.counters, 1, team.worker, team.workers, tasks)
     while task >= 0:

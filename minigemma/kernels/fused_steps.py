@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .compiler import by_type, jit_inner
 from .matvec import matvec_task
-from .parallel import PIECES, barrier, next_task
+from .parallel import TASKS_PER_THREAD, barrier, next_task
 from .prepare import prepare
 from .rows import gated_gelu_row, norm_row
 from .simd import bf16_bits
@@ -41,10 +41,10 @@ def product_tasks(team, step, x, weights, outs):
 
     weights and outs are tuples of three, so that one version is compiled; an out without tokens leaves its weight out.
     """
-    prepared, tasks, done = prepare(x, weights[0]), PIECES * team.workers, 0
+    prepared, tasks, done = prepare(x, weights[0]), TASKS_PER_THREAD * team.workers, 0
     task = next_task(team.counters, step, team.worker, team.workers, tasks)
     while task >= 0:
-        matvec_task(task, tasks, PIECES, prepared, weights, outs)
+        matvec_task(task, tasks, TASKS_PER_THREAD, prepared, weights, outs)
         done += 1
         task = next_task(team.counters, step, team.worker, team.workers, tasks)
     return done
@@ -54,7 +54,7 @@ def product_tasks(team, step, x, weights, outs):
 def product(team, step, x, weights, outs, following):
     """The same, and a barrier: returns when all of the products are there. `following` is the weight read next."""
     done = product_tasks(team, step, x, weights, outs)
-    wait(team, step, done, PIECES * team.workers, following.data)
+    wait(team, step, done, TASKS_PER_THREAD * team.workers, following.data)
 
 
 @jit_inner

@@ -1,4 +1,4 @@
-"""Products with int4 weights, sixteen rows interleaved (layouts/int4.py): a lane is a row of its own.
+"""Products with int4 weights, sixteen rows interleaved (layouts/int4.py): each lane holds one row.
 
 For up to 16 tokens x is in 8 bits in blocks of 32 (prepare.py), and a block of weights is unpacked in registers. For
 more, DEPTH columns of 2 · LANES rows are unpacked to bytes, which stay in the cache and meet all tokens (matmul.py).
@@ -42,8 +42,8 @@ DEPTH = 1024  # columns that are unpacked together
 
 @jit_inner
 def few_rows(x, weight, group, other, y):
-    """y[:, 16 group : 16 group + 16] = the products of sixteen rows with each token, and those of the group `other`;
-    for one token both are read at once, where two STREAMS are best (matvec.py).
+    """y[:, 16 group : 16 group + 16] = the products of a group of rows with each token; same for `other`. One token
+    reads both groups at once if there are two STREAMS (pairs.py).
     """
     (whole, scales, starts), out, (T, R), blocks = x, y.reshape(-1), y.shape, weight.columns // BLOCK
     words = weight.data
@@ -75,11 +75,11 @@ def few_rows(x, weight, group, other, y):
                 store_row_sums(four[i], out, (t + i) * R + sixteen * SIDE)
 
 
-# ---- many tokens: the pieces that matmul.py drives
+# ---- many tokens: the steps of matmul.py
 
 
 class ByteTokens(NamedTuple):
-    """x [T, D] as int8 in blocks of 32, with room for tokens up to a multiple of ROWS."""
+    """x [T, D] as int8 in blocks of 32, padded to a multiple of ROWS tokens."""
 
     whole: NDArray[np.int8]
     scales: F32
@@ -112,7 +112,7 @@ def byte_tokens(x: F32) -> ByteTokens:
 
 
 class Panel(NamedTuple):
-    """What a thread works in: the unpacked part (here 2 · LANES rows, four columns together), its scales, and sums."""
+    """A thread's buffers: the unpacked part (here 2 · LANES rows, four columns together), its scales, and sums."""
 
     numbers: Any
     scales: Any
@@ -129,7 +129,7 @@ def open_byte_panel(x):
 
 @jit_inner
 def unpack_bytes(x, weight, part, panel):
-    """Some columns of 2 · LANES rows as bytes, and their scales; the next rows are prefetched."""
+    """Unpacks some columns of 2 · LANES rows to bytes and their scales; prefetches the next rows."""
     lanes, blocks = 2 * LANES, weight.columns // BLOCK
     for side in range(part.rows // SIDE):
         at = ((part.top // SIDE + side) * blocks + part.first // BLOCK) * WORDS
@@ -159,7 +159,7 @@ def multiply_bytes(x, part, panel):
 
 @jit_inner
 def store_bytes(x, part, panel, y):
-    """The sums of all tokens → y."""
+    """Writes the sums of all tokens to y."""
     lanes = 2 * LANES
     for t in range(len(y)):
         for r in range(part.rows):

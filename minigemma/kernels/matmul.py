@@ -1,15 +1,15 @@
-"""Products of many tokens with a weight: a panel of its rows is unpacked once, for all tokens, and stays in the cache.
+"""Products of many tokens with a weight: a panel of its rows is unpacked once and meets all tokens in the cache.
 
     1  the definition: x Wᵀ with all of W widened to float32
-    2  a panel of rows and columns is unpacked while it is in the cache, and meets all tokens there
+    2  a panel of rows and columns is unpacked and meets all tokens while it is in the cache
     3  … in tiles of ROWS x 2 · LANES sums that stay in registers: each number loaded is used ROWS or 2 · LANES times
     4  … with x in a form that the processor multiplies faster: int16 in pairs, int8 in fours, bf16 on AMX
     5  the next panel is prefetched meanwhile
 
-One driver does this for every form of x. A form is a NamedTuple that holds the packed x and the `height` and `depth` of
-its panels. It has five pieces (PIECES): open_panel (what a thread works in), unpack (some columns of some rows of a
-weight), multiply, store_sums (→ y) and close_panel. dispatch.py says which layout runs with which form where.
-`minigemma bench` prints what a prompt reaches beside what the instruction could.
+One driver does this for every form of x. A form is a NamedTuple with the packed x and the `height` and `depth` of its
+panels. It has five steps (STEPS): open_panel (a thread's buffers), unpack (some columns of some rows of a weight),
+multiply, store_sums (to y) and close_panel. dispatch.py chooses the form by layout and processor. `minigemma bench`
+compares a prompt with the peak of its multiply instruction.
 
 Tokens are lanes here: x [T, D] is packed so that 2 · LANES tokens lie next to each other, number by number or pair by
 pair. (In int4.py rows are; amx_panels.py has the tiles of AMX.)
@@ -75,7 +75,7 @@ class Part(NamedTuple):
 
 
 class FloatTokens(NamedTuple):
-    """x [T, D] as [T/16, D · 16]: tokens are lanes (2 · LANES of them); in the last block the last token fills up."""
+    """x [T, D] as [T/16, D · 16]: tokens are lanes (2 · LANES of them); the last block repeats the last token."""
 
     packed: F32
     height: int
@@ -105,7 +105,7 @@ def float_tokens(x: F32) -> FloatTokens:
     lanes = 2 * LANES
     packed = np.empty((-(-T // lanes), D * lanes), np.float32)
     _pack_all(min(get_num_threads(), len(packed)), x, packed)
-    # One block of tokens is done so soon that the panel is best in the first-level cache.
+    # One block of tokens takes so little time that the panel must come from the first-level cache.
     return FloatTokens(packed, *((ROWS, DEPTH // 2) if len(packed) == 1 else (PANEL, DEPTH)))
 
 
@@ -202,7 +202,7 @@ def _unpack_pairs(x, weight, part, panel):
 
 @jit_inner
 def _multiply_pairs(x, part, panel):
-    """The same, a block's sum of whole numbers times its scale."""
+    """The same in integers, each block's sum times its scale."""
     (numbers, scales, sums), lanes, blocks = panel, 2 * LANES, DEPTH // BLOCK
     for i in range(len(x.packed)):
         tokens, out = x.packed[i], sums[i]
@@ -233,7 +233,7 @@ def _nothing(x, panel):
     pass
 
 
-PIECES = {  # of each form: open_panel, unpack, multiply, store_sums, close_panel
+STEPS = {  # of each form: open_panel, unpack, multiply, store_sums, close_panel
     FloatTokens: (_open_floats, _unpack_floats, _multiply_floats, _store_floats, _nothing),
     PairTokens: (_open_pairs, _unpack_pairs, _multiply_pairs, _store_pairs, _nothing),
     ByteTokens: (open_byte_panel, unpack_bytes, multiply_bytes, store_bytes, _nothing),
@@ -241,7 +241,7 @@ PIECES = {  # of each form: open_panel, unpack, multiply, store_sums, close_pane
     TileTokensA: (open_tile_panel, unpack_tiles_b, multiply_tiles_b, store_tiles_b, close_tile_panel),
 }
 open_panel, unpack, multiply, store_sums, close_panel = (
-    by_type(name, {form: pieces[i] for form, pieces in PIECES.items()})
+    by_type(name, {form: steps[i] for form, steps in STEPS.items()})
     for i, name in enumerate(("open_panel", "unpack", "multiply", "store_sums", "close_panel"))
 )
 

@@ -1,16 +1,16 @@
-"""Products of 1 … 16 tokens with the rows of a weight, read once: a token costs what reading the weights costs.
+"""Products of 1 … 16 tokens with the rows of a weight, at the speed of reading the weight once.
 
     1  the definition: x Wᵀ, which would widen all of W first
-    2  rows are widened in registers, as they are read: 50 … 85 % of a plain read of memory
-    3  … in explicit vectors, four sums at a time, which hide the cycles of a multiply-add, and what comes 8 KB later is
-       prefetched, since the processor's own prefetcher stops at each 4 KiB page: 90 … 100 %
-    4  … from two places at once where that is faster (AMD's Zen): a thread reads both halves of its share
-    5  whole numbers meet x in whole numbers (prepare.py), two or four products in a lane
-    6  several tokens in fours: what is loaded of two rows meets four tokens, and eight sums stay in registers
+    2  rows are widened in registers: 50 … 85 % of memory bandwidth
+    3  … in explicit vectors, four sums at a time, which hide the latency of a multiply-add, with a prefetch 8 KB ahead,
+       since the processor's own prefetcher stops at each 4 KiB page: 90 … 100 %
+    4  … as two streams where that is faster (AMD's Zen): a thread reads both halves of its share
+    5  integer weights multiply x in integers (prepare.py), two or four products per lane
+    6  several tokens in fours: each load of two rows meets four tokens, and eight sums stay in registers
 
-`minigemma bench` prints what memory can do beside what a token did.
+`minigemma bench` compares a token with memory bandwidth.
 
-Kernels see arrays as one axis (weights.py): a slice for each row would be counted, with atomic additions.
+Kernels see arrays as one axis (weights.py): slicing a row would cost two atomic additions for its reference count.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .simd import (
 )
 from .weights import BF16Rows, F32Rows, Int4Rows, Int8Rows, KernelWeight, row_length
 
-FEW = 16  # tokens, from which on a panel of rows that is widened once is as soon done (matmul.py)
+FEW = 16  # the largest T for these kernels; above it matmul.py is as fast
 TOGETHER = 3  # weights of one call: q, k and v
 IN_CACHE = 16384  # bytes of four tokens that stay in the first-level cache
 PAIRS = 32  # of rows that meet them
@@ -50,7 +50,7 @@ BLOCK, BYTES = int8.BLOCK, int8.BYTES
 
 
 def takes(weight: KernelWeight) -> bool:
-    """Can these kernels take the weight? Its rows are whole vectors for one token and several."""
+    """Can these kernels take the weight? Its rows must be a multiple of two vectors."""
     return weight.columns % (2 * LANES) == 0
 
 
@@ -59,8 +59,8 @@ def takes(weight: KernelWeight) -> bool:
 
 @jit_inlined
 def _dot_numbers(weight, at, other, x, ahead, beyond):
-    """The products of x [D] with the row that begins at weight.data[at], and with the one at `other`; what begins at
-    `ahead` and at `beyond` is prefetched.
+    """The dot products of x [D] with the rows that begin at weight.data[at] and at `other`; prefetches from `ahead` and
+    `beyond` on.
     """
     a, b, c, d, e, f, g, h = zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros()
     step, row = 4 * LANES, weight.data
@@ -104,7 +104,7 @@ dot = by_type("dot", {F32Rows: _dot_numbers, BF16Rows: _dot_numbers, Int8Rows: _
 
 @jit_inner
 def _one_token(x, weight, pairs, y):
-    """y [1, R] in these rows."""
+    """Writes these rows of y [1, R]."""
     length, ahead = row_length(weight), AHEAD // weight.data.itemsize
     for r in range(pairs.first, pairs.first + pairs.length):
         other = stream_of(pairs, r)
@@ -115,8 +115,8 @@ def _one_token(x, weight, pairs, y):
 
 @jit_inlined
 def _add_numbers(weight, at, other, x, four, first, count, sums):
-    """sums [8] = the products of columns first … first + count - 1 of the row that begins at weight.data[at] with the
-    tokens of a four, then those of the row at `other`.
+    """sums [8] = the dot products of four tokens with the row at weight.data[at], then with the row at `other`, over
+    columns first … first + count - 1.
     """
     made, k = eight_zeros(), 4 * (four * weight.columns + first)
     for j in range(first, first + count, 2 * LANES):
@@ -140,13 +140,13 @@ add_columns = by_type("add_columns", {F32Rows: _add_numbers, BF16Rows: _add_numb
 
 @jit_inner
 def _several_tokens(x, weight, pairs, y):
-    """PAIRS pairs of rows stay in the second-level cache while four tokens after the other meet them, of which as many
-    columns at a time as stay in the first-level cache. Meanwhile what comes next is prefetched.
+    """Writes these rows of y [T, R]. PAIRS pairs of rows stay in the second-level cache for all tokens, and the columns
+    of four tokens are cut to fit the first-level cache. The next rows are prefetched.
     """
     T, D, fours, step = len(y), weight.columns, (len(y) + 3) // 4, pairs.step
     length, lanes = row_length(weight), 8 * fours
     line, most = 64 // weight.data.itemsize, IN_CACHE // (4 * x.numbers.itemsize)
-    width = (D // ((D + most - 1) // most) + 31) // 32 * 32  # equal parts, as near as may be
+    width = (D // ((D + most - 1) // most) + 31) // 32 * 32  # nearly equal parts
     made, sums = np.empty(8, np.float32), np.empty(PAIRS * lanes, np.float32)
     for top in range(0, pairs.length, PAIRS):
         some = some_pairs(pairs, top, PAIRS)
@@ -203,8 +203,8 @@ _task_of_one = by_type(
 
 @jit_inner
 def matvec_task(task, tasks, per_thread, prepared, weights, outs):
-    """One of `tasks` parts of the rows of each weight, `per_thread` of them for each thread: outs[i] [T, R] =
-    x weights[i]ᵀ there. An out without tokens leaves its weight out.
+    """outs[i] [T, R] = x weights[i]ᵀ, in one of `tasks` parts of the rows, `per_thread` for each thread. A weight whose
+    out has no tokens is skipped.
     """
     for i in range(len(weights)):
         if len(outs[i]):

@@ -1,9 +1,8 @@
-"""Rows read in pairs, which come from two places in memory at once where that is faster.
+"""Rows read in pairs: as two streams from memory where that is faster (`simd.STREAMS`).
 
-AMD's Zen 3 reads up to a quarter faster from two places than from one, as each of them waits less; Intel's processors
-are slower at it (`simd.STREAMS`). So a thread walks both halves of its rows together, a row of the first half with one
-of the second. Where one place is best, the rows of a pair are neighbors if both use what is loaded of x (several
-tokens), else each row is `alone`, its own partner.
+AMD's Zen 3 reads up to a quarter faster as two streams; Intel's processors read more slowly. With two streams a pair is
+a row from each half of a thread's rows. With one, a pair is two neighbors if they share the loads of x (several
+tokens); else each row is `alone`, its own partner.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from .simd import STREAMS
 
 
 class Pairs(NamedTuple):
-    """`length` pairs: pair i is row first + i · step and the row `partner` farther. Rows from `end` on do not exist."""
+    """`length` pairs: pair i is row first + i · step and the row `partner` after it. Rows end before `end`."""
 
     first: int
     partner: int
@@ -36,7 +35,7 @@ def pairs_of(first, end, alone):
 
 @jit_inner
 def pairs_of_task(task, tasks, per_thread, rows, alone):
-    """The pairs of a task, of which each thread has `per_thread`. The next task goes on where this one ends, in both
+    """The pairs of a task; each thread has `per_thread` tasks. The next task continues where this one ends, in both
     halves of the thread's rows, so what this one prefetches beyond its end is used.
     """
     mine = chunk(task // per_thread, tasks // per_thread, rows)
@@ -54,13 +53,13 @@ def some_pairs(pairs, start, count):
 
 @jit_inlined
 def partner_of(pairs, row):
-    """The second row of the pair that begins with `row`; the last row of all if it has none."""
+    """The second row of the pair that begins with `row`, clamped to the last row."""
     return min(row + pairs.partner, pairs.end - 1)
 
 
 @jit_inlined
 def stream_of(pairs, row):
-    """The same of pairs that are made `alone`: where one place is best the row itself, so that the compiler sees that
-    both are the same and drops the work on the second.
+    """The same of pairs that are made `alone`. With one stream it is `row` itself, so that the compiler drops the
+    work on the second row.
     """
     return row if STREAMS == 1 else partner_of(pairs, row)

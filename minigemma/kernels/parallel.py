@@ -2,17 +2,17 @@
 
     @jit_inner
     def _some_rows(worker, workers, x, y):
-        for t in chunk(worker, workers, len(x)):            # this worker's range of the rows
+        for t in chunk(worker, workers, len(x)):         # this worker's range of the rows
             …
 
     @jit
     def _rows(workers, x, y):
-        parallel_for(_some_rows, workers, (x, y))              # each worker on a thread of its own
+        parallel_for(_some_rows, workers, (x, y))        # each worker on its own thread
 
-is a parallel region: what Numba's `prange` does, on the same thread pool, compiled twice instead of five times.
+is a parallel region: the same as Numba's `prange`, on the same thread pool, compiled twice instead of five times.
 
-A region takes microseconds to start and to end, and no weights are read meanwhile. A kernel of several steps is
-therefore one region, in which the threads share out each step themselves:
+Starting and ending a region takes microseconds in which no weights are read. A kernel of several steps is therefore one
+region, whose threads claim the tasks of each step:
 
     done = 0
     task = next_task(counters, step, worker, workers, tasks)
@@ -22,13 +22,13 @@ therefore one region, in which the threads share out each step themselves:
         task = next_task(counters, step, worker, workers, tasks)
     barrier(counters, step, done, workers, tasks, …)    # until all tasks of this step are done
 
-Only claimed tasks are awaited, so a descheduled thread cannot stall a step: when it comes late, the others have done
-its share. A step may therefore write only what no earlier step of the region reads, since the late thread still goes
-through all steps and must see in each what the others saw. (All threads write keys and values of new tokens into the
-cache, each before it reads them, and all write the same values.)
+Only claimed tasks are awaited, so a descheduled thread cannot stall a step: the others take over its share. A late
+thread still goes through all steps and must read the same values as the others, so a step may write only what no
+earlier step of the region reads. (All threads write keys and values of new tokens into the cache, each before it reads
+them, and all write the same values.)
 
-A waiting thread prefetches: the first weights of the next step come into its second-level cache. Then it yields its
-core, so that another program takes it now and not in the middle of a task for which all others would wait.
+A waiting thread prefetches the first weights of the next step into its second-level cache. Then it yields its core, so
+that other programs run now and not in the middle of a task that all threads wait for.
 """
 
 from __future__ import annotations
@@ -54,28 +54,27 @@ from ..definition import runs_formulas
 from .compiler import BEFORE_USE, INLINED, KERNEL, NO_MEMORY, PLAIN, jit_inner, on_threads
 from .simd import prefetch
 
-PIECES = 8  # tasks of each step per thread, the most that other threads can take over
-LINE = 8  # int64 in a cache line: counters of two threads in one line would move between their caches
+TASKS_PER_THREAD = 8  # of each step: a late thread delays the others by one of them at most
+LINE = 8  # int64 in a cache line: counters of two threads in one line would be false sharing
 READ_AHEAD = 1 << 16  # bytes at most that a waiting thread prefetches
 
-# OpenMP, where there is no TBB: a waiting thread spins for a fraction of a millisecond, longer than Python takes
-# between two kernels, then sleeps. GNU OpenMP's own limit is many times that: where another program wants the cores,
-# spinning threads take time from the one they wait for.
+# Under OpenMP a waiting thread spins for part of a millisecond, longer than Python takes between two kernels, then
+# sleeps. GNU OpenMP's own limit is many times that: on a shared machine spinning threads delay the one they wait for.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "10000"
 
-# A parallel region costs 1.5 µs under TBB and OpenMP and 100 µs under Numba's own workqueue. TBB comes first: there a
-# thread that is free takes over work that another has not begun, while OpenMP waits for every thread in every region,
-# which costs half a millisecond each as soon as another program wants one of the cores.
+# A parallel region costs 1.5 µs under TBB and OpenMP and 100 µs under Numba's own workqueue. TBB comes first: its idle
+# threads take over work that others have not begun, while OpenMP waits for every thread in every region, half a
+# millisecond each as soon as another program runs on one of the cores.
 numba.config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
 
 
 def _find_tbb() -> None:
-    """Load TBB from where pip puts it, a folder that the system does not search: Numba then finds it loaded."""
+    """Loads TBB from the folder where pip installs it, which the system does not search."""
     for folder in (sys.prefix, site.USER_BASE or sys.prefix):
         library = Path(folder) / "lib" / "libtbb.so.12"
         if library.exists():
-            with suppress(OSError):  # one that does not fit this system: Numba then takes OpenMP
+            with suppress(OSError):  # built for another system: Numba then takes OpenMP
                 ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
             return
 
@@ -85,9 +84,7 @@ _find_tbb()
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Inside this block kernels use `count` threads, or all there are if that is fewer. Definitions use as many in
-    NumPy's own products.
-    """
+    """Inside it kernels, and NumPy's products in definitions, use `count` threads, or all if there are fewer."""
     if runs_formulas():
         with threadpool_limits(count):
             yield
@@ -114,18 +111,18 @@ def workers() -> int:
 
 
 def most_threads() -> int:
-    """The most threads that a kernel may use: what Numba was started with, by default one per core."""
+    """The number of threads that Numba was started with, by default one per core."""
     return int(numba.config.NUMBA_NUM_THREADS)
 
 
 def default_threads() -> int:
-    """One thread for each core that this process may use, and no more than Numba was started with."""
+    """One thread per core that this process may use, at most `most_threads()`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, most_threads()))
 
 
 def threading_layer() -> str:
-    """What starts a parallel region: "tbb", "omp" (OpenMP) or "workqueue", Numba's own, 50 times as slow at it."""
+    """The thread pool: "tbb", "omp" (OpenMP) or "workqueue", Numba's own, where a region starts 50 times as slowly."""
     start_threads()
     return str(numba.threading_layer())
 
@@ -142,7 +139,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def start_threads() -> None:
-    """Start Numba's thread pool, unless it runs."""
+    """Starts Numba's thread pool, unless it runs."""
     numba.get_num_threads()
     if _region.value == _NO_LOCK and numba.threading_layer() == "workqueue":
         _region.value = _UNLOCKED
@@ -162,7 +159,7 @@ def _yield_core(builder: ir.IRBuilder) -> None:
 
 
 def _lock(builder: ir.IRBuilder) -> ir.Value:
-    """Wait for the lock; returns what it was: _UNLOCKED, or _NO_LOCK where none is needed."""
+    """Takes the lock; returns its state before: _UNLOCKED, or _NO_LOCK where none is needed."""
     word = _external(builder, "minigemma_region", ir.GlobalVariable, _INT)
     attempt, wait, locked = (builder.append_basic_block(f"region.{name}") for name in ("attempt", "wait", "locked"))
     builder.branch(attempt)
@@ -194,7 +191,7 @@ def _on_pool(typingctx, function, workers, arguments):
     return on_threads(typingctx, function, arguments, _alone)
 
 
-# The same with public Numba. The arguments pass through `prange` as an address: it takes no tuples of NamedTuples.
+# The same with public Numba. The arguments pass through `prange` as an address: it rejects tuples of NamedTuples.
 
 
 @intrinsic
@@ -213,7 +210,7 @@ def _unlock_region(typingctx, before):
 
 @intrinsic
 def _address(typingctx, arguments):
-    """Where a copy of the tuple lies, until the function that calls this ends."""
+    """The address of a copy of the tuple on the stack of the calling function."""
 
     def codegen(context, builder, signature, args):
         with builder.goto_entry_block():
@@ -240,7 +237,7 @@ def _at_address(kind):
 
 
 def _with_prange(function, workers, arguments):
-    """Stands for what the next function returns."""
+    """The signature that the next function implements."""
 
 
 @overload(_with_prange, jit_options=INLINED | {"parallel": True})
@@ -274,8 +271,8 @@ def _choose_with_prange(function, workers, arguments):
 
 
 # parallel_for(function, workers, arguments) calls function(worker, workers, *arguments) for worker = 0 … workers - 1,
-# each on a thread, and returns when all are done. For one worker no thread is woken. What `function` returns is lost.
-# MemoryError if one of them fails: nothing else in a kernel can.
+# each on a thread, and returns when all are done; one worker runs on the calling thread. Results are discarded.
+# MemoryError if a call fails: allocation is all that can fail in a kernel.
 parallel_for = _with_prange if PLAIN else _on_pool
 
 
@@ -287,7 +284,7 @@ def chunk(worker, workers, count):
 
 @intrinsic
 def _add(typingctx, counters, index, amount):
-    """counters[index] += amount as one indivisible operation; returns what was there before."""
+    """counters[index] += amount, atomically; returns the value before."""
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -297,8 +294,8 @@ def _add(typingctx, counters, index, amount):
 
 
 @intrinsic
-def _look(typingctx, counters, index):
-    """counters[index] as it is now, and with it everything that was written before it was added to."""
+def _read(typingctx, counters, index):
+    """counters[index], read atomically: what other threads wrote before they added to it is visible, too."""
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -308,8 +305,8 @@ def _look(typingctx, counters, index):
 
 
 @intrinsic
-def _give_way(typingctx):
-    """Yield this core to another program's thread, if one waits for it."""
+def _yield_thread(typingctx):
+    """Yields this core to another thread, if one waits for it."""
 
     def codegen(context, builder, signature, args):
         _yield_core(builder)
@@ -320,33 +317,33 @@ def _give_way(typingctx):
 
 @jit_inner
 def new_counters(steps, workers):
-    """Counters of all steps: for each thread's share the pieces begun, then the pieces done."""
+    """Counters of all steps: for each thread's share the tasks begun, then the tasks done."""
     return np.zeros(steps * (workers + 1) * LINE, np.int64)
 
 
 @jit_inner
-def next_task(board, step, worker, workers, pieces):
-    """A piece of 0 … pieces - 1 that nobody has begun: of this worker's own share, else of another's; -1: none left."""
+def next_task(counters, step, worker, workers, tasks):
+    """Claims a task of 0 … tasks - 1 that has not begun, first of this worker's share; -1 if none is left."""
     for i in range(workers):
         owner = (worker + i) % workers
-        first, last = owner * pieces // workers, (owner + 1) * pieces // workers
+        first, last = owner * tasks // workers, (owner + 1) * tasks // workers
         at = (step * (workers + 1) + owner) * LINE
-        if _look(board, at) < last - first:
-            piece = first + _add(board, at, 1)
-            if piece < last:
-                return piece
+        if _read(counters, at) < last - first:
+            task = first + _add(counters, at, 1)
+            if task < last:
+                return task
     return -1
 
 
 @jit_inner
-def barrier(board, step, done, workers, pieces, ahead, at):
-    """This worker has done `done` pieces; return when all are done. Meanwhile ahead[at :], bytes, is asked for."""
+def barrier(counters, step, done, workers, tasks, ahead, at):
+    """Returns when all tasks are done, of which this worker did `done`. Prefetches ahead[at :] meanwhile."""
     counter = (step * (workers + 1) + workers) * LINE
-    _add(board, counter, done)
-    asked = 0
-    while _look(board, counter) < pieces:
-        if asked < READ_AHEAD:
-            prefetch(ahead, at + asked // ahead.itemsize)
-            asked += 64
+    _add(counters, counter, done)
+    fetched = 0
+    while _read(counters, counter) < tasks:
+        if fetched < READ_AHEAD:
+            prefetch(ahead, at + fetched // ahead.itemsize)
+            fetched += 64
         else:
-            _give_way()
+            _yield_thread()

@@ -1,7 +1,7 @@
-"""What this machine can do: bytes per second read from memory, operations per second of each multiply.
+"""Peaks of this machine: bytes per second read from memory, operations per second of each multiply instruction.
 
-A token reads every weight once, so its limit is memory bandwidth; a prompt's limit is arithmetic. Each limit is
-measured by a kernel that does nothing else, on the instructions that the products themselves use.
+A token reads every weight once, so its limit is memory bandwidth; a prompt's limit is arithmetic. A kernel measures
+each limit with the instructions that the products use.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ AMX_STEPS = 4096 if amx.PRESENT else 4  # of that loop; emulated, it is slow
 
 
 class Machine:
-    """What this machine can do, measured in the same rounds as the programs, since other programs run on it too."""
+    """The peaks of this machine, measured in the same rounds as the programs, since the machine may be shared."""
 
     def __init__(self, count: int, matrix: Weight) -> None:
         self.threads = count
@@ -58,7 +58,7 @@ class Machine:
         self._peaks: list[float] = []
 
     def look(self) -> None:
-        """Measure once more."""
+        """Measures both peaks once more."""
         with threads(self.threads):
             self._bandwidths.append(read_bandwidth(self._room))
             self._peaks.append(self._peak())
@@ -75,13 +75,13 @@ class Machine:
 
 
 def peak_for(matrix: Weight) -> tuple[str, Callable[[], float]]:
-    """What multiplies a prompt by this weight, and the function that measures how fast that can be."""
+    """The instruction that multiplies a prompt by this weight, and the function that measures its peak."""
     multiplies = dispatch.path(matrix.layout.name, "many").multiplies
     return multiplies, PEAKS[multiplies]
 
 
 def median_seconds(run: Callable[[], Any]) -> float:
-    """The median of five runs after one that does not count."""
+    """The median time of five runs, after one to warm up."""
     run()
     times = []
     for _ in range(5):
@@ -106,7 +106,7 @@ def _read(worker, workers, numbers, sums):
 
 @jit
 def read_all(workers, numbers, sums):
-    """Read all of these float32 numbers from memory."""
+    """Reads these float32 numbers from memory."""
     parallel_for(_read, workers, (numbers, sums))
 
 
@@ -118,14 +118,14 @@ def read_bandwidth(numbers: F32 | None = None) -> float:
 
 
 class Floats(NamedTuple):
-    """What a float32 tile multiplies."""
+    """Operands of a float32 tile."""
 
     a: F32
     b: F32
 
 
 class Pairs(NamedTuple):
-    """What a tile of 16-bit integers multiplies."""
+    """Operands of a tile of 16-bit integers."""
 
     a: NDArray[np.int16]
     b: NDArray[np.int16]
@@ -133,7 +133,7 @@ class Pairs(NamedTuple):
 
 
 class Fours(NamedTuple):
-    """What a tile of 8-bit integers multiplies."""
+    """Operands of a tile of 8-bit integers."""
 
     x: int4.ByteTokens
     panel: U8
@@ -141,7 +141,7 @@ class Fours(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """What AMX multiplies."""
+    """Operands of AMX."""
 
     registers: U16
     rows: U16

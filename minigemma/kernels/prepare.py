@@ -1,17 +1,17 @@
-"""x as a layout's rows want it for 1 … 16 tokens; weights themselves are never changed.
+"""x in the form that a layout's rows multiply, for 1 … 16 tokens.
 
-    float32, bf16   x as it is                                                                      Numbers
-    int8            whole numbers of 16 bits, a scale for each token                                Numbers
-    int4            whole numbers of 8 bits, a scale for each block of 32 of each token             Bytes
+    float32, bf16   float32                                                     Numbers
+    int8            16-bit integers, a scale per token                          Numbers
+    int4            8-bit integers, a scale per block of 32 of a token          Bytes
 
-Whole numbers make twice as many products in an instruction. A rounding to 16 bits is at most 2⁻¹⁶ of the token's
-largest x, so that even where all of x lies in one number, y is off by √D / 113,000 of its usual size: for D = 2,304, a
-tenth of what bf16 would cost. A rounding to 8 bits is small compared with what four bits did to the weights
-(docs/accuracy.md). Sums of whole numbers are exact. For int4 each begins at -8 Σ x, which stands for the 8 in q - 8.
+An instruction multiplies twice as many integers as floats, and sums of integers are exact. Rounding to 16 bits changes
+a number by at most 2⁻¹⁶ of the token's largest x: in the worst case, a single nonzero x, y is off by √D / 113,000 of
+its usual size, for D = 2,304 a tenth of the error of bf16. Rounding to 8 bits changes less than four bits did to the
+weights (docs/accuracy.md). Each int4 sum begins at -8 Σ x, for the 8 in q - 8.
 
-Several tokens go in fours, so that what is loaded of two rows meets four tokens and eight sums stay in registers:
+Several tokens are stored in fours, so that each load of two rows meets four tokens and eight sums stay in registers:
 
-    [T/4] fours of tokens, in each the blocks of 2 · LANES columns (of whole numbers 32), in each the four tokens
+    [T/4] fours of tokens, in each the blocks of 2 · LANES columns (32 for integers), in each the four tokens
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .weights import BF16Rows, F32Rows, Int4Rows, Int8Rows
 
 
 class Numbers(NamedTuple):
-    """x [T, D] as float32 or int16, one token after the other or in fours; x = numbers · scale of the token."""
+    """x [T, D] as float32 or int16, token by token or in fours; x = numbers · scale of the token."""
 
     numbers: NDArray[Any]
     scales: F32  # [T]
@@ -60,8 +60,9 @@ class Bytes(NamedTuple):
 
 @jit_inner
 def round_whole(x, k, count, top, whole, to, step):
-    """x[k : k + count] ≈ whole · scale, whole numbers from -top to top, 32 from whole[to] on, the next from `step`
-    behind that. Returns the scale and Σ whole; x float32, `count` a multiple of 32.
+    """Rounds x[k : k + count] ≈ whole · scale to integers from -top to top; returns the scale and Σ whole.
+
+    x float32, `count` a multiple of 32; block i of 32 integers begins at whole[to + i · step].
     """
     highest, total = zeros(), zeros()
     for i in range(k, k + count, LANES):
@@ -78,7 +79,7 @@ def round_whole(x, k, count, top, whole, to, step):
 
 @jit_inner
 def round_blocks(x, first, last, whole, scales, starts):
-    """Blocks of 32 first … last - 1 of x in 8 bits, for int4."""
+    """Rounds blocks of 32 first … last - 1 of x to 8 bits, for int4."""
     for block in range(first, last):
         k = block * BLOCK
         scales[block], total = round_whole(x, k, BLOCK, 127, whole, k, BLOCK)

@@ -1,7 +1,7 @@
-"""One row of a formula in vectors: what a formula's own kernel and the fused kernels share.
+"""Rows of formulas in vectors, shared by the formulas' own kernels and the fused kernels.
 
-The equations stand on the pages: formulas/rmsnorm.py, rope.py, conv1d.py, geglu.py. What does not fill a vector runs
-as scalars.
+The equations are on the pages formulas/rmsnorm.py, rope.py, conv1d.py and geglu.py. Remainders that do not fill a
+vector run as scalars.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the attention kernels share: their arguments, and what they do to a score before the softmax.
+"""Arguments of the attention kernels, and the steps from a product to a score.
 
 `is_visible` is the only place in compiled code that decides which keys a query sees. It is inlined by every attention
 kernel and takes numbers; `hide_lanes`, next to it, applies it to a vector of queries.

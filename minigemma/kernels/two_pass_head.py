@@ -1,10 +1,10 @@
 """Kernels of formulas/two_pass_head.py: the coarse copy of a head, and the logits of one token in two passes.
 
     1  the definition: both products in float32
-    2  the coarse product in whole numbers of 8 bits, as int4's; in two bits a byte's columns are multiplied where they
-       are, and x is spread over the lanes once for all rows
-    3  one parallel region for both passes: 128 tasks each, a barrier between them, since likely tokens lie together
-    4  rows of the second pass lie far apart: two at a time, and those four places later are prefetched
+    2  the coarse product in 8-bit integers, as int4's; columns of two bits are multiplied without unpacking them, and x
+       is copied into all lanes once for all rows
+    3  one parallel region for both passes: 128 tasks each, since likely tokens lie together, with a barrier between
+    4  rows of the second pass lie far apart: two at a time, with a prefetch four rows ahead
 
 On the 270M in int8 (Zen 4, two cores) a token takes 5.8 ms with it and 9.4 without: `minigemma bench`.
 """
@@ -34,25 +34,19 @@ from .simd import (
     fma,
     load,
     load_half,
-    magnitude,
     max_lanes,
-    maximum,
-    minimum,
     prefetch_ahead,
-    round_lanes,
     row_sums_zeros,
-    splat,
     store_half,
     store_row_sums,
-    store_whole,
     sum_lanes,
     zeros,
 )
 from .weights import row_length, widen_row
 
-DEVIATIONS = 2.0  # above the mean: where a coarse logit must lie for its row to be read whole
+DEVIATIONS = 2.0  # above the mean of coarse logits: from here on a row is read in full
 COARSE = 64  # columns of a block in two bits
-STEP = 0.625  # d in mean |w| of a block: what misses normally distributed numbers least
+STEP = 0.625  # d / mean |w| of a block: the smallest error for normally distributed weights
 ROWS_AHEAD = 4  # likely rows that are prefetched
 TASKS = 128  # parts of the vocabulary: likely tokens lie together
 
@@ -65,7 +59,7 @@ class Coarse(NamedTuple):
 
 
 class Rounded(NamedTuple):
-    """x in 8 bits, the columns in the order of the coarse copy; those in two bits, four at a time in every lane."""
+    """x in 8 bits, columns in the order of the coarse copy; `spread` has those of two bits, each four in every lane."""
 
     whole: NDArray[np.int8]
     spread: NDArray[np.int8]
@@ -73,8 +67,8 @@ class Rounded(NamedTuple):
     starts: I32
 
 
-class Board(NamedTuple):
-    """What the threads share: Σ z and Σ z² of each task of the first pass, and the counters of both passes."""
+class Shared(NamedTuple):
+    """Σ z and Σ z² of each task of the first pass, and the counters of both passes."""
 
     sums: F32  # [TASKS, 2]
     counters: NDArray[np.int64]
@@ -83,77 +77,50 @@ class Board(NamedTuple):
 # ---- making it
 
 
-class Row(NamedTuple):
-    """Where a thread packs a row: as it is and in order, and a block of whole numbers."""
-
-    wide: F32
-    ordered: F32
-    whole: NDArray[np.int8]
-
-
 @jit_inner
-def _scale_of_four(wide, first):
-    """d of a block in four bits, before it is rounded."""
-    highs, lows = zeros(), zeros()
-    for k in range(first, first + BLOCK, LANES):
-        highs, lows = maximum(highs, load(wide, k)), maximum(lows, zeros() - load(wide, k))
-    high, low = max_lanes(highs), -max_lanes(lows)
+def _scale(w, first, count):
+    """d of a block of BLOCK columns in four bits, or of COARSE columns in two, before it is rounded."""
+    high, low, total = float32(0), float32(0), float32(0)
+    if count == COARSE:
+        for k in range(first, first + COARSE):
+            total += abs(w[k])
+        return total * float32(STEP / COARSE)
+    for k in range(first, first + BLOCK):
+        high, low = w[k] if w[k] > high else high, w[k] if w[k] < low else low
     return (high if high > -low else low) / float32(-8)
 
 
 @jit_inner
-def _scale_of_two(wide, first):
-    """d of a block in two bits, before it is rounded."""
-    total = zeros()
-    for k in range(first, first + COARSE, LANES):
-        total = total + magnitude(load(wide, k))
-    return sum_lanes(total) * float32(STEP / COARSE)
-
-
-@jit_inner
-def _round_to(top, wide, first, count, up, zero, whole):
-    """whole[: count] = wide[first :] · up + zero, as whole numbers from 0 to `top`."""
-    for k in range(0, count, LANES):
-        q = round_lanes(load(wide, first + k) * splat(up) + splat(zero))
-        store_whole(whole, k, minimum(maximum(q, zeros()), splat(top)))
-
-
-@jit_inner
-def _pack_row(row, fine, at, r, scales, words):
-    """A row in few bits as row r of the blocks that begin at words[at]; `scales` is `words` as bytes."""
-    quads = row.whole.view(np.uint32)
-    for block in range(fine // BLOCK + (row.ordered.size - fine) // COARSE):
-        four = block < fine // BLOCK
-        first = block * BLOCK if four else fine + (block - fine // BLOCK) * COARSE
-        scale = _scale_of_four(row.ordered, first) if four else _scale_of_two(row.ordered, first)
-        store_half(scales, 4 * at + 2 * r, scale)
-        d = load_half(scales, 4 * at + 2 * r)
-        up = float32(1) / d if d != 0 else float32(0)
-        if four:
-            _round_to(float32(15), row.ordered, first, BLOCK, up, float32(8), row.whole)
-        else:
-            _round_to(float32(3), row.ordered, first, COARSE, up * float32(0.5), float32(1.5), row.whole)
-        for w in range(4):
-            packed = quads[2 * w] | quads[2 * w + 1] << np.uint32(4)
-            if not four:
-                packed = np.uint32(0)
-                for i in range(4):
-                    packed |= quads[4 * w + i] << np.uint32(2 * i)
-            words[at + SCALES + w * SIDE + r] = packed
-        at += WORDS
+def _pack_row(w, q, fine, at, r, scales, words):
+    """Packs a row w [D] as row r of the blocks that begin at words[at]; `scales` is `words` as bytes, q [COARSE]."""
+    quads, first = q.view(np.uint32), 0
+    while first < w.size:
+        count = BLOCK if first < fine else COARSE
+        store_half(scales, 4 * at + 2 * r, _scale(w, first, count))
+        d, bits, per_word = load_half(scales, 4 * at + 2 * r), 4 * BLOCK // count, count // 16
+        up, zero, top = float32(1 if count == BLOCK else 0.5), float32(8.5 if count == BLOCK else 2), (1 << bits) - 1
+        up = up / d if d != 0 else float32(0)
+        for k in range(count):
+            q[k] = min(max(np.int32(w[first + k] * up + zero), 0), top)
+        for word in range(4):
+            packed = np.uint32(0)
+            for i in range(per_word):
+                packed |= quads[word * per_word + i] << np.uint32(bits * i)
+            words[at + SCALES + word * SIDE + r] = packed
+        at, first = at + WORDS, first + count
 
 
 @jit_inner
 def _pack_some(worker, workers, weight, order, fine, scales, words):
     D = order.size
-    row = Row(np.empty(D, np.float32), np.empty(D, np.float32), np.empty(COARSE, np.int8))
-    blocks = fine // BLOCK + (D - fine) // COARSE
+    wide, ordered, q = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(COARSE, np.uint8)
+    size = (fine // BLOCK + (D - fine) // COARSE) * WORDS  # of sixteen rows
     for group in chunk(worker, workers, weight.rows // SIDE):
         for r in range(SIDE):
-            widen_row(weight, group * SIDE + r, 0, D, row.wide, 0)
+            widen_row(weight, group * SIDE + r, 0, D, wide, 0)
             for k in range(D):
-                row.ordered[k] = row.wide[order[k]]
-            _pack_row(row, fine, group * blocks * WORDS, r, scales, words)
+                ordered[k] = wide[order[k]]
+            _pack_row(ordered, q, fine, group * size, r, scales, words)
 
 
 @jit
@@ -172,7 +139,7 @@ def pack(workers, weight, order, fine, out):
 
 @jit_inner
 def _coarse_rows(x, coarse, groups, y):
-    """y[0, 16 · group :] = the coarse logits of groups of sixteen rows, two of which are read at once (matvec.py)."""
+    """y[0, 16 · group :] = the coarse logits of groups of sixteen rows, two groups at a time (pairs.py)."""
     blocks, words, fine = x.scales.size, coarse.words, coarse.fine // BLOCK
     for group in range(groups.first, groups.first + groups.length):
         other = stream_of(groups, group)
@@ -209,7 +176,7 @@ def _sums(logits, first, last):
 
 @jit_inner
 def _lowest(sums, V):
-    """Where a coarse logit must lie above, from the sums of all tasks."""
+    """The threshold of likely coarse logits, from the sums of all tasks."""
     total, squares = 0.0, 0.0
     for i in range(TASKS):
         total, squares = total + sums[i, 0], squares + sums[i, 1]
@@ -222,14 +189,14 @@ def _lowest(sums, V):
 
 @jit_inner
 def _refine_rows(x, weight, groups, lowest, found, logits):
-    """Coarse logits of groups of rows become the products where they are above `lowest`."""
+    """Replaces coarse logits above `lowest`, in these groups of rows, by the exact products."""
     count, length = 0, row_length(weight)
     for first in range(groups.start * SIDE, groups.stop * SIDE, LANES):
         if max_lanes(load(logits, first)) > lowest:
             for v in range(first, first + LANES):
                 found[count] = v
                 count += logits[v] > lowest
-    for i in range(0, count, 2):  # they lie far apart
+    for i in range(0, count, 2):
         v, w = found[i], found[min(i + 1, count - 1)]
         after, beyond = found[min(i + ROWS_AHEAD, count - 1)], found[min(i + ROWS_AHEAD + 1, count - 1)]
         one, two = dot(weight, v * length, w * length, x.numbers, after * length, beyond * length)
@@ -237,8 +204,8 @@ def _refine_rows(x, weight, groups, lowest, found, logits):
 
 
 @jit_inner
-def _likely_some(worker, workers, rounded, coarse, x, weight, board, y):
-    V, done, logits, (sums, counters) = y.shape[1], 0, y.reshape(-1), board
+def _likely_some(worker, workers, rounded, coarse, x, weight, shared, y):
+    V, done, logits, (sums, counters) = y.shape[1], 0, y.reshape(-1), shared
     found = np.empty((V // SIDE // TASKS + 1) * SIDE + 1, np.int64)
     task = next_task(counters, 0, worker, workers, TASKS)
     while task >= 0:
@@ -273,9 +240,7 @@ def _round(ordered, fine):
 
 @jit
 def likely_logits(workers, x, order, coarse, weight, y):
-    """The logits y [1, V] of x [1, D]; False, and nothing done, if x has an infinity or NaN, which whole numbers would
-    hide.
-    """
+    """Writes the logits y [1, V] of x [1, D]; False, and nothing, if x has an infinity or NaN, which integers hide."""
     D = order.size
     ordered = np.empty(D, np.float32)
     for k in range(D):
@@ -283,6 +248,6 @@ def likely_logits(workers, x, order, coarse, weight, y):
         if not np.isfinite(ordered[k]):
             return False
     rounded, own = _round(ordered, coarse.fine), prepare(x, weight)
-    board = Board(np.empty((TASKS, 2), np.float32), new_counters(2, workers))
-    parallel_for(_likely_some, workers, (rounded, coarse, own, weight, board, y))
+    shared = Shared(np.empty((TASKS, 2), np.float32), new_counters(2, workers))
+    parallel_for(_likely_some, workers, (rounded, coarse, own, weight, shared, y))
     return True

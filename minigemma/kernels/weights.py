@@ -1,8 +1,8 @@
 """Weights as kernels take them: a NamedTuple type for each layout, by which `by_type` picks the functions for it;
 and rows as float32.
 
-`data` is one axis, read-only. Rows of float32 and bf16 whose columns are no multiple of 16 are copied with zeros behind
-them, so that no kernel has a loop for what a vector leaves over; no released text model has such rows.
+`data` has one axis and is read-only. Rows of float32 and bf16 are padded with zeros to a multiple of 16 columns, in a
+copy, so that no kernel has a loop for a partial vector; no released text model needs this.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..layouts.int8 import BLOCK, BYTES
 from .compiler import by_type, jit_inlined, jit_inner
 from .simd import LANES, load, splat_half, store
 
-SHORTEST, PADDED = 16, 32  # columns in a vector at most, and what rows are padded to a multiple of
+SHORTEST, PADDED = 16, 32  # columns of the longest vector; rows are padded to a multiple of PADDED
 
 
 class F32Rows(NamedTuple):
@@ -38,7 +38,7 @@ class BF16Rows(NamedTuple):
 
 
 class Int8Rows(NamedTuple):
-    """Blocks of 34 bytes: a float16 scale, then 32 whole numbers (layouts/int8.py)."""
+    """Blocks of 34 bytes: a float16 scale, then 32 int8 (layouts/int8.py)."""
 
     data: NDArray[np.int8]
     rows: int
@@ -63,7 +63,7 @@ TYPES: dict[str, tuple[type, type]] = {
 
 
 def of(weight: Weight) -> KernelWeight:
-    """The weight as kernels take it, made once. Its `columns` may be more than the weight's: see above."""
+    """The weight as kernels take it, made once. Its `columns` include padding."""
     if "rows" not in weight.forms:
         made, kind = TYPES[weight.layout.name]
         (R, D), data = weight.shape, weight.data
@@ -74,7 +74,7 @@ def of(weight: Weight) -> KernelWeight:
 
 
 def no_rows(weight: KernelWeight) -> KernelWeight:
-    """The same with no rows: stands for a weight that is not there where a kernel takes three."""
+    """The same weight without rows, to fill up the three that a kernel takes."""
     return type(weight)(weight.data[:0], 0, weight.columns)  # type: ignore[arg-type]
 
 

@@ -36,7 +36,7 @@ from ..errors import no_vision
 from ..formulas.linear import embed, linear
 from ..formulas.rmsnorm import rms_norm
 from ..formulas.softcap import soft_cap
-from ..formulas.two_pass_head import Preview, preview_of
+from ..formulas.two_pass_head import CoarseHead, coarse_head_of
 from ..kernels.parallel import default_threads, threads
 from ..layouts.weight import Weight
 from ..taps import NO_TAPS, Scope, Taps
@@ -91,14 +91,14 @@ class Decoder(ABC):
         round_scale: bool = True,
         backend: str = "numba",
         threads: int | None = None,
-        previews: bool = True,
+        coarse_head_fits: bool = True,
     ) -> None:
         self.config, self.weights, self.tokenizer = config, weights, tokenizer
         self.attention = tuple(config.attention(i) for i in range(config.layers))
         self.name = config.name
         self.exact = exact  # keys and values in float32, not bf16
         self.backend, self.threads = backend, threads or default_threads()
-        self.previews = previews  # there is memory for `preview`
+        self.coarse_head_fits = coarse_head_fits  # there is memory for `coarse_head`
         scale = np.sqrt(np.float32(config.width))
         self.embedding_scale = float(widen_bf16(round_bf16(np.array([scale])))[0] if round_scale else scale)
 
@@ -289,13 +289,13 @@ class Decoder(ABC):
         return x
 
     @cached_property
-    def preview(self) -> Preview | None:
+    def coarse_head(self) -> CoarseHead | None:
         """The coarse copy of the head that finds likely next tokens, made when first used. None in the exact mode,
         without memory for it, and for a head that is small or has few bits already.
         """
-        if not self.previews or self.exact:
+        if not self.coarse_head_fits or self.exact:
             return None
-        return preview_of(self.weights.scores, self.weights.final_norm)
+        return coarse_head_of(self.weights.scores, self.weights.final_norm)
 
     def _checked(self, ids: Sequence[int]) -> NDArray:
         """The ids as an array, or a ValueError that says what is wrong with them: kernels check no index."""

@@ -315,7 +315,7 @@ def sampling_logits(model: Decoder, token: int, cache: Cache) -> F32:
     Exact for all where the model has no coarse copy of its head: in the exact mode, under the NumPy backend, and for a
     head that is small or has few bits already.
     """
-    coarse = model.preview
+    coarse = model.coarse_head
     if coarse is None or model.backend == "numpy":
         return model.forward([token], cache, last_only=True)[0]
     x = model.hidden_states([token], cache, last_only=True)

@@ -5,16 +5,16 @@ import pytest
 
 import minigemma as mg
 from minigemma.cli.random_weights import random_model
-from minigemma.formulas import two_pass_head as preview
+from minigemma.formulas import two_pass_head as page
 from minigemma.formulas.linear import linear
 from minigemma.formulas.sampling import log_sum_exp
 from minigemma.formulas.two_pass_head import (
     by_gain,
+    coarse_bytes,
+    coarse_head_of,
     fine_columns,
     in_few_bits,
     likely_logits,
-    preview_bytes,
-    preview_of,
     widened,
 )
 from minigemma.kernels.parallel import threads
@@ -76,11 +76,11 @@ def test_the_kernels_do_what_the_definitions_say(kind, columns):
     packed, formula = in_few_bits(weight, order), in_few_bits.formula(weight, order)
     assert (packed != formula).mean() < 1e-3  # a weight between two values may go to either
     got, expected = likely_logits(x, packed, order, weight)[0], likely_logits.formula(x, packed, order, weight)[0]
-    preview, whole = (x @ widened(packed, order).T)[0], linear(x, weight)[0]
-    near = abs((preview - preview.mean()) / preview.std() - 2) < 0.06  # 8 bits of x decide there
+    coarse, whole = (x @ widened(packed, order).T)[0], linear(x, weight)[0]
+    near = abs((coarse - coarse.mean()) / coarse.std() - 2) < 0.06  # 8 bits of x decide there
     assert near.mean() < 0.02
     np.testing.assert_allclose(got[~near], expected[~near], atol=0.05 * whole.std())
-    refined = preview > preview.mean() + 2.06 * preview.std()
+    refined = coarse > coarse.mean() + 2.06 * coarse.std()
     assert refined.any()
     np.testing.assert_allclose(got[refined], whole[refined], rtol=1e-6, atol=1e-5)
 
@@ -88,10 +88,10 @@ def test_the_kernels_do_what_the_definitions_say(kind, columns):
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_likely_logits_are_those_of_the_whole_product(kind, count, monkeypatch):
-    monkeypatch.setattr(preview, "LARGE", 0)
+    monkeypatch.setattr(page, "LARGE", 0)
     weight, x = head(kind, rows=32768), final()
     with threads(count):
-        got = preview_of(weight, gain()).logits(x)[0]
+        got = coarse_head_of(weight, gain()).logits(x)[0]
         whole = linear(x, weight)[0]
     high = np.flatnonzero(whole > whole.mean() + 3.2 * whole.std())
     assert len(high) > 10
@@ -118,34 +118,34 @@ def test_one_row_above_all_others_and_all_rows_alike():
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_what_is_no_number_is_not_hidden(wrong, monkeypatch):
-    monkeypatch.setattr(preview, "LARGE", 0)
+    monkeypatch.setattr(page, "LARGE", 0)
     x = np.full((1, 256), wrong, np.float32)
-    assert not np.isfinite(preview_of(head("bf16"), gain()).logits(x)).any()
+    assert not np.isfinite(coarse_head_of(head("bf16"), gain()).logits(x)).any()
 
 
-def test_which_heads_have_a_preview(monkeypatch):
+def test_which_heads_have_a_coarse_copy(monkeypatch):
     rng = np.random.default_rng(0)
-    assert preview_of(head("int8"), gain()) is None  # too small to be worth it
-    monkeypatch.setattr(preview, "LARGE", 0)
-    made = preview_of(head("int8"), gain())
-    assert made.nbytes == preview_bytes(8192, 256) == 8192 * (64 // 32 + 192 // 64) * 18
+    assert coarse_head_of(head("int8"), gain()) is None  # too small to be worth it
+    monkeypatch.setattr(page, "LARGE", 0)
+    made = coarse_head_of(head("int8"), gain())
+    assert made.nbytes == coarse_bytes(8192, 256) == 8192 * (64 // 32 + 192 // 64) * 18
     for other in ("int4", "f32"):
         weight = Weight.pack(LAYOUTS[other], rng.standard_normal((64, 64), np.float32))
-        assert preview_of(weight, gain(64)) is None
-    assert preview_of(head("bf16", rows=24), gain()) is None  # no whole sixteens
-    assert preview_of(head("bf16", columns=32), gain(32)) is None  # no whole block in two bits
+        assert coarse_head_of(weight, gain(64)) is None
+    assert coarse_head_of(head("bf16", rows=24), gain()) is None  # no whole sixteens
+    assert coarse_head_of(head("bf16", columns=32), gain(32)) is None  # no whole block in two bits
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
 def test_a_model_gives_exact_logits_where_it_is_not_asked_for_likely_ones(name, dtype, monkeypatch):
-    monkeypatch.setattr(preview, "LARGE", 0)
+    monkeypatch.setattr(page, "LARGE", 0)
     model = random_model(CONFIGS[name], dtype)
     one, other = model.new_cache(9), model.new_cache(9)
     for cache in (one, other):
         model.forward([3, 4, 5], cache)
     whole, likely = model.forward([6], one), sampling_logits(model, 6, other)
-    assert model.preview is not None and (whole != likely).any()
+    assert model.coarse_head is not None and (whole != likely).any()
     assert whole.argmax() == likely.argmax() and abs(whole - likely).max() < 1.5 * whole.std()
     np.testing.assert_array_equal(model.forward([7], one), model.forward([7], other))  # what is remembered is the same
     model.backend = "numpy"
@@ -154,11 +154,11 @@ def test_a_model_gives_exact_logits_where_it_is_not_asked_for_likely_ones(name, 
 
 
 def test_the_exact_mode_and_small_memory_do_without(monkeypatch):
-    monkeypatch.setattr(preview, "LARGE", 0)
-    assert random_model(CONFIGS["gemma3"], "f32").preview is None
+    monkeypatch.setattr(page, "LARGE", 0)
+    assert random_model(CONFIGS["gemma3"], "f32").coarse_head is None
     model = random_model(CONFIGS["gemma3"], "int8")
-    model.previews = False
-    assert model.preview is None
+    model.coarse_head_fits = False
+    assert model.coarse_head is None
 
 
 @pytest.fixture(scope="module")

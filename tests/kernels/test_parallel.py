@@ -1,4 +1,4 @@
-"""Threads that share a kernel: every piece is done once, whoever comes late or not at all."""
+"""Threads that share a kernel: every task is done once, whichever thread is late or missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from minigemma.kernels.compiler import jit, jit_inner
 from minigemma.kernels.parallel import barrier, chunk, most_threads, new_counters, next_task, parallel_for, threads
 
-FEW_THREADS = pytest.mark.skipif(most_threads() < 2, reason="one core: nobody to share with")
+FEW_THREADS = pytest.mark.skipif(most_threads() < 2, reason="one core")
 
 
 @jit_inner
@@ -29,27 +29,27 @@ def _count(workers, times, who):
 
 
 @jit_inner
-def _steps(worker, workers, pieces, board, counts):
+def _steps(worker, workers, tasks, counters, counts):
     for step in range(len(counts)):
         done = 0
-        piece = next_task(board, step, worker, workers, pieces)
-        while piece >= 0:
-            counts[step, piece] = 1 + (counts[step - 1].sum() if step else 0)
+        task = next_task(counters, step, worker, workers, tasks)
+        while task >= 0:
+            counts[step, task] = 1 + (counts[step - 1].sum() if step else 0)
             done += 1
-            piece = next_task(board, step, worker, workers, pieces)
-        barrier(board, step, done, workers, pieces, counts.reshape(-1).view(np.uint8), 0)
+            task = next_task(counters, step, worker, workers, tasks)
+        barrier(counters, step, done, workers, tasks, counts.reshape(-1).view(np.uint8), 0)
 
 
 @jit
-def _crew(workers, pieces, counts):
-    parallel_for(_steps, workers, (pieces, new_counters(len(counts), workers), counts))
+def _region(workers, tasks, counts):
+    parallel_for(_steps, workers, (tasks, new_counters(len(counts), workers), counts))
 
 
 @jit
-def _one_after_the_other(workers, pieces, counts):
-    board = new_counters(len(counts), workers)
+def _one_after_the_other(workers, tasks, counts):
+    counters = new_counters(len(counts), workers)
     for worker in range(workers):
-        _steps(worker, workers, pieces, board, counts)
+        _steps(worker, workers, tasks, counters, counts)
 
 
 @jit_inner
@@ -95,7 +95,7 @@ def _expected(steps, pieces):
 def test_a_step_begins_when_the_one_before_is_done(workers, pieces):
     for _ in range(200):
         counts = np.zeros((5, pieces), np.int64)
-        _crew(workers, pieces, counts)
+        _region(workers, pieces, counts)
         assert np.array_equal(counts, _expected(5, pieces))
 
 
@@ -111,10 +111,10 @@ def test_a_thread_that_comes_when_all_is_done_finds_nothing_to_do(workers):
 def test_every_threading_layer(layer):
     script = (
         "import numpy as np, numba, sys; sys.path.insert(0, 'tests/kernels')\n"
-        "from test_parallel import _count, _crew, _expected\n"
+        "from test_parallel import _count, _region, _expected\n"
         "assert numba.get_num_threads() > 1\n"
         "times, counts = np.zeros(9, int), np.zeros((3, 4), int)\n"
-        "for _ in range(50): _count(2, times, times.copy()); _crew(2, 4, counts)\n"
+        "for _ in range(50): _count(2, times, times.copy()); _region(2, 4, counts)\n"
         "assert (times == 50).all() and np.array_equal(counts, _expected(3, 4))\n"
         "print(numba.threading_layer())"
     )

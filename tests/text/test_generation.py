@@ -47,7 +47,7 @@ class ToyModel:
     def __init__(self, rule, tokenizer=None, context=200, family="gemma3", eos=(1, TURN + 1), banned=(), limit=None):
         self.rule, self.tokenizer, self.eos, self.banned = rule, tokenizer, eos, banned
         self.name, self.config = "toy", SimpleNamespace(context=context, family=family)
-        self.vision = self.preview = None
+        self.vision = self.coarse_head = None
         self.instruction_tuned, self.sampling, self.foreign_turns = False, {}, ""
         self.vocab_limit = limit or (tokenizer.size if tokenizer else 300)
         self.fed = []  # tokens in each call
