@@ -118,9 +118,8 @@ def _scan(team, convolved, w, state, hs):
     """The recurrence step, a task per part of a block of the gates."""
     M, size = w.input_bias.shape
     gates = np.empty((2, hs.shape[1]), np.float32)
-    parts = min(
-        size // LANES, (TASKS_PER_THREAD * team.workers // 2 + M - 1) // M
-    )  # few: rows of a block are best read whole
+    wanted = TASKS_PER_THREAD * team.workers // 2  # few: long reads are faster
+    parts = min(size // LANES, (wanted + M - 1) // M)
     tasks, done = M * parts, 0
     task = next_task(team.counters, 1, team.worker, team.workers, tasks)
     while task >= 0:

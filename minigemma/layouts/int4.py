@@ -33,7 +33,7 @@ WORDS = 4  # that a block has of each row
 
 
 def interleave(scales: U8, q: U8, bits: int) -> U8:
-    """Scales and whole numbers of rows → blocks of sixteen rows, in the order above.
+    """Scales and integers of rows → blocks of sixteen rows, in the order above.
 
     Of fewer bits than four more columns share a byte: bits i · bits … of byte j of word w hold column (8 w + i) · 4 + j
     (in four bits), or (16 w + i · 4) + j (in two).

@@ -44,7 +44,7 @@ def quantize_int4_rows(x: F32) -> U8:
 def _int4_rows(x: F32) -> U8:
     """The longer a row, the farther its largest weight lies from the others, so that it is worth clipping.
 
-    Each of CLIPS gives whole numbers q. The scale that suits them best is d = Σ w q / Σ q²; what it misses,
+    Each of CLIPS gives integers q. The best scale for them is d = Σ w q / Σ q²; what it misses,
     Σ (w - d q)², is Σ w² - (Σ w q)² / Σ q².
     """
     farthest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
@@ -77,7 +77,7 @@ def _unpack_int4(data: U8) -> F32:
 
 
 def in_blocks(data: NDArray) -> U8 | None:
-    """The same whole numbers in blocks of 32 with the row's scale as float16 in each: int8 rows → Q8_0 [R, D/32, 34],
+    """The same integers in blocks of 32 with the row's scale as float16 in each: int8 rows → Q8_0 [R, D/32, 34],
     int4 rows → Q4_0 [R, D/32, 18]. None where a scale is no normal float16.
     """
     wide, bytes_of_block = _scales(data), BLOCK if data.ndim == 2 else BLOCK // 2

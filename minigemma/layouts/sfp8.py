@@ -5,7 +5,7 @@
          s 0 e e e e m m      |w| = (1 + m/4) · 2^(e - 23)      below 2⁻⁷: two bits of fraction, twice as many octaves
          s 0 0 0 0 0 0 0      0
 
-Bit 6 switches: where weights are large it buys precision, where they are small, range. The smallest number beside 0 is
+Bit 6 switches: where weights are large it buys precision, where they are small, range. The smallest number above 0 is
 1.25 · 2⁻²³. Seven bits without the sign rise with the number that they mean, so that nearest is a search in a table.
 
 A row of weights has a float32 scale, its largest weight over 1.875, in the four bytes before its D codes: [R, 4 + D].

@@ -63,7 +63,7 @@ def test_interleaving_is_undone(bits, columns):
 
 
 def in_whole_numbers(x, weight):
-    """Σ over blocks of both scales · Σ (q - 8) · x in 8 bits: whole numbers, then float64."""
+    """Σ over blocks of both scales · Σ (q - 8) · x in 8 bits: integers, then float64."""
     blocks = x.reshape(len(x), -1, 32)
     scale = np.abs(blocks).max(-1) / np.float32(127)
     whole = np.rint(blocks * (np.float32(127) / np.abs(blocks).max(-1, keepdims=True))).astype(int)

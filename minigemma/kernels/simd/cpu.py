@@ -7,7 +7,7 @@ import os
 import numba
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name, initialize_native_asmparser
 
-# MINIGEMMA_CPU forces a path below the processor's own, so that tests can run it: "vectors" disables AMX, "imitation"
+# MINIGEMMA_CPU forces a path below the processor's own, so that tests can run it: "vectors" disables AMX, "emulated"
 # emulates it with plain loops (amx.py), "generic" disables AVX-512 and F16C as well. Numba's cache is keyed by these
 # features, so code compiled for one path never runs on another.
 FORCED = os.environ.get("MINIGEMMA_CPU", "")
@@ -42,6 +42,6 @@ def paths() -> dict[str, str]:
         "blocks of many tokens": f"{ROWS} x {2 * LANES} sums in registers",
         "int8": f"16-bit products in pairs, {LANES} sums at once",
         "int4, sixteen rows side by side": "8-bit products in fours (VNNI)" if VNNI else "8-bit products in pairs",
-        "places read from at once": f"{STREAMS}, as is best on {'AMD' if STREAMS > 1 else 'most'} processors",
+        "places read from at once": f"{STREAMS}, the faster choice on {'AMD' if STREAMS > 1 else 'most'} processors",
         "float16 scales": "an instruction (F16C)" if F16C else f"bit operations{why}",
     }
