@@ -1,5 +1,5 @@
 """From the header of a GGUF file to a config: which family it is, that family's own reading, and a refusal of fields
-nobody reads.
+that are not read.
 
 llama.cpp reads a model's numbers under the name of its architecture only, so that what stands under other names
 ("general.", "tokenizer.", "quantize.", or a publisher's own) changes nothing here.

@@ -10,7 +10,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int:
-    """Bytes: the machine's memory, or what its control group or `ulimit -v` leaves of it; 0 where nobody says."""
+    """Bytes: the machine's memory, or what its control group or `ulimit -v` leaves of it; 0 where neither says."""
     limits = [_cgroup("memory.max"), _cgroup("memory/memory.limit_in_bytes"), _address_space()]
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

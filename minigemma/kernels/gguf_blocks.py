@@ -178,8 +178,8 @@ def _closest_steps(x, steps):
 
 @jit_inner
 def _int8_block(x, at, d, out, whole, to):
-    """The weights x[at : at + 32] as an int8 block of scale d in out[to : to + 34]; `whole` is `out`, as int8. NaN for
-    a scale that is none, or too large for a float16: what runs with it shall not look as if all were well.
+    """The weights x[at : at + 32] as an int8 block of scale d in out[to : to + 34]; `whole` is `out`, as int8. The
+    block becomes NaN where the scale is NaN or too large for a float16, so that the fault stays visible.
     """
     if d < TOO_LARGE:
         store_half(out, to, d)

@@ -174,7 +174,7 @@ def failure(capsys, path, *words):
 @pytest.mark.parametrize("command", ["generate -p hi", "inspect", "score -p hi", "chat"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_bad_model_is_one_line(case, command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", None)  # nobody may get as far as asking
+    monkeypatch.setattr("sys.stdin", None)  # no command may get as far as asking
     path, causes = case(tmp_path)
     err = failure(capsys, path, *command.split(), "-m", str(path))
     assert all(cause.lower() in err.lower() for cause in causes), err

@@ -41,7 +41,7 @@ EDGES = [
     2**63,
     2**64 - 1,
 ]
-SECONDS = 4  # for each seed, when nobody asks for more
+SECONDS = 4  # for each seed, unless more are asked for
 LIMIT = 5  # seconds that one load may take, on a busy machine
 
 

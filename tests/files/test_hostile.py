@@ -47,7 +47,7 @@ from minigemma.models.gemma3 import Gemma3Config
 from minigemma.models.registry import all_names
 from minigemma.text.prompt import conversation_ids
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
 SIZES = {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn_width": 64, "vocab": 720}
 SMALL = Gemma3Config(**SIZES, window=7, context=640)
 
@@ -72,11 +72,11 @@ def model(tmp_path_factory):
 
 @contextmanager
 def unreadable(path):
-    """Nobody may read it here; root, whom no permission stops, is nobody meanwhile."""
+    """Without permission to read it; root, whom no permission stops, runs as an unprivileged user meanwhile."""
     mode, root = path.stat().st_mode, os.geteuid() == 0
     path.chmod(0)
     if root:
-        os.seteuid(NOBODY)
+        os.seteuid(UNPRIVILEGED)
     try:
         yield
     finally:
@@ -86,8 +86,8 @@ def unreadable(path):
 
 
 @pytest.mark.parametrize("what", ["", "model", "model/config.json", "model/model.safetensors", "model/tokenizer.model"])
-def test_what_nobody_may_read(what):
-    with tempfile.TemporaryDirectory() as at:  # pytest's own folders are nobody's to enter
+def test_what_may_not_be_read(what):
+    with tempfile.TemporaryDirectory() as at:  # pytest's own folders may be closed to other users
         os.chmod(at, 0o755)
         model = write_folder(Path(at) / "model", SMALL, random_weights(SMALL))
         (model / "tokenizer.model").write_bytes(trained())
@@ -139,7 +139,7 @@ def test_a_file_of_a_folder_that_is_none(folder, name, kind):
     make[kind](folder / name)
     optional = name in ("generation_config.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.json")
     if kind.startswith("link") and optional:
-        assert mg.load(folder).forward([1]).shape, "as if it were not there"
+        assert mg.load(folder).forward([1]).shape, "it is ignored"
     else:
         assert name in refused(mg.load, folder)
 

@@ -114,7 +114,7 @@ def pixels(tokens: int, count: int, seed: int = 3) -> np.ndarray:
 
 
 def prompt(tokens: int, layout: Sequence[int | str], seed: int = 13, image: int = IMAGE) -> np.ndarray:
-    """Token ids of a layout: so many of text, "image" with its two markers, or "soft" without them."""
+    """Token ids of a layout: a number of text tokens, "image" with its two markers, or "soft" without them."""
     random, places = np.random.default_rng(seed), [image] * tokens
     ids: list[int] = []
     for part in layout:

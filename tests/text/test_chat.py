@@ -28,7 +28,7 @@ def letters(**flags):
     return ToyModel(rule, tokenizer, **flags)
 
 
-def anew(model, messages, **settings):
+def from_scratch(model, messages, **settings):
     """The answer to a conversation that is read from its beginning."""
     ids = conversation_ids(model.tokenizer, model.config.family, messages)
     return "".join(p.text for p in stream_generate(model, ids, **settings))
@@ -43,7 +43,7 @@ def test_every_answer_is_that_of_the_whole_conversation(make, settings, family, 
     for text in ("hello", "  and then? ", "", "né🙂"):
         answer = chat.send(text)
         assert chat.messages[-2:] == [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-        assert answer == anew(model, chat.messages[:-1], **settings)
+        assert answer == from_scratch(model, chat.messages[:-1], **settings)
 
 
 def test_a_turn_reads_only_what_is_new():
@@ -68,7 +68,7 @@ def test_answers_that_the_turn_format_trims_do_not_mislead_the_cache(words):
     model = ToyModel(lambda h: script(h) if len(h) <= len(first) + len(words) else wild(h), tokenizer)
     chat = mg.Chat(model, **GREEDY)
     assert chat.send("a") == words.decode()
-    assert chat.send("b") == anew(model, chat.messages[:-1], **GREEDY)
+    assert chat.send("b") == from_scratch(model, chat.messages[:-1], **GREEDY)
 
 
 def test_an_answer_ended_by_a_stop_string_does_not_mislead_the_cache():
@@ -76,7 +76,7 @@ def test_an_answer_ended_by_a_stop_string_does_not_mislead_the_cache():
     whole = mg.Chat(model, **GREEDY).send("hello")
     chat = mg.Chat(model, **GREEDY)
     assert chat.send("hello", stop=whole[2:5]) == whole[:2]
-    assert chat.send("next") == anew(model, chat.messages[:-1], **GREEDY)
+    assert chat.send("next") == from_scratch(model, chat.messages[:-1], **GREEDY)
 
 
 def test_edited_messages_are_what_the_next_answer_is_to():
@@ -84,7 +84,7 @@ def test_edited_messages_are_what_the_next_answer_is_to():
     chat = mg.Chat(model, **GREEDY)
     chat.send("hello")
     chat.messages[1]["content"] = "something else"
-    assert chat.send("next") == anew(model, chat.messages[:-1], **GREEDY)
+    assert chat.send("next") == from_scratch(model, chat.messages[:-1], **GREEDY)
 
 
 # ---------------------------------------------------------------------------------------------------- interruptions
@@ -98,7 +98,7 @@ def test_an_answer_left_by_the_caller_stays_as_far_as_it_was_said(pieces):
     said = "".join(next(stream).text for _ in range(pieces))
     stream.close()
     assert chat.messages == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": said}]
-    assert chat.send("next") == anew(model, chat.messages[:-1], **GREEDY)
+    assert chat.send("next") == from_scratch(model, chat.messages[:-1], **GREEDY)
 
 
 @pytest.mark.parametrize("turn, call", [(1, 0), (2, 0), (1, 3), (2, 3)])
@@ -114,7 +114,7 @@ def test_ctrl_c_in_the_model_keeps_what_was_said_and_drops_a_turn_without_any(tu
             said += piece.text
     turn_kept = [{"role": "user", "content": "wait"}, {"role": "assistant", "content": said}] if call else []
     assert chat.messages == before + turn_kept
-    assert chat.send("next") == anew(model, chat.messages[:-1], **GREEDY)
+    assert chat.send("next") == from_scratch(model, chat.messages[:-1], **GREEDY)
 
 
 def test_ctrl_c_while_the_cache_moves_on_counts_the_tokens_it_will_hold():
@@ -139,7 +139,7 @@ def test_ctrl_c_while_the_cache_moves_on_counts_the_tokens_it_will_hold():
     with pytest.raises(KeyboardInterrupt):
         list(chat.stream("hello"))
     assert len(chat._held) == chat._cache.position == len(chat._cache.ids)
-    assert chat.send("next") == anew(letters(context=2000, eos=()), chat.messages[:-1], **GREEDY)
+    assert chat.send("next") == from_scratch(letters(context=2000, eos=()), chat.messages[:-1], **GREEDY)
 
 
 def test_two_answers_begun_at_once_do_not_share_a_cache():
@@ -150,8 +150,8 @@ def test_two_answers_begun_at_once_do_not_share_a_cache():
     streams = [(text, chat.stream(text)) for text in ("left", "right")]
     for text, stream in streams:
         answer = "".join(p.text for p in stream)
-        assert answer == anew(model, [*history, {"role": "user", "content": text}], **GREEDY)
-    assert chat.send("next") == anew(model, chat.messages[:-1], **GREEDY)
+        assert answer == from_scratch(model, [*history, {"role": "user", "content": text}], **GREEDY)
+    assert chat.send("next") == from_scratch(model, chat.messages[:-1], **GREEDY)
 
 
 def test_a_conversation_beyond_the_context_is_refused_with_numbers_and_forgets_nothing():
@@ -163,7 +163,7 @@ def test_a_conversation_beyond_the_context_is_refused_with_numbers_and_forgets_n
     with pytest.raises(ValueError, match=rf"the prompt has {length} tokens and the context holds 90\b"):
         chat.send("x" * 80)
     assert chat.messages == before
-    assert chat.send("b") == anew(model, chat.messages[:-1], **GREEDY)
+    assert chat.send("b") == from_scratch(model, chat.messages[:-1], **GREEDY)
 
 
 def test_an_image_for_a_text_model_leaves_the_history_as_it_was():
@@ -179,11 +179,11 @@ def test_an_image_for_a_text_model_leaves_the_history_as_it_was():
 def test_sampling_is_as_released_unless_the_chat_or_the_answer_says_otherwise():
     model, message = talker(context=2000), [{"role": "user", "content": "hi"}]
     released = {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "seed": 5, "max_new_tokens": 20}
-    assert mg.Chat(model).send("hi", seed=5, max_new_tokens=20) == anew(model, message, **released)
+    assert mg.Chat(model).send("hi", seed=5, max_new_tokens=20) == from_scratch(model, message, **released)
     chat = mg.Chat(model, temperature=0.0, max_new_tokens=20)
-    assert chat.send("hi") == anew(model, message, **GREEDY | {"max_new_tokens": 20})
+    assert chat.send("hi") == from_scratch(model, message, **GREEDY | {"max_new_tokens": 20})
     chat.reset()
-    assert chat.send("hi", temperature=1.0, seed=5) == anew(model, message, **released)
+    assert chat.send("hi", temperature=1.0, seed=5) == from_scratch(model, message, **released)
 
 
 def test_gemma_2_refuses_a_system_text_when_the_chat_is_made():
@@ -202,7 +202,7 @@ def test_reset_begins_a_conversation_that_knows_nothing_of_the_last():
     chat.send("hello")
     chat.reset()
     assert chat.messages == []
-    assert chat.send("again") == anew(model, [{"role": "user", "content": "again"}], **GREEDY)
+    assert chat.send("again") == from_scratch(model, [{"role": "user", "content": "again"}], **GREEDY)
     chat.reset("Be long")
     assert chat.messages == [{"role": "system", "content": "Be long"}]
 

@@ -72,7 +72,7 @@ class ToyModel:
         cache.ids = [*before, *map(int, ids)]
         rows = range(len(cache.ids) if last_only else len(before) + 1, len(cache.ids) + 1)
         logits = np.stack([self.rule(cache.ids[:end]) for end in rows]).astype(np.float32)
-        logits.setflags(write=False)  # nobody's to change
+        logits.setflags(write=False)  # read-only
         cache.advance(len(ids))
         return logits
 
