@@ -1,4 +1,4 @@
-"""From config.json to a config: which family it is, that family's own reading, and a refusal of fields that are not read.
+"""From config.json to a config: its family, that family's own reading, and a refusal of fields that are not read.
 
 Released files leave out what their class had as default, nest the text model in `text_config` where there is a vision
 tower, and spell rope and the layer pattern in an older and a newer way; the pages in models/ know the spellings.

@@ -1,4 +1,4 @@
-"""Downloading: which files are requested, and that each of the ways it fails is told from the others. No network is used."""
+"""Downloading: which files are requested, and that each way to fail is told from the others. No network is used."""
 
 from __future__ import annotations
 
