@@ -180,6 +180,8 @@ class Decoder(ABC):
         Arguments and errors are those of `forward`.
         """
         taps = NO_TAPS if taps is None else taps
+        if images is not None and len(images):
+            self._tower(len(images))  # said before what is wrong with the ids, which then may hold image tokens
         tokens = self._checked(ids)
         runs = self.image_runs(tokens)
         spans = self._spans(runs, images, taps)
@@ -257,8 +259,6 @@ class Decoder(ABC):
 
     def _spans(self, runs: Sequence[tuple[int, int]], images: Any, taps: Taps) -> list[ImageSpan]:
         """The runs of image tokens with the features of their images."""
-        if images is not None and len(images):
-            self._tower(len(images))
         images = self._checked_images(images, len(runs))
         features = images if images.ndim == 3 else self.image_features(images, taps)
         return [ImageSpan(*run, feature) for run, feature in zip(runs, features, strict=True)]

@@ -157,5 +157,5 @@ def test_files_in_each_others_place(files, tmp_path):
 def test_inspect_tells_of_the_tower(files, tmp_path, capsys):
     tower = tower_file(tmp_path / "mmproj.gguf", files[2])
     assert main(["inspect", "-m", str(files[1]), "--mmproj", str(tower)]) == 0
-    said = f"vision      {EYES.parameters:,} parameters, 2 layers: 56 x 56 pixels → 64 patches → 4 tokens an image"
+    said = f"vision      {EYES.parameters:,} parameters, 2 layers: 56 x 56 pixels → 64 patches → 4 tokens per image"
     assert said in capsys.readouterr().out
