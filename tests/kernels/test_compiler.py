@@ -211,6 +211,7 @@ def test_a_listener_hears_of_what_is_compiled(tmp_path):
     assert len(calls) == 1
 
 
+@pytest.mark.oracle  # it compiles for minutes: `prange` compiles its body five times
 def test_public_numba_computes_the_same(tmp_path):
     """The recorded logits in each layout, with kernels compiled by `numba.njit` and shared by `prange`."""
     tests = Path(__file__).parents[1]
