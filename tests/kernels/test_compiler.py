@@ -213,15 +213,14 @@ def test_a_listener_hears_of_what_is_compiled(tmp_path):
 
 @pytest.mark.oracle  # it compiles for minutes: `prange` compiles its body five times
 def test_public_numba_computes_the_same(tmp_path):
-    """The recorded logits in each layout, with kernels compiled by `numba.njit` and shared by `prange`."""
+    """The recorded logits of a model, with kernels compiled by `numba.njit` and shared by `prange`."""
     tests = Path(__file__).parents[1]
-    cases = "gemma3-bf16", "gemma3-int4", "recurrentgemma-int8", "recurrentgemma-f32"
-    recorded = f"{tests / 'models' / 'test_frozen_logits.py'}::test_kernels_say_what_they_said"
+    case = f"{tests / 'models' / 'test_frozen_logits.py'}::test_kernels_say_what_they_said[gemma3-int8]"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"{recorded}[{case}]" for case in cases)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", case],
         env=os.environ | {"MINIGEMMA_COMPILER": "plain", "NUMBA_CACHE_DIR": str(tmp_path)},
         cwd=tests.parent,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
