@@ -273,14 +273,14 @@ def test_every_foreign_kind_has_an_example():
 
 @answered_by("torch", file="torch_files")
 def torch_file(zipped):
-    """The bytes of what torch.save writes, in its newer form or in the one before."""
+    """What torch.save writes, in its newer form; or the beginning of the one before, which later holds addresses."""
     import io
 
     import torch
 
     out = io.BytesIO()
     torch.save({"a": torch.ones(3)}, out, _use_new_zipfile_serialization=zipped)
-    return np.frombuffer(out.getvalue(), np.uint8)
+    return np.frombuffer(out.getvalue() if zipped else out.getvalue()[:64], np.uint8)
 
 
 @pytest.mark.parametrize("kind", FOREIGN_FILES)

@@ -41,7 +41,7 @@ def paths() -> dict[str, str]:
         "vectors": f"{LANES} float32 numbers ({instructions}{missing})",
         "blocks of many tokens": f"{ROWS} x {2 * LANES} sums in registers",
         "int8": f"16-bit products in pairs, {LANES} sums at once",
-        "int4, sixteen rows side by side": "8-bit products in fours (VNNI)" if VNNI else "8-bit products in pairs",
+        "int4, 16 rows at once": "8-bit products in fours (VNNI)" if VNNI else "8-bit products in pairs",
         "places read from at once": f"{STREAMS}, the faster choice on {'AMD' if STREAMS > 1 else 'most'} processors",
         "float16 scales": "an instruction (F16C)" if F16C else f"bit operations{why}",
     }
