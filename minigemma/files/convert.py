@@ -89,6 +89,8 @@ def _laid_out(ours: str, tensor: Stored) -> Stored:
             tensor, shape=(len(tensor.array), tensor.array[0].size), array=tensor.array.reshape(len(tensor.array), -1)
         )
     if ours == "vision.projection":
+        if tensor.kind in KINDS:  # blocks cannot be transposed
+            tensor = replace(tensor, kind="F32", array=dequantize(tensor.kind, tensor.array))
         return replace(tensor, shape=tensor.shape[::-1], array=tensor.array.T)
     return tensor
 

@@ -152,7 +152,7 @@ def _gguf_tensors(path: Path, gguf: GGUF, named: dict[str, str]) -> dict[str, St
     found = {ours: gguf.tensors[name] for ours, name in named.items()}
     tensors = {ours: Stored(named[ours], t.type, t.shape, t.blocks) for ours, t in found.items()}
     for ours, tensor in tensors.items():
-        if tensor.kind not in (READABLE[:3] if ours in ("vision.patch", "vision.projection") else READABLE):
+        if tensor.kind not in (READABLE[:3] if ours == "vision.patch" else READABLE):
             remedy = f"take a file of {', '.join(READABLE)}"
             raise ModelFormatError(path, f"{tensor.name} is of type {tensor.kind}, which has no reader here", remedy)
     return tensors

@@ -15,6 +15,7 @@ import minigemma as mg
 from minigemma.cli.main import main
 from minigemma.config import VisionConfig
 from minigemma.files.load import describe
+from minigemma.layouts.gguf_blocks import dequantize
 from minigemma.models.gemma3 import Gemma3Config
 from minigemma.models.registry import all_names
 
@@ -64,11 +65,12 @@ def text_file(path, weights):
     return gguf_files.write(path, "gemma3", {f"gemma3.{name}": value for name, value in sizes.items()}, named)
 
 
-def tower_file(path, weights, swapped=False, **changes):
+def tower_file(path, weights, swapped=False, projection=None, **changes):
     """`swapped`: fc1 and fc2 under each other's names, as converters before llama.cpp's PR 13290 wrote them."""
     named = {theirs: weights[ours] for ours, theirs, _ in all_names(CONFIG, 1) if ours.startswith("vision.")}
     named["mm.soft_emb_norm.weight"] = named["mm.soft_emb_norm.weight"] + 1
-    named["mm.input_projection.weight"] = named["mm.input_projection.weight"].astype(np.float16)
+    half = named["mm.input_projection.weight"].astype(np.float16)
+    named["mm.input_projection.weight"] = half if projection is None else projection
     if swapped:
         other = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
         named = {".".join(other.get(part, part) for part in name.split(".")): values for name, values in named.items()}
@@ -96,6 +98,21 @@ def test_the_same_logits_as_the_folder(files, tmp_path, swapped):
     tower = tower_file(tmp_path / "mmproj.gguf", weights, swapped)
     expected = mg.load(hf, dtype="f32").forward(IDS, images=IMAGE)
     found = mg.load(text, dtype="f32", mmproj=tower).forward(IDS, images=IMAGE)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_projection_in_eight_bits_is_widened(files, tmp_path):
+    """Blocks lie along the rows of the file, whose transpose is the weight."""
+    _, text, weights = files
+    blocks = gguf_files.quantize(weights["vision.projection"], "Q8_0")
+    blocks = blocks.reshape(len(weights["vision.projection"]), -1)
+    rounded = weights | {"vision.projection": dequantize("Q8_0", blocks.reshape(len(blocks), -1, 34))}
+    tower, wide = (tmp_path / name for name in ("q8.gguf", "wide.gguf"))
+    models = [
+        mg.load(text, dtype="f32", mmproj=tower_file(tower, rounded, projection=("Q8_0", blocks))),
+        mg.load(text, dtype="f32", mmproj=tower_file(wide, rounded, projection=rounded["vision.projection"])),
+    ]
+    found, expected = (model.forward(IDS, images=IMAGE) for model in models)
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
