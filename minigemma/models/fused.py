@@ -89,7 +89,7 @@ def _array(name: str, x: Any) -> NDArray[Any]:
     return read_only((array.reshape(-1) if name.endswith("_gate") else array).view())
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _numbers(config: AttentionConfig, hidden: int, page: int) -> tuple[tuple[int | float, ...], F32, F32]:
     """AttentionNumbers; cosines and sines of a page of positions and of FEW more."""
     scoring = config.window or EVERYTHING, config.query_scale, config.soft_cap or 0
