@@ -134,8 +134,8 @@ class DeepMind(Program):
         c = model.config
         if not isinstance(c, RecurrentGemmaConfig):
             raise ImportError("DeepMind's recurrentgemma runs RecurrentGemma only")
-        self.torch = torch = torch_for(model)
         common, griffin = deepmind_modules()
+        self.torch = torch = torch_for(model)
         kind = common.TemporalBlockType
         config = common.GriffinConfig(
             vocab_size=c.vocab,

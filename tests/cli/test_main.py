@@ -434,7 +434,7 @@ def test_python_m_minigemma_is_the_command():
     assert run().returncode == 2
 
 
-def test_a_closed_pipe_ends_quietly():
+def test_a_closed_pipe_ends_quietly(demo_file):
     shell = f"{sys.executable} -m minigemma generate 'Once upon a time' -n 5 -q | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.stderr) == ("0\n", "")
