@@ -64,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     turns.add_argument("--raw", action="store_true", default=None, help="continue the text as it is, without turns")
     turns.add_argument("--turns", action="store_false", dest="raw", help="Gemma's turns, whatever the chat template")
     made.add_argument("--stream", action="store_true", help="with --json: one JSON object per token, then the summary")
-    command("chat", "Hold a conversation; /help lists the commands.", *talking)
+    made = command("chat", "Hold a conversation; /help lists the commands.", *talking)
+    made.add_argument("--json", action="store_true", help="print one JSON object per answer")
     doc = "Say how likely a text is: perplexity and, with -v, each token."
     command("score", doc, add_text, add_model, add_machine, add_json)
     doc = "Print the embedding of each text, for EmbeddingGemma (-m google/embeddinggemma-300m)."
@@ -153,19 +154,15 @@ def add_sampling(to: argparse.ArgumentParser) -> None:
     to.add_argument("--system", type=unicode, metavar="TEXT", help="an instruction for the whole conversation")
     to.add_argument("--image", action="append", default=[], metavar="FILE", help="show the model an image; repeatable")
     to.add_argument("--pan-and-scan", action="store_true", help="show it crops of wide and tall images too")
-    flags = ("-n", "--max-new-tokens", "--max-tokens")
-    to.add_argument(*flags, type=number(int, 1), default=256, metavar="N", help="(default: %(default)s)")
-    to.add_argument(
-        "--temperature",
-        "--temp",
-        type=number(float, 0),
-        metavar="X",
-        help="0: always the likeliest token",
-    )
-    to.add_argument("--top-k", type=number(int, 1), metavar="N", help="choose among the N likeliest")
-    to.add_argument("--top-p", type=number(float, 0, 1, above=True), metavar="X", help="… among those that make up X")
-    to.add_argument("--min-p", type=number(float, 0, 1), metavar="X", help="… at least X times as likely as the first")
-    to.add_argument("-s", "--seed", type=number(int, 0, 2**64 - 1), metavar="N", help="make sampling repeatable")
+    kinds = {name: kind for name, (kind, _) in SETTINGS.items()}
+    flags, most = ("-n", "--max-new-tokens", "--max-tokens"), SETTINGS["max_new_tokens"]
+    to.add_argument(*flags, type=most[0], default=most[1], metavar="N", help="(default: %(default)s)")
+    likeliest = "0: always the likeliest token"
+    to.add_argument("--temperature", "--temp", type=kinds["temperature"], metavar="X", help=likeliest)
+    to.add_argument("--top-k", type=kinds["top_k"], metavar="N", help="choose among the N likeliest")
+    to.add_argument("--top-p", type=kinds["top_p"], metavar="X", help="… among those that make up X")
+    to.add_argument("--min-p", type=kinds["min_p"], metavar="X", help="… at least X times as likely as the first")
+    to.add_argument("-s", "--seed", type=kinds["seed"], metavar="N", help="make sampling repeatable")
     to.add_argument("--stop", action="append", default=[], type=nonempty, metavar="TEXT", help="end before; repeatable")
     to.add_argument("--exact-logits", action="store_true", help="no shortcut for the logits of unlikely tokens")
 
@@ -199,6 +196,17 @@ def number(kind: type, low: float, high: float = float("inf"), *, above: bool = 
 
     parse.__name__ = kind.__name__  # argparse says "invalid int value"
     return parse
+
+
+# What `/set` of a chat may change: the type of its value, and its default.
+SETTINGS: dict[str, tuple[Callable[[str], Any], Any]] = {
+    "temperature": (number(float, 0), None),
+    "top_k": (number(int, 1), None),
+    "top_p": (number(float, 0, 1, above=True), None),
+    "min_p": (number(float, 0, 1), None),
+    "seed": (number(int, 0, 2**64 - 1), None),
+    "max_new_tokens": (number(int, 1), 256),
+}
 
 
 def positions(text: str) -> list[int]:

@@ -1,102 +1,231 @@
-"""`minigemma chat`: a conversation, line by line."""
+"""`minigemma chat`: a conversation, message by message."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-from ..text.chat import Chat
-from .arguments import unicode
+from ..errors import FileError
+from ..text.chat import Chat, ContextFull
+from ..text.generation import sampler_for
+from .arguments import SETTINGS
 from .generate import print_speed, settings, show
 from .main import Interrupt
 from .opening import open_model, see
-from .progress import Progress, note
+from .progress import Progress, note, print_json
+from .terminal import Prompt
 
 HELP = """\
-/reset        forget the conversation        /system TEXT  start again with this instruction
-/save FILE    write the conversation (JSON)  /image FILE   show it with the next message
-/exit         leave, as Ctrl-D does          Ctrl-C        stops the answer
-/help         this list
-A message that begins with a slash of its own needs a space before it."""
+/reset        forget the conversation          /system TEXT     start again with this instruction
+/drop         leave out its oldest half        /image FILE      show it with the next message
+/again        another answer to the same       /set NAME VALUE  such as temperature 0.7; alone: list them
+/continue     go on with an answer cut short   /save FILE       write the conversation (JSON)
+/exit         leave, as Ctrl-D does            /load FILE       go on with one that was saved
+/help         this list                        Ctrl-C           stops the answer, or clears the line
+A text of several lines is pasted, or stands between two lines of \"""; a message that begins with a slash of its own
+needs a space before it."""
+COMMANDS = tuple(word for word in HELP.split() if word.startswith("/"))
 
 
 def run(args: argparse.Namespace, progress: Progress) -> None:
-    """Answer each line of standard input until it ends or /exit."""
+    """Answer each message of standard input until it ends or /exit."""
     model = open_model(args, progress, vision=True)
-    talk = Chat(model, system=args.system)
+    talk = Talk(Chat(model, system=args.system), args, progress)
     progress("")
     if not model.instruction_tuned:
         why = "it continues text and was never taught to answer; take an -it one"
         note(args, f"{model.name} is pretrained only: {why}")
     note(args, "/help lists the commands, Ctrl-D leaves")
-    while (line := read_line()) is not None and line.strip() != "/exit":
-        if line.startswith("/"):
-            print(chat_command(talk, line, args), file=sys.stderr)
-        elif line.strip():
-            answer(talk, line, args, progress)
+    with Prompt(COMMANDS, SETTINGS) as prompt:
+        while True:
+            try:
+                message = prompt.read()
+                if message is None or message.strip() == "/exit":
+                    return
+                talk.take(message)
+            except KeyboardInterrupt:  # at the prompt, or between two steps: what was said stays
+                if not prompt.terminal:
+                    raise
+                print(file=sys.stderr)
 
 
-def read_line() -> str | None:
-    """The next line that the user types, with line editing; None at the end of input. Ctrl-C here leaves."""
-    if sys.stdin.isatty():
-        import readline  # noqa: F401  input() edits lines once this is imported
-    try:
-        return unicode(input("> " if sys.stdin.isatty() and sys.stdout.isatty() else ""))
-    except EOFError:
-        return None
+class Talk:
+    """A conversation, the flags for its answers, and the message that found no room in the context."""
 
+    def __init__(self, chat: Chat, args: argparse.Namespace, progress: Progress) -> None:
+        self.chat, self.args, self.progress = chat, args, progress
+        self.refused = ""
 
-def answer(talk: Chat, text: str, args: argparse.Namespace, progress: Progress) -> None:
-    """Print the model's answer to one message; Ctrl-C stops it, and what was said stays in the conversation."""
-    progress("reading")
-    began, Interrupt.asked = time.monotonic(), False
-    try:
-        seen = see(talk.model, args, progress) if args.image else ()
-        tokens: Any = talk.stream(text, seen, **settings(args))
-        with closing(tokens):  # at once, so that Ctrl-C leaves the conversation in order
-            report = show(tokens, progress, began)
-        if args.verbose:
-            print_speed(report)
-    except KeyboardInterrupt:
-        print(flush=True)
-    except ValueError as error:  # too long, say: the conversation goes on without this message
-        note(args, str(error))
-    finally:
-        progress("")
-        args.image = []  # shown once
+    def take(self, line: str) -> None:
+        """Answer a message, or carry out a command, and say on stderr what was done."""
+        if not line.startswith("/"):
+            if line.strip():
+                self.send(line)
+            return
+        name, _, rest = line.strip().partition(" ")
+        act = getattr(self, f"do_{name[1:]}", None)
+        told = act(rest.strip()) if act else f"{line.strip()!r} is no command\n{HELP}"
+        if told:
+            print(told, file=sys.stderr)
 
+    def send(self, text: str) -> None:
+        """Answer one message."""
 
-def chat_command(talk: Chat, line: str, args: argparse.Namespace) -> str:
-    """Carry out /reset, /system TEXT, /image FILE, /save FILE or /help, and say what was done."""
-    name, _, rest = line.strip().partition(" ")
-    rest = rest.strip()
-    if name == "/reset":
-        talk.reset(next((m["content"] for m in talk.messages if m["role"] == "system"), None))
-        return "forgotten, but for the instruction" if talk.messages else "forgotten"
-    if name == "/system" and rest:
-        talk.reset(system=rest)
-        return "started again with this instruction"
-    if name == "/image" and rest:
-        return _image(rest, args)
-    if name == "/save" and rest:
+        def begin() -> Iterator[Any]:
+            seen = see(self.chat.model, self.args, self.progress) if self.args.image else ()
+            return self.chat.stream(text, seen, **settings(self.args))
+
+        self.refused = text if self.answer(begin) else ""
+        if not self.refused:
+            self.args.image = []  # shown once
+
+    def answer(self, begin: Callable[[], Iterator[Any]]) -> bool:
+        """Print the answer that `begin` begins; Ctrl-C stops it, and what was said stays. True: the context is full."""
+        args = self.args
+        self.progress("reading")
+        began, Interrupt.asked = time.monotonic(), False
         try:
-            talk.save(rest)
+            tokens: Any = begin()
+            with closing(tokens):  # at once, so that Ctrl-C leaves the conversation in order
+                report = show(tokens, self.progress, began, silent=args.json)
+            if args.json:
+                print_json(report)
+            elif args.verbose:
+                print_speed(report)
+            if report["finish_reason"] == "length":
+                cut = report["generation_tokens"] >= args.max_new_tokens
+                why = f"the answer was cut at {args.max_new_tokens:,} tokens (-n): /continue goes on"
+                note(args, why if cut else "the context is full: /drop leaves out the oldest turns, /reset all")
+        except KeyboardInterrupt:
+            print(flush=True)
+        except ContextFull as error:
+            self.fail(f"{str(error).partition(';')[0]}: {self.way_out()}")
+            return True
+        except ValueError as error:  # the conversation goes on without this message
+            self.fail(str(error))
+        finally:
+            self.progress("")
+        return False
+
+    def way_out(self) -> str:
+        """What to do about a full context."""
+        larger = "a larger context (-c) holds more"
+        if not any(message["role"] != "system" for message in self.chat.messages):
+            return f"shorten the message; {larger}, and /reset drops an instruction"
+        return f"/drop leaves out the oldest turns and answers, /reset forgets all, {larger}"
+
+    def fail(self, problem: str) -> None:
+        """Say why there is no answer; with --json as JSON too."""
+        if self.args.json:
+            print_json({"error": problem})
+        print(f"minigemma: {problem}", file=sys.stderr, flush=True)
+
+    # Each command is a method of its name; what it returns is printed on stderr.
+
+    def do_help(self, _: str) -> str:
+        """/help."""
+        return HELP
+
+    def do_reset(self, _: str) -> str:
+        """/reset: the instruction stays."""
+        chat = self.chat
+        chat.reset(next((m["content"] for m in chat.messages if m["role"] == "system"), None))
+        return "forgotten, but for the instruction" if chat.messages else "forgotten"
+
+    def do_system(self, text: str) -> str:
+        """/system TEXT."""
+        if not text:
+            return "give the instruction: /system TEXT"
+        try:
+            self.chat.reset(system=text)
+        except ValueError as error:
+            return f"{error}"
+        return "started again with this instruction"
+
+    def do_drop(self, _: str) -> str:
+        """/drop; a message that found no room is answered then."""
+        model = self.chat.model
+        room = model.config.context // 2 - len(model.tokenizer.encode(self.refused))
+        dropped = self.chat.drop_oldest(max(room, 0))
+        print(f"left out the {dropped} oldest messages, {len(self.chat.messages)} are kept", file=sys.stderr)
+        if self.refused:
+            self.send(self.refused)
+        return ""
+
+    def do_again(self, _: str) -> str:
+        """/again: with a seed the next one, as the same would give the same answer."""
+        if self.args.temperature == 0:
+            return "at temperature 0 the answer is always the same; /set temperature 1 first"
+        if self.args.seed is not None:
+            self.args.seed = (self.args.seed + 1) % 2**64
+        self.answer(lambda: self.chat.again(**settings(self.args)))
+        return ""
+
+    def do_continue(self, _: str) -> str:
+        """/continue."""
+        self.answer(lambda: self.chat.go_on(**settings(self.args)))
+        return ""
+
+    def do_set(self, text: str) -> str:
+        """/set NAME VALUE; "default" takes a value back."""
+        name, _, value = text.replace("=", " ").partition(" ")
+        name, value = name.lstrip("-").replace("-", "_"), value.strip()
+        named = [each for each in SETTINGS if name and each.startswith(name)]
+        if not name:
+            return "\n".join(f"{each:15} {_shown(getattr(self.args, each))}" for each in SETTINGS)
+        if len(named) != 1 or not value:
+            return f"/set NAME VALUE; the names are {', '.join(SETTINGS)}"
+        [name] = named
+        before = getattr(self.args, name)
+        try:
+            kind, usual = SETTINGS[name]
+            setattr(self.args, name, usual if value == "default" else kind(value))
+            choice = ("temperature", "top_k", "top_p", "min_p")
+            sampler_for(self.chat.model, **{each: getattr(self.args, each) for each in choice})
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            setattr(self.args, name, before)
+            return f"{name} stays {_shown(before)}: {error}"
+        return f"{name} is {_shown(getattr(self.args, name))}"
+
+    def do_image(self, name: str) -> str:
+        """/image FILE: keep it for the next message; says its size, or what is wrong with it."""
+        from ..files.images import open_image
+
+        if not name:
+            return "give the picture: /image FILE"
+        try:
+            size = open_image(name).size
+        except ValueError as error:
+            return f"{error}"
+        self.args.image = [*self.args.image, name]
+        return f"{name}, {size[0]} x {size[1]} pixels, goes with your next message"
+
+    def do_save(self, name: str) -> str:
+        """/save FILE."""
+        if not name:
+            return "give a name: /save FILE"
+        try:
+            self.chat.save(name)
         except (OSError, ValueError) as error:  # ValueError: "." and "/" are no names of files
-            return f"{rest}: {getattr(error, 'strerror', error)}; nothing was saved"
-        return f"saved {len(talk.messages)} messages in {rest}"
-    return HELP if name == "/help" else f"{line.strip()!r} is no command\n{HELP}"
+            return f"{name}: {getattr(error, 'strerror', error)}; nothing was saved"
+        return f"saved {len(self.chat.messages)} messages in {name}"
+
+    def do_load(self, name: str) -> str:
+        """/load FILE."""
+        if not name:
+            return "give a name: /load FILE"
+        try:
+            images = self.chat.load(name)
+        except ValueError as error:
+            problem = f"{name}: {error.problem}" if isinstance(error, FileError) else error
+            return f"{problem}; the conversation stays as it was"
+        without = f", without their {images} images, which are not saved" if images else ""
+        return f"loaded {len(self.chat.messages)} messages from {name}{without}"
 
 
-def _image(name: str, args: argparse.Namespace) -> str:
-    """Keep an image for the next message; says its size, or what is wrong with it."""
-    from ..files.images import open_image
-
-    try:
-        size = open_image(name).size
-    except ValueError as error:
-        return f"{error}"
-    args.image = [*args.image, name]
-    return f"{name}, {size[0]} x {size[1]} pixels, goes with your next message"
+def _shown(value: Any) -> str:
+    return "the model's own" if value is None else str(value)

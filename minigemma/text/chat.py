@@ -12,9 +12,19 @@ import numpy as np
 
 from ..arrays import F32
 from ..cache import Cache
+from ..files.safetensors_file import read_json
 from ..models.decoder import Decoder
 from .generation import Seen, Token, look_at, stream_generate
-from .prompt import conversation_ids
+from .prompt import MARK, conversation_ids
+
+
+class ContextFull(ValueError):
+    """A conversation that leaves no room for an answer: it has `tokens`, and the context holds `context`."""
+
+    def __init__(self, tokens: int, context: int) -> None:
+        self.tokens, self.context = tokens, context
+        told = f"the prompt has {tokens:,} tokens and the context holds {context:,}, of which the answer needs one"
+        super().__init__(f"{told}; drop_oldest() leaves out the oldest messages, reset() all of them")
 
 
 class Chat:
@@ -28,6 +38,7 @@ class Chat:
 
     _cache: Cache | None
     _held: list[int]  # the ids that the cache holds
+    _cut: tuple[str, list[int]]  # text and tokens of the last answer, if it was cut; else empty
     _seen: F32  # [n, tokens, D]: the images of all messages
 
     def __init__(self, model: Decoder, system: str | None = None, **settings: Any) -> None:
@@ -71,13 +82,47 @@ class Chat:
             new = images if isinstance(images, Seen) else look_at(self.model, images, chosen.get("pan_and_scan"))
             message["images"] = list(new.crops)
             seen = np.concatenate([seen, new.features]) if len(seen) else new.features
-        messages = [*self.messages, message]
-        ids = self._ids(messages)
-        cache, new_ids = self._continued(ids)
-        unread = seen[len(self.model.image_runs(ids[: len(ids) - len(new_ids)])) :]
-        pieces = stream_generate(self.model, new_ids, Seen(unread, (0,) * len(unread)), cache=cache, **chosen)
-        self._forget()  # until the answer ends, so that one begun meanwhile does not write into the same cache
-        return self._remembering(messages, seen, ids, cache, pieces)
+        return self._answered([*self.messages, message], seen, chosen)
+
+    def again(self, **settings: Any) -> Iterator[Token]:
+        """Yield another answer to the last message, which replaces the one that was given; as `stream`.
+
+        ValueError where none was given yet.
+        """
+        self._last_answer()
+        return self._answered(self.messages[:-1], self._seen, {**self.settings, **settings})
+
+    def go_on(self, **settings: Any) -> Iterator[Token]:
+        """Yield what follows the last answer, which was cut at `max_new_tokens` or by the caller; it joins that answer.
+
+        ValueError where there is no answer, or the model ended it.
+        """
+        said, (text, tokens) = self._last_answer(), self._cut
+        if not tokens:
+            raise ValueError("the last answer is complete; ask for more in a message")
+        if said != text and self.model.tokenizer:  # edited by the caller
+            tokens = self.model.tokenizer.encode(said)
+        return self._answered(self.messages[:-1], self._seen, {**self.settings, **settings}, (said, tokens))
+
+    def _last_answer(self) -> str:
+        """What the model said last; ValueError where it said nothing yet."""
+        if not self.messages or self.messages[-1]["role"] not in ("assistant", "model"):
+            raise ValueError("there is no answer yet; send a message first")
+        return self.messages[-1]["content"]
+
+    def drop_oldest(self, tokens: int | None = None) -> int:
+        """Leave out the oldest messages and their answers until at most `tokens` tokens are left; how many it left out.
+
+        tokens: None is half of the context. A system text stays.
+        """
+        first = len(self.messages) % 2  # with a system text there is one more
+        kept, most = list(self.messages), self.model.config.context // 2 if tokens is None else tokens
+        while len(kept) > first and len(self._ids(kept)) > most:
+            gone = sum(1 + crops for crops in kept[first].get("images", ()))
+            self._seen, kept[first : first + 2] = self._seen[gone:], []
+        dropped, self.messages = len(self.messages) - len(kept), kept
+        self._forget()
+        return dropped
 
     def save(self, path: str | Path) -> None:
         """Write the messages as JSON, complete or not at all; raises OSError."""
@@ -91,20 +136,58 @@ class Chat:
             partial.unlink(missing_ok=True)
             raise
 
-    def _remembering(
-        self, messages: list[dict[str, Any]], seen: F32, ids: list[int], cache: Cache, pieces: Iterator[Token]
+    def load(self, path: str | Path) -> int:
+        """Go on with the messages that `save` wrote; how many images they had, which such a file does not hold.
+
+        Raises ModelFormatError for a file that is no JSON list, ValueError for messages that are no conversation, and
+        leaves the history as it was.
+        """
+        messages, images = read_json(Path(path), (list,)), 0
+        for message in messages:
+            if isinstance(message, dict) and "images" in message:
+                shown = message.pop("images")
+                images += len(shown) if isinstance(shown, list) else 0
+                message["content"] = str(message.get("content")).replace(MARK, "")
+        self._ids([*messages, {"role": "user", "content": ""}])
+        self.messages, self._seen = messages, self._seen[:0]
+        self._forget()
+        return images
+
+    def _answered(
+        self, messages: list[dict[str, Any]], seen: F32, chosen: dict[str, Any], begun: tuple[str, list[int]] = ("", [])
     ) -> Iterator[Token]:
-        said, tokens = "", []
+        """The answer to `messages`, or what follows the text and tokens of one that was begun."""
+        ids = self._ids(messages) + begun[1]
+        if len(ids) >= self.model.config.context:
+            raise ContextFull(len(ids), self.model.config.context)
+        cache, new_ids = self._continued(ids)
+        unread = seen[len(self.model.image_runs(ids[: len(ids) - len(new_ids)])) :]
+        pieces = stream_generate(self.model, new_ids, Seen(unread, (0,) * len(unread)), cache=cache, **chosen)
+        self._forget()  # until the answer ends, so that one begun meanwhile does not write into the same cache
+        return self._remembering((messages, seen), ids, cache, pieces, begun)
+
+    def _remembering(
+        self,
+        asked: tuple[list[dict[str, Any]], F32],
+        ids: list[int],
+        cache: Cache,
+        pieces: Iterator[Token],
+        begun: tuple[str, list[int]],
+    ) -> Iterator[Token]:
+        said, tokens, ended = begun[0], list[int](), None
         try:
             for piece in pieces:
                 said += piece.text
                 tokens.append(piece.token)
+                ended = piece.finish_reason
                 yield piece
         finally:
             cache.settle()
             self._cache, self._held = cache, [*ids, *tokens][: cache.position]
+            self._cut = ("", []) if ended == "stop" else (said, begun[1] + tokens)
             if tokens:
-                self.messages, self._seen = [*messages, {"role": "assistant", "content": said}], seen
+                messages, self._seen = asked
+                self.messages = [*messages, {"role": "assistant", "content": said}]
 
     def _ids(self, messages: list[dict[str, Any]]) -> list[int]:
         if self.model.tokenizer is None:
@@ -112,7 +195,7 @@ class Chat:
         return conversation_ids(self.model.tokenizer, self.model.config.family, messages, vision=self.model.vision)
 
     def _forget(self) -> None:
-        self._cache, self._held = None, []
+        self._cache, self._held, self._cut = None, [], ("", [])
 
     def _continued(self, ids: list[int]) -> tuple[Cache, list[int]]:
         """A cache that holds a beginning of `ids`, and the rest of them."""

@@ -242,7 +242,7 @@ def test_an_error_is_one_line_and_debug_shows_where(calls, capsys):
         "generate a --dtype fp8",
         "generate a --stop=",
         "chat --raw",
-        "chat --json",
+        "chat --stream",
         "bench -r 0",
         "download",
     ],

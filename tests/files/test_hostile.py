@@ -35,7 +35,7 @@ from test_safetensors_file import refused
 from test_tokenizer import trained, vocabulary
 
 import minigemma as mg
-from minigemma.cli.chat import chat_command
+from minigemma.cli.chat import Talk
 from minigemma.cli.main import main
 from minigemma.files.config_json import config_from_json
 from minigemma.files.gguf_file import open_gguf
@@ -549,7 +549,7 @@ def test_messages_that_are_none(model, messages):
 
 @pytest.mark.parametrize("name", [".", "/", "..", "a\0b", "x" * 300, "/dev/null/x"])
 def test_a_name_that_no_conversation_can_be_saved_under_does_not_end_it(name):
-    said = chat_command(mg.Chat(letters()), f"/save {name}", SimpleNamespace(image=[]))
+    said = Talk(mg.Chat(letters()), SimpleNamespace(image=[]), None).do_save(name)
     assert said.startswith(f"{name}: ") and said.endswith("; nothing was saved") and "\n" not in said
 
 
@@ -594,7 +594,7 @@ def test_a_disk_that_fills_while_a_conversation_is_saved(small_disk):
     chat.save(path)
     whole = path.read_bytes()
     chat.messages.append({"role": "assistant", "content": "x" * (2 << 20)})
-    assert "nothing was saved" in chat_command(chat, f"/save {path}", SimpleNamespace(image=[]))
+    assert "nothing was saved" in Talk(chat, SimpleNamespace(image=[]), None).do_save(str(path))
     assert path.read_bytes() == whole and [p.name for p in small_disk.iterdir()] == ["talk.json"]
 
 

@@ -166,6 +166,72 @@ def test_a_conversation_beyond_the_context_is_refused_with_numbers_and_forgets_n
     assert chat.send("b") == from_scratch(model, chat.messages[:-1], **GREEDY)
 
 
+# ----------------------------------------------------------------------------- again, further, and a full context
+
+
+def test_another_answer_replaces_the_last_and_is_that_of_the_whole_conversation():
+    model = letters(context=2000)
+    chat = mg.Chat(model, **SAMPLED)
+    chat.send("hello")
+    first = chat.send("and then?")
+    answer = "".join(piece.text for piece in chat.again(seed=8))
+    assert answer != first and chat.messages[-1]["content"] == answer and len(chat.messages) == 4
+    assert answer == from_scratch(model, chat.messages[:-1], **SAMPLED | {"seed": 8})
+    assert chat.send("next") == from_scratch(model, chat.messages[:-1], **SAMPLED)
+
+
+@pytest.mark.parametrize("make", [letters, talker], ids=["canonical tokens", "any bytes"])
+def test_an_answer_cut_in_parts_and_continued_is_the_answer_of_one_go(make):
+    whole = mg.Chat(make(context=2000, eos=()), temperature=0.0, max_new_tokens=12).send("hello")
+    model = make(context=2000, eos=())
+    chat = mg.Chat(model, temperature=0.0, max_new_tokens=4)
+    parts = [chat.send("hello")]
+    for _ in range(2):
+        before = len(model.fed)
+        parts.append("".join(piece.text for piece in chat.go_on()))
+        assert model.fed[before] == 1, "the last token of the part before"
+    if "\ufffd" not in whole:
+        assert "".join(parts) == whole
+    assert [message["content"] for message in chat.messages] == ["hello", "".join(parts)]
+
+
+def test_an_answer_that_was_left_or_edited_can_be_continued_and_a_complete_one_cannot():
+    model = letters(context=2000, eos=())
+    chat = mg.Chat(model, **GREEDY)
+    stream = chat.stream("hello")
+    next(stream), next(stream), stream.close()
+    chat.messages[1]["content"] = "edited"
+    ids = conversation_ids(model.tokenizer, "gemma3", chat.messages[:1]) + model.tokenizer.encode("edited")
+    more = "".join(piece.text for piece in chat.go_on())
+    assert more == "".join(piece.text for piece in stream_generate(model, ids, **GREEDY))
+    assert chat.messages[1]["content"] == "edited" + more
+    complete = mg.Chat(letters(context=2000), **GREEDY | {"max_new_tokens": 100})
+    complete.send("hello")
+    with pytest.raises(ValueError, match="the last answer is complete"):
+        complete.go_on()
+
+
+@pytest.mark.parametrize("call", ["again", "go_on"])
+def test_there_must_be_an_answer(call):
+    with pytest.raises(ValueError, match="there is no answer yet"):
+        getattr(mg.Chat(letters(), system="Be brief"), call)()
+
+
+@pytest.mark.parametrize("system", [None, "Be brief"])
+def test_the_oldest_messages_go_and_the_rest_is_a_conversation(system):
+    model = letters(context=200)
+    chat = mg.Chat(model, system=system, **GREEDY)
+    for text in ("one", "two", "three"):
+        chat.send(text)
+    with pytest.raises(ValueError, match=r"context holds 200\b.*; drop_oldest\(\) leaves out the oldest"):
+        chat.send("x" * 150)
+    last, kept = chat.messages[-2:], chat.messages[: 1 if system else 0]
+    one = len(conversation_ids(model.tokenizer, "gemma3", [*kept, *last]))
+    assert chat.drop_oldest(one) == 4 and chat.messages == [*kept, *last]
+    assert chat.send("next") == from_scratch(model, chat.messages[:-1], **GREEDY)
+    assert chat.drop_oldest(0) == 4 and chat.messages == kept
+
+
 def test_an_image_for_a_text_model_leaves_the_history_as_it_was():
     chat = mg.Chat(letters())
     with pytest.raises(ValueError, match="no vision tower, but 1 image was given"):
@@ -228,3 +294,43 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["talk.json"]
     with pytest.raises(OSError):
         chat.save(tmp_path / "nowhere" / "talk.json")
+
+
+def test_a_saved_conversation_goes_on(tmp_path):
+    model = letters(context=2000)
+    chat, other = mg.Chat(model, system="Be brief", **GREEDY), mg.Chat(model, **GREEDY)
+    chat.send("né🙂")
+    chat.save(tmp_path / "talk.json")
+    other.send("something else")
+    assert other.load(tmp_path / "talk.json") == 0 and other.messages == chat.messages
+    assert other.send("next") == from_scratch(model, other.messages[:-1], **GREEDY)
+
+
+def test_images_are_not_in_a_saved_conversation(tmp_path):
+    messages = [{"role": "user", "content": "<start_of_image>What is it?", "images": [0, 2]}]
+    messages += [{"role": "assistant", "content": "a cow"}]
+    (tmp_path / "talk.json").write_text(json.dumps(messages))
+    chat = mg.Chat(letters(context=2000), **GREEDY)
+    assert chat.load(tmp_path / "talk.json") == 2
+    assert chat.messages[0] == {"role": "user", "content": "What is it?"}
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("{}", "object"),
+        ("[1", "not JSON"),
+        ("[1]", "messages must be a list"),
+        ('[{"role": "user", "content": "hi"}]', "user and model must take turns"),
+        ('[{"role": "user", "content": 5}, {"role": "assistant", "content": "hi"}]', "must be text"),
+        ("", "not JSON|empty"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_and_leaves_the_history(text, says, tmp_path):
+    (tmp_path / "talk.json").write_text(text)
+    chat = mg.Chat(letters(context=2000), **GREEDY)
+    chat.send("hello")
+    before = list(chat.messages)
+    with pytest.raises(ValueError, match=says):
+        chat.load(tmp_path / "talk.json")
+    assert chat.messages == before
