@@ -37,6 +37,7 @@ WHAT = {
     "blocks.{i}.attention.v": "values",
     "blocks.{i}.attention.scores": "q · k · scale, soft-capped in Gemma 2, before the mask",
     "blocks.{i}.attention.probs": "softmax of the scores of visible keys",
+    "blocks.{i}.attention.heads": "each head's weighted mean of values, before W_o",
     "blocks.{i}.attention.out": "attention output, before the post-norm of Gemma 2 and 3",
     "blocks.{i}.residual.middle": "the residual stream between the two branches of a layer",
     "blocks.{i}.ffn.hidden": "gelu(gate) · up",
@@ -54,6 +55,7 @@ WHAT = {
     "images.{i}.patches": "pixels of each patch of an image",
     "images.{i}.embedding": "patch embeddings plus position embeddings",
     "images.{i}.blocks.{i}.attention.probs": "attention of each patch over all patches, 16 heads",
+    "images.{i}.blocks.{i}.attention.heads": "each head's weighted mean of values, before W_o",
     "images.{i}.blocks.{i}.residual.middle": "the tower's residual stream after attention",
     "images.{i}.blocks.{i}.residual.out": "the tower's residual stream after the layer",
     "images.{i}.out": "the tower's output",
@@ -65,7 +67,13 @@ HEAD = """# Named values
 `model.forward(ids, taps=mg.Taps("blocks.*.attention.probs", "logits"))` keeps every value whose name matches a pattern;
 `*` and `?` work as in file names. Values are float32. A pattern that matches no value is an error. Without taps,
 naming costs almost nothing. Kernels never form some values (scores, probabilities, decay); for these, the definition
-runs in addition to the kernel.
+runs in place of the kernel.
+
+`model.forward(ids, taps=mg.Edits({"blocks.5.attention.heads": f}))` changes values: `f(value, name)` gets a copy of
+each value that its pattern matches and returns what the model continues with, of the same shape. `mg.Edits({…},
+"logits")` also keeps values, after the change. `mg.generate`, `mg.stream_generate` and `mg.score` take `taps=` too.
+Keys and values are edited before the cache rounds them to bf16; an edited state is the layer's output and what the
+next call starts from. `model.with_weights({"blocks.5.attention.o": array})` is a copy of the model with another weight.
 
 Letters: T tokens, S keys in the layer's cache (without a cache, the T tokens), D model width, N query heads, K
 key/value heads, H head dim, F feed-forward width, V vocabulary, E recurrent width. In the image encoder: P
@@ -102,7 +110,7 @@ def table() -> str:
 
 def letters(name: str, shape: tuple[int, ...]) -> str:
     """The shape in letters: [T, D]."""
-    own = {2: "heads", 9: "tokens"} if name.startswith("images.") else {}
+    own = {2: "heads", 9: "tokens", 22: "C / heads"} if name.startswith("images.") else {}
     named = [(LETTERS | own).get(size, str(size)) for size in shape]
     if name.endswith((".scores", ".probs")):
         named[-1] = "P" if own else "S"

@@ -17,16 +17,28 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .errors import ModelFormatError
     from .files.load import load
-    from .taps import Taps
+    from .taps import Edits, Taps
     from .text.chat import Chat
     from .text.embedding import embed
     from .text.generation import generate, stream_generate
     from .text.scoring import choose, score
 
-__all__ = ["Chat", "ModelFormatError", "Taps", "choose", "embed", "generate", "load", "score", "stream_generate"]
+__all__ = [
+    "Chat",
+    "Edits",
+    "ModelFormatError",
+    "Taps",
+    "choose",
+    "embed",
+    "generate",
+    "load",
+    "score",
+    "stream_generate",
+]
 
 _HOME = {
     "Chat": "text.chat",
+    "Edits": "taps",
     "ModelFormatError": "errors",
     "Taps": "taps",
     "choose": "text.scoring",

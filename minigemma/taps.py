@@ -1,18 +1,24 @@
-"""Named values of a forward pass, kept for inspection.
+"""Named values of a forward pass, kept for inspection or changed.
 
     taps = Taps("blocks.*.attention.probs", "logits")
     model.forward(ids, taps=taps)
     taps["blocks.5.attention.probs"]              # [N, T, S] float32
 
-A model names a value on the line that computes it; the call returns it unchanged:
+    def silence(heads, name):                     # heads 2 and 3 write nothing
+        heads[:, 2:4] = 0
+        return heads
+    model.forward(ids, taps=Edits({"blocks.5.attention.heads": silence}))
+
+A model names a value on the line that computes it, and continues with what the call returns:
 
     x = taps("residual.out", x + h)
 
-Without patterns that line costs one attribute lookup and keeps nothing.
+Taps return the value itself, Edits may return another. Without patterns that line costs one attribute lookup.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -51,6 +57,34 @@ class Taps(dict[str, NDArray]):
         return value
 
 
+class Edits(Taps):
+    """Functions that change values of a run: `f(value, name)` returns what the model continues with.
+
+    functions   by the name of a value or a glob pattern; where several match they apply in order. Each gets a copy of
+                the value, float32 with one row per token of the call, and returns an array of the same shape
+    kept        patterns of values to keep as Taps do, after the change
+    """
+
+    def __init__(self, functions: Mapping[str, Callable[[NDArray, str], NDArray]], *kept: str) -> None:
+        super().__init__(*functions, *kept)
+        self.functions, self.kept = dict(functions), Taps(*kept)
+
+    def __call__(self, name: str, value: NDArray) -> NDArray:
+        """The value after each function whose pattern matches `name`; ValueError if one returns another shape."""
+        if not self.wants(name):
+            return value
+        for pattern, function in self.functions.items():
+            if fnmatchcase(name, pattern):
+                changed, shape = np.asarray(function(np.array(value), name)), list(value.shape)
+                if changed.shape != value.shape or changed.dtype.kind != "f":
+                    what = f"{changed.dtype} {list(changed.shape)}" if changed.dtype != object else "no array"
+                    raise ValueError(f"the edit of {name} returned {what}; it must return {value.dtype} {shape}")
+                value = np.ascontiguousarray(changed, value.dtype)
+        if self.kept.patterns and self.kept.wants(name):
+            self[name] = np.array(value)
+        return value
+
+
 class Scope:
     """Taps for one part of a model: its names get a prefix."""
 
@@ -66,7 +100,7 @@ class Scope:
         return bool(self.taps.patterns) and self.taps.wants(f"{self.prefix}.{name}")
 
     def __call__(self, name: str, value: NDArray) -> NDArray:
-        """Keeps a copy of `value` if a pattern matches `name`; returns it unchanged."""
+        """What the taps return for `name` with its prefix."""
         return self.taps(f"{self.prefix}.{name}", value) if self.taps.patterns else value
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..arrays import F32
 from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig
-from ..formulas.attention import Mask, attention, attention_probs, attention_scores
+from ..formulas.attention import Mask, attention, attention_probs, attention_scores, weighted_values
 from ..formulas.linear import affine, linear, linears
 from ..formulas.rmsnorm import rms_norm
 from ..formulas.rope import rope
@@ -60,10 +60,12 @@ def attention_block(
     v = taps("attention.v", v)
     keys, values, key_positions = ring.extend(k, v, tokens.first)
     mask = Mask(positions, tokens.last(tokens.last_visible), key_positions, config.window)
-    if taps.wants("attention.scores") or taps.wants("attention.probs"):
+    if taps.wants("attention.scores") or taps.wants("attention.probs"):  # values that the kernel never forms
         scores = taps("attention.scores", attention_scores(q, keys, config.query_scale, config.soft_cap))
-        taps("attention.probs", attention_probs(scores, *mask))
-    mixed = attention(q, keys, values, mask, config.query_scale, config.soft_cap)
-    y = taps("attention.out", affine(mixed.reshape(len(mixed), -1), w.o, w.o_bias))
+        heads = weighted_values(taps("attention.probs", attention_probs(scores, *mask)), values)
+    else:
+        heads = attention(q, keys, values, mask, config.query_scale, config.soft_cap)
+    heads = taps("attention.heads", heads)
+    y = taps("attention.out", affine(heads.reshape(len(heads), -1), w.o, w.o_bias))
     y = y if w.post_norm is None else rms_norm(y, w.post_norm, config.eps)
     return taps("residual.middle", tokens.last(x) + y)

@@ -19,7 +19,7 @@ from ..cache import RecurrentState, TokenPositions
 from ..formulas.conv1d import causal_conv1d
 from ..formulas.geglu import gated_gelu
 from ..formulas.linear import affine, linear, linears, plus
-from ..formulas.rglru import block_diagonal, decay_and_input, rg_lru
+from ..formulas.rglru import block_diagonal, decay_and_input, linear_scan, rg_lru
 from ..formulas.rmsnorm import rms_norm
 from ..layouts.weight import Weight
 from ..taps import Scope
@@ -61,9 +61,12 @@ def recurrent_block(
     conv = taps("recurrent.conv", causal_conv1d(z, w.conv, w.conv_bias, tail))
     recurrence = taps("recurrent.recurrence_gate", block_diagonal(conv, w.recurrence_gate, w.recurrence_bias))
     entering = taps("recurrent.input_gate", block_diagonal(conv, w.input_gate, w.input_bias))
-    if taps.wants("recurrent.decay"):
-        taps("recurrent.decay", decay_and_input(conv, recurrence, entering, w.decay, start)[0])
-    hs = taps("recurrent.state", rg_lru(conv, recurrence, entering, w.decay, before, start))
+    if taps.wants("recurrent.decay"):  # a value that the kernel never forms
+        decay, gated = decay_and_input(conv, recurrence, entering, w.decay, start)
+        hs = linear_scan(gated, taps("recurrent.decay", decay), before)
+    else:
+        hs = rg_lru(conv, recurrence, entering, w.decay, before, start)
+    hs = taps("recurrent.state", hs)
     state.propose(np.concatenate([tail, z])[-len(tail) :], hs[-1])
     y = taps("recurrent.out", affine(gated_gelu(u, tokens.last(hs)), w.out, w.out_bias))
     return taps("residual.middle", tokens.last(x) + y)

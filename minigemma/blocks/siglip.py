@@ -20,7 +20,7 @@ import numpy as np
 
 from ..arrays import F32
 from ..config import VisionConfig
-from ..formulas.attention import Mask, attention, attention_probs, attention_scores
+from ..formulas.attention import Mask, attention, attention_probs, attention_scores, weighted_values
 from ..formulas.geglu import gelu
 from ..formulas.layernorm import layer_norm
 from ..formulas.linear import affine, linear
@@ -91,10 +91,13 @@ def siglip_block(x: F32, w: SiglipBlock, config: VisionConfig, taps: Scope) -> F
     q, k, v = (affine(h, m, b).reshape(heads) for m, b in ((w.q, w.q_bias), (w.k, w.k_bias), (w.v, w.v_bias)))
     scale, positions = heads[2] ** -0.5, np.arange(len(x), dtype=np.int32)
     mask = Mask(positions, np.full_like(positions, len(x) - 1), positions, None)  # every patch sees all patches
-    if taps.wants("attention.probs"):
-        taps("attention.probs", attention_probs(attention_scores(q, k, scale, None), *mask))
-    x = x + affine(attention(q, k, v, mask, scale, None).reshape(len(x), -1), w.o, w.o_bias)
-    x = taps("residual.middle", x)
+    if taps.wants("attention.probs"):  # a value that the kernel never forms
+        probs = attention_probs(attention_scores(q, k, scale, None), *mask)
+        mixed = weighted_values(taps("attention.probs", probs), v)
+    else:
+        mixed = attention(q, k, v, mask, scale, None)
+    mixed = taps("attention.heads", mixed).reshape(len(x), -1)
+    x = taps("residual.middle", x + affine(mixed, w.o, w.o_bias))
     h = gelu(affine(layer_norm(x, w.norm2, w.norm2_bias, config.eps), w.up, w.up_bias))
     return taps("residual.out", x + affine(h, w.down, w.down_bias))
 

@@ -76,6 +76,14 @@ def attention_probs(scores: F32, query: I32, last_visible: I32, key: I32, window
     return softmax(np.where(seen, scores, np.float32(-np.inf)))
 
 
+def weighted_values(probs: F32, v: F32 | U16) -> F32:
+    """Σ_s probs[n, t, s] · v[s, n // G] for each t and n: probs [N, T, S], v [S, K, H] → [T, N, H] float32."""
+    (N, T, S), (_, K, H) = probs.shape, v.shape
+    grouped = probs.reshape(K, N // K, T, S)
+    out = np.einsum("KGTS,SKH->TKGH", grouped, widen_bf16(v), optimize=True)
+    return np.ascontiguousarray(out.reshape(T, N, H))
+
+
 @definition
 def attention(q: F32, k: F32 | U16, v: F32 | U16, mask: Mask, scale: float, cap: float | None) -> F32:
     """softmax(cap(q kᵀ · scale) where visible) v      [Vaswani et al. 2017 eq. 1]
@@ -87,7 +95,7 @@ def attention(q: F32, k: F32 | U16, v: F32 | U16, mask: Mask, scale: float, cap:
     for i in range(k.shape[1]):  # one key head at a time: the scores of all take 1 GB for an image of 4,096 patches
         group = slice(i * G, (i + 1) * G)
         scores = attention_scores(q[:, group], k[:, i : i + 1], scale, cap)
-        out[:, group] = np.einsum("GTS,SH->TGH", attention_probs(scores, *mask), widen_bf16(v[:, i]), optimize=True)
+        out[:, group] = weighted_values(attention_probs(scores, *mask), v[:, i : i + 1])
     return out
 
 

@@ -16,12 +16,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ from ..kernels.parallel import default_threads, threads
 from ..layouts.weight import Weight
 from ..taps import NO_TAPS, Scope, Taps
 from . import fused  # noqa: F401  # binds the fused kernels to the blocks
+from .weights import replaced
 
 PREFILL_CHUNK = 256  # tokens that go through the layers together, which bounds the memory of a long prompt
 
@@ -157,15 +159,16 @@ class Decoder(ABC):
         Without a cache, ids are the whole sequence. With one they follow the tokens in it, in chunks of any length, and
         are in it afterwards. `images` are float32 [n, 3, side, side] in [-1, 1], one for each run of image tokens in
         ids, or their `image_features`, [n, tokens, D]; the tokens of an image come in one call. `taps` is filled with
-        the values that it names; all of ids then go through the layers in one chunk.
+        the values that it names, and changes them if it is `Edits`; all of ids then go through the layers in one chunk.
 
         Raises ValueError for ids outside the vocabulary, no ids, more of them than the cache has room for, and images
         that do not fit them.
         """
-        logits = self.head(self.hidden_states(ids, cache, images, last_only, taps), taps)
+        all_scored = not last_only or (taps is not None and taps.wants("logits"))
+        logits = self.head(self.hidden_states(ids, cache, images, not all_scored, taps), taps)
         if taps is not None:
             taps.check()
-        return logits
+        return logits[-1:] if last_only else logits
 
     def hidden_states(
         self,
@@ -194,8 +197,10 @@ class Decoder(ABC):
                 x, places = self._embedded(tokens, first, last, spans, cache.position)
                 rows.append(self._layers(taps("embedding", x), places, cache, taps, last_only))
                 cache.advance(last - first)
-            x = rows[-1][-1:] if last_only else np.concatenate(rows) if rows[1:] else rows[0]
-            return taps("final_norm", rms_norm(x, self.weights.final_norm, self.config.eps))
+            tail = rows[-1] if taps.patterns else rows[-1][-1:]
+            x = tail if last_only else np.concatenate(rows) if rows[1:] else rows[0]
+            x = taps("final_norm", rms_norm(x, self.weights.final_norm, self.config.eps))
+            return x[-1:] if last_only else x
 
     def head(self, x: F32, taps: Taps | None = None) -> F32:
         """Logits from hidden states: float32 [T, D] → [T, V]."""
@@ -208,6 +213,17 @@ class Decoder(ABC):
     @abstractmethod
     def block(self, x: F32, layer: int, state: Any, tokens: TokenPositions, taps: Scope) -> F32:
         """One layer: the residual of `tokens`, x [T, D], → [T, D], or the last `tokens.outputs` rows of it."""
+
+    def with_weights(self, changed: Mapping[str, Weight | F32]) -> Self:
+        """A copy of this model with other weights under the given names ("blocks.5.attention.o"); this one stays as it
+        is, and all other weights are shared. Float32 arrays are rounded to the layout of the weight they replace.
+
+        Raises ValueError for a name that the model does not have, with the nearest, and for another shape.
+        """
+        model = copy(self)
+        model.weights = replaced(self.weights, changed)
+        model.__dict__.pop("coarse_head", None)  # made of the old weights
+        return model
 
     def image_features(self, images: Any, taps: Taps | None = None) -> F32:
         """The tokens of images for the text model: float32 [n, 3, side, side] in [-1, 1] → float32 [n, tokens, D].

@@ -78,6 +78,8 @@ class EmbeddingGemma(Gemma3):
     def embed(self, ids: Sequence[int], taps: Taps | None = None) -> F32:
         """The embedding of one text: ids [T] → [E] float32 of length 1. Errors are those of `hidden_states`."""
         e = self.hidden_states(ids, taps=taps).mean(0, keepdims=True)
+        if taps is not None:
+            taps.check()
         with self._running():
             for weight in self.weights.dense:
                 e = linear(e, weight)

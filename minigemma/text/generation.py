@@ -18,6 +18,7 @@ from ..formulas.sampling import Sampler, logprob_of
 from ..formulas.softcap import soft_cap
 from ..kernels.parallel import threads
 from ..models.decoder import PREFILL_CHUNK, Decoder, chunks
+from ..taps import Taps
 from .prompt import conversation_ids, text_ids
 
 if TYPE_CHECKING:
@@ -73,10 +74,11 @@ def generate(
     pan_and_scan: PanAndScan | None = None,
     exact_logits: bool = False,
     raw: bool | None = None,
+    taps: Taps | None = None,
 ) -> str:
     """The text that follows `prompt`; the settings are those of `stream_generate`."""
     settings = max_new_tokens, temperature, top_k, top_p, min_p, seed, stop
-    more: dict[str, Any] = {"pan_and_scan": pan_and_scan, "exact_logits": exact_logits, "raw": raw}
+    more: dict[str, Any] = {"pan_and_scan": pan_and_scan, "exact_logits": exact_logits, "raw": raw, "taps": taps}
     return "".join(token.text for token in stream_generate(model, prompt, images, *settings, **more))
 
 
@@ -124,6 +126,7 @@ def stream_generate(
     pan_and_scan: PanAndScan | None = None,
     exact_logits: bool = False,
     raw: bool | None = None,
+    taps: Taps | None = None,
 ) -> Iterator[Token]:
     """Yield a `Token` for each token that follows `prompt`; the last one has a finish_reason.
 
@@ -142,6 +145,7 @@ def stream_generate(
     exact_logits  True: compute the logits of every token in full. Otherwise those of unlikely tokens may come from a
               coarse copy of the head (formulas/two_pass_head.py), for 64 tokens or more and a temperature up to 1;
               never with a seed, whose text must not depend on `max_new_tokens`. Greedy text is the same either way
+    taps      `Edits` that change every pass, that of the prompt and of each new token; Taps keep the latest pass
 
     Prompt and answer together are never longer than the context, nor than the cache that was given: there the answer
     ends, for "length". Without a tokenizer, for which the prompt must be ids, all text is "".
@@ -164,7 +168,8 @@ def stream_generate(
     cache = cache or model.new_cache(len(ids) + new)
     # A temperature above 1 draws unlikely tokens, and the coarse copy of the head must first be made.
     exact = exact_logits or sampler.temperature > 1 or new < PAYS or (seed is not None and sampler.temperature > 0)
-    return _tokens(model, (ids, features), cache, new, Choice(sampler, random, stops, exact), progress)
+    choice = Choice(sampler, random, stops, exact or taps is not None, taps)
+    return _tokens(model, (ids, features), cache, new, choice, progress)
 
 
 def _room(model: Decoder, cache: Cache | None, count: int) -> int:
@@ -272,6 +277,7 @@ class Choice(NamedTuple):
     random: np.random.Generator
     stops: tuple[str, ...]
     exact: bool  # logits of unlikely tokens too
+    taps: Taps | None = None
 
 
 def _tokens(
@@ -285,7 +291,7 @@ def _tokens(
     """Read the prompt, ids and features of its images, and yield the tokens that follow."""
     prompt, features = read
     began = time.perf_counter()
-    logits = prefill(model, prompt, cache, features, progress)
+    logits = prefill(model, prompt, cache, features, progress, choice.taps)
     first = time.perf_counter()
     prompt_tps = len(prompt) / max(first - began, 1e-9)
     decoder = model.tokenizer.stream() if model.tokenizer else None
@@ -305,8 +311,10 @@ def _tokens(
         yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
         if reason:
             return
-        exact = choice.exact  # else the shortcut of a coarse head
-        logits = model.forward([token], cache, last_only=True)[0] if exact else sampling_logits(model, token, cache)
+        if choice.exact:
+            logits = model.forward([token], cache, last_only=True, taps=choice.taps)[0]
+        else:  # the shortcut of a coarse head
+            logits = sampling_logits(model, token, cache)
 
 
 def sampling_logits(model: Decoder, token: int, cache: Cache) -> F32:
@@ -325,7 +333,12 @@ def sampling_logits(model: Decoder, token: int, cache: Cache) -> F32:
 
 
 def prefill(
-    model: Decoder, ids: Sequence[int], cache: Cache, features: F32 | None = None, progress: Progress | None = None
+    model: Decoder,
+    ids: Sequence[int],
+    cache: Cache,
+    features: F32 | None = None,
+    progress: Progress | None = None,
+    taps: Taps | None = None,
 ) -> F32:
     """Put `ids`, and the images among them, into the cache; the logits [V] after the last of them.
 
@@ -336,7 +349,7 @@ def prefill(
     for first, last in chunks(len(ids), runs, PREFILL_CHUNK if progress else len(ids)):
         inside = [i for i, (begin, _) in enumerate(runs) if first <= begin < last]
         images = features[inside] if inside and features is not None else None
-        logits = model.forward(ids[first:last], cache, images, last_only=True)
+        logits = model.forward(ids[first:last], cache, images, last_only=True, taps=taps)
         if progress:
             progress(last, len(ids))
     return logits[0]

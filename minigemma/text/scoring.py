@@ -11,6 +11,7 @@ from ..arrays import F32
 from ..formulas.attention import softmax
 from ..formulas.sampling import logprob_of
 from ..models.decoder import Decoder
+from ..taps import Taps
 from .prompt import text_ids
 
 TOGETHER = 64  # tokens whose logits exist at once: with 262,144 of them each, 67 MB
@@ -30,8 +31,8 @@ class Score:
             return float(np.exp(-self.logprobs.mean(dtype=np.float64)))
 
 
-def score(model: Decoder, text_or_ids: str | Sequence[int]) -> Score:
-    """Score a text, which BOS is put in front of, or ids, which are taken as they are.
+def score(model: Decoder, text_or_ids: str | Sequence[int], taps: Taps | None = None) -> Score:
+    """Score a text, which BOS is put in front of, or ids, which are taken as they are; `Edits` change every pass.
 
     Raises ValueError for fewer than two ids, or more than the context.
     """
@@ -43,7 +44,7 @@ def score(model: Decoder, text_or_ids: str | Sequence[int]) -> Score:
     cache, found = model.new_cache(len(ids)), []
     for first in range(0, len(ids) - 1, TOGETHER):
         piece = ids[first : min(first + TOGETHER, len(ids) - 1)]
-        found.append(logprob_of(model.forward(piece, cache), ids[first + 1 : first + 1 + len(piece)]))
+        found.append(logprob_of(model.forward(piece, cache, taps=taps), ids[first + 1 : first + 1 + len(piece)]))
     return Score(tuple(ids), np.concatenate(found))
 
 
