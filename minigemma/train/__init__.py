@@ -1,0 +1,1 @@
+"""How a model learns: data, optimizer, trainer, and what a training begins with."""
