@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 WIDTH = 9.0  # inches; fits a notebook's column
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f6db3", "#e07b39", "#3a9a6d", "#8a5fb0", "#8c8c8c"
 LOCAL, GLOBAL, RECURRENT = BLUE, ORANGE, GREEN  # kinds of layers, the same in every notebook
+FAMILY = {"gemma": GREY, "gemma2": BLUE, "gemma3": ORANGE, "recurrentgemma": GREEN}  # the same in every notebook
 
 plt.rcParams.update(
     {
