@@ -51,6 +51,11 @@ def round_bf16(x: F32) -> U16:
     return rounded.astype(np.uint16)
 
 
+def joined(parts: Sequence[NDArray]) -> NDArray:
+    """The parts one after the other; a single part as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def aligned(size: int, dtype: type) -> NDArray:
     """An uninitialized array [size] that begins on a cache line, so that no vector in it crosses one."""
     room = np.empty(size * np.dtype(dtype).itemsize + 64, np.uint8)

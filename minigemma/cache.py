@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ class TokenPositions:
     positions: I32  # [T], rising by 1
     last_visible: I32  # [T]: the last position that each may see; `positions` itself without images
     outputs: int  # the number of last tokens whose output is used: all, if another layer follows
+    starts: tuple[int, ...] = ()  # where sequences begin that lie one after the other; empty: the tokens are of one
 
     @cached_property
     def first(self) -> int:
@@ -53,6 +55,14 @@ class TokenPositions:
     def last(self, x: NDArray) -> NDArray:
         """The rows of x [T, …] that belong to the last `outputs` tokens."""
         return x[len(x) - self.outputs :]
+
+    @cached_property
+    def sequences(self) -> list[tuple[slice, TokenPositions]]:
+        """Each sequence: where it lies among the tokens, and its own positions. Nothing is seen across a start."""
+        if not self.starts:
+            return [(slice(None), self)]
+        places = [slice(*each) for each in pairwise((*self.starts, len(self.positions)))]
+        return [(at, TokenPositions(self.positions[at], self.last_visible[at], at.stop - at.start)) for at in places]
 
 
 class KeyValueRing:

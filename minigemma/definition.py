@@ -14,7 +14,8 @@
 
 A call of `soft_cap` runs the kernel. It runs the formula inside `with formulas_only():`, where there is no kernel, and
 where the kernel returns NotImplemented: a fused kernel does so for arguments that it does not cover. Backend "numpy" of
-a model is `formulas_only`; as a context variable, it holds for one thread and not for the others.
+a model is `formulas_only`; as a context variable, it holds for one thread and not for the others. A gradient is a
+definition itself, so it may have a kernel, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+Gradients = TypeVar("Gradients")
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable)
 
@@ -65,7 +68,7 @@ class Definition(Generic[P, Result]):
         self.__name__ = formula.__name__
         self.formula = formula
         self.fast: Callable[P, Result] | None = None
-        self.backward: Callable | None = None
+        self.backward: Definition[..., Any] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
         """Returns the kernel's result, or the formula's where no kernel takes these arguments."""
@@ -83,17 +86,18 @@ class Definition(Generic[P, Result]):
         self.fast = fast
         return fast
 
-    def gradient(self, backward: Function) -> Function:
+    def gradient(self, backward: Callable[Q, Gradients]) -> Definition[Q, Gradients]:
         """Decorator: `backward` takes ∂L/∂y of each result, named d…, then the formula's arguments.
 
-        It returns the gradient of each array that training changes or passes on, in the order of the arguments.
+        It returns the gradient of each array that training changes or passes on, in the order of the arguments, and
+        becomes a definition itself.
         """
         own, given = _parameters(self.formula), _parameters(backward)
         results = given[: len(given) - len(own)]
         if given[len(results) :] != own or not results or not all(name.startswith("d") for name in results):
             raise TypeError(f"the gradient of {self.__name__}{own} must take dy … and then these, not {given}")
-        self.backward = backward
-        return backward
+        self.backward = made = definition(backward)
+        return made
 
 
 def _parameters(function: Callable) -> list[str]:

@@ -85,6 +85,22 @@ class Edits(Taps):
         return value
 
 
+class Kept(Taps):
+    """What a training pass keeps for its gradient: every named value, as the array itself, no copy."""
+
+    def __init__(self) -> None:
+        super().__init__("*")
+
+    def wants(self, name: str) -> bool:
+        """No: nothing is computed only to be kept."""
+        return False
+
+    def __call__(self, name: str, value: NDArray) -> NDArray:
+        """Keeps `value` and returns it."""
+        self[name] = value
+        return value
+
+
 class Scope:
     """Taps for one part of a model: its names get a prefix."""
 
@@ -102,6 +118,10 @@ class Scope:
     def __call__(self, name: str, value: NDArray) -> NDArray:
         """What the taps return for `name` with its prefix."""
         return self.taps(f"{self.prefix}.{name}", value) if self.taps.patterns else value
+
+    def __getitem__(self, name: str) -> NDArray:
+        """The value kept by this name."""
+        return self.taps[f"{self.prefix}.{name}"]
 
 
 NO_TAPS = Taps()

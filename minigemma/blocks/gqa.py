@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..arrays import F32
+import numpy as np
+
+from ..arrays import F32, I32, joined
 from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig
-from ..formulas.attention import Mask, attention, attention_probs, attention_scores, weighted_values
-from ..formulas.linear import affine, linear, linears
-from ..formulas.rmsnorm import rms_norm
-from ..formulas.rope import rope
+from ..formulas.attention import Mask, attention, attention_gradient, attention_probs, attention_scores, weighted_values
+from ..formulas.linear import Gradients, affine, linear, linear_backward, linears
+from ..formulas.rmsnorm import rms_norm, rms_norm_gradient
+from ..formulas.rope import rope, rope_gradient
 from ..layouts.weight import Weight
 from ..taps import Scope
 
@@ -52,20 +54,74 @@ def attention_block(
     else:  # the last layer of a prompt: keys and values of all tokens, queries of the last
         q, (k, v) = linear(tokens.last(h), w.q), linears(h, w.k, w.v)
     q, k, v = (y.reshape(len(y), -1, config.head_dim) for y in (q, k, v))
+    q, k, v = taps("attention.q_projected", q), taps("attention.k_projected", k), taps("attention.v", v)
     if w.q_norm is not None and w.k_norm is not None:
         q, k = rms_norm(q, w.q_norm, config.eps), rms_norm(k, w.k_norm, config.eps)
     q, k = taps("attention.q_before_rope", q), taps("attention.k_before_rope", k)
     positions, rotation = tokens.last(tokens.positions), (config.rope_base, config.rope_scale, config.rotated)
     q, k = taps("attention.q", rope(q, positions, *rotation)), taps("attention.k", rope(k, tokens.positions, *rotation))
-    v = taps("attention.v", v)
-    keys, values, key_positions = ring.extend(k, v, tokens.first)
-    mask = Mask(positions, tokens.last(tokens.last_visible), key_positions, config.window)
-    if taps.wants("attention.scores") or taps.wants("attention.probs"):  # values that the kernel never forms
-        scores = taps("attention.scores", attention_scores(q, keys, config.query_scale, config.soft_cap))
-        heads = weighted_values(taps("attention.probs", attention_probs(scores, *mask)), values)
-    else:
-        heads = attention(q, keys, values, mask, config.query_scale, config.soft_cap)
+    heads = joined([attend(q[at], k[at], v[at], config, ring, each, taps) for at, each in tokens.sequences])
     heads = taps("attention.heads", heads)
     y = taps("attention.out", affine(heads.reshape(len(heads), -1), w.o, w.o_bias))
     y = y if w.post_norm is None else rms_norm(y, w.post_norm, config.eps)
     return taps("residual.middle", tokens.last(x) + y)
+
+
+def attend(
+    q: F32, k: F32, v: F32, config: AttentionConfig, ring: KeyValueRing, tokens: TokenPositions, taps: Scope
+) -> F32:
+    """Attention of one sequence to the ring's keys and values and its own: q [T, N, H], k, v [T, K, H] → [T, N, H]."""
+    keys, values, key_positions = ring.extend(k, v, tokens.first)
+    mask = mask_of(tokens, key_positions, config)
+    if taps.wants("attention.scores") or taps.wants("attention.probs"):  # values that the kernel never forms
+        scores = taps("attention.scores", attention_scores(q, keys, config.query_scale, config.soft_cap))
+        return weighted_values(taps("attention.probs", attention_probs(scores, *mask)), values)
+    return attention(q, keys, values, mask, config.query_scale, config.soft_cap)
+
+
+def mask_of(tokens: TokenPositions, keys: I32, config: AttentionConfig) -> Mask:
+    """What the last `tokens.outputs` tokens see of keys at these positions."""
+    return Mask(tokens.last(tokens.positions), tokens.last(tokens.last_visible), keys, config.window)
+
+
+def attention_backward(
+    dy: F32,
+    x: F32,
+    w: AttentionWeights,
+    config: AttentionConfig,
+    tokens: TokenPositions,
+    kept: Scope,
+    gradients: Gradients,
+) -> F32:
+    """dx from dy = ∂L/∂y, line by line back through `attention_block`: dy, x [T, D] float32 → [T, D] float32
+
+    `kept` has what the block named for whole sequences; gradients of the weights are added to `gradients`.
+    """
+    d, eps = dy, config.eps
+    if w.post_norm is not None:
+        d, dnorm = rms_norm_gradient(d, kept["attention.out"], w.post_norm, eps)
+        gradients["attention.post_norm"] += dnorm
+    if w.o_bias is not None:
+        gradients["attention.o_bias"] += d.sum(axis=0)
+    q, k, v, heads = (kept[f"attention.{name}"] for name in ("q", "k", "v", "heads"))
+    d = linear_backward(d, heads.reshape(len(d), -1), w.o, gradients["attention.o"]).reshape(heads.shape)
+    parts = [
+        attention_gradient(
+            d[at], q[at], k[at], v[at], mask_of(each, each.positions, config), config.query_scale, config.soft_cap
+        )
+        for at, each in tokens.sequences
+    ]
+    dq, dk, dv = (joined(each) for each in zip(*parts, strict=True))
+    rotation = tokens.positions, config.rope_base, config.rope_scale, config.rotated
+    dq, dk = rope_gradient(dq, q, *rotation), rope_gradient(dk, k, *rotation)
+    if w.q_norm is not None and w.k_norm is not None:
+        dq, dq_norm = rms_norm_gradient(dq, kept["attention.q_projected"], w.q_norm, eps)
+        dk, dk_norm = rms_norm_gradient(dk, kept["attention.k_projected"], w.k_norm, eps)
+        gradients["attention.q_norm"] += dq_norm
+        gradients["attention.k_norm"] += dk_norm
+    h, dh = rms_norm(x, w.pre_norm, eps), np.zeros_like(x)
+    for name, weight, d in (("q", w.q, dq), ("k", w.k, dk), ("v", w.v, dv)):
+        dh += linear_backward(d.reshape(len(d), -1), h, weight, gradients[f"attention.{name}"])
+    dx, dnorm = rms_norm_gradient(dh, x, w.pre_norm, eps)
+    gradients["attention.pre_norm"] += dnorm
+    return dy + dx

@@ -14,13 +14,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arrays import F32, U16
+from ..arrays import F32, U16, joined
 from ..cache import RecurrentState, TokenPositions
-from ..formulas.conv1d import causal_conv1d
-from ..formulas.geglu import gated_gelu
-from ..formulas.linear import affine, linear, linears, plus
-from ..formulas.rglru import block_diagonal, decay_and_input, linear_scan, rg_lru
-from ..formulas.rmsnorm import rms_norm
+from ..formulas.conv1d import causal_conv1d, causal_conv1d_gradient
+from ..formulas.geglu import gated_gelu, gated_gelu_gradient
+from ..formulas.linear import Gradients, affine, linear, linear_backward, linears, plus
+from ..formulas.rglru import (
+    block_diagonal,
+    block_diagonal_gradient,
+    decay_and_input,
+    linear_scan,
+    rg_lru,
+    rg_lru_gradient,
+)
+from ..formulas.rmsnorm import rms_norm, rms_norm_gradient
 from ..layouts.weight import Weight
 from ..taps import Scope
 
@@ -56,17 +63,59 @@ def recurrent_block(
     """
     h, start = rms_norm(x, w.pre_norm, eps), tokens.first == 0
     u, z = linears(h, w.y, w.x) if tokens.outputs == len(x) else (linear(tokens.last(h), w.y), linear(h, w.x))
-    u, z = plus(u, w.y_bias), taps("recurrent.x", plus(z, w.x_bias))
-    tail, before = state.read()
-    conv = taps("recurrent.conv", causal_conv1d(z, w.conv, w.conv_bias, tail))
+    u, z = taps("recurrent.gate", plus(u, w.y_bias)), taps("recurrent.x", plus(z, w.x_bias))
+    (tail, before), places = state.read(), [at for at, _ in tokens.sequences]
+    conv = taps("recurrent.conv", joined([causal_conv1d(z[at], w.conv, w.conv_bias, tail) for at in places]))
     recurrence = taps("recurrent.recurrence_gate", block_diagonal(conv, w.recurrence_gate, w.recurrence_bias))
     entering = taps("recurrent.input_gate", block_diagonal(conv, w.input_gate, w.input_bias))
-    if taps.wants("recurrent.decay"):  # a value that the kernel never forms
-        decay, gated = decay_and_input(conv, recurrence, entering, w.decay, start)
-        hs = linear_scan(gated, taps("recurrent.decay", decay), before)
-    else:
-        hs = rg_lru(conv, recurrence, entering, w.decay, before, start)
-    hs = taps("recurrent.state", hs)
+    parts = [memory(conv[at], recurrence[at], entering[at], w.decay, before, start, taps) for at in places]
+    hs = taps("recurrent.state", joined(parts))
     state.propose(np.concatenate([tail, z])[-len(tail) :], hs[-1])
-    y = taps("recurrent.out", affine(gated_gelu(u, tokens.last(hs)), w.out, w.out_bias))
+    gated = taps("recurrent.gated", gated_gelu(u, tokens.last(hs)))
+    y = taps("recurrent.out", affine(gated, w.out, w.out_bias))
     return taps("residual.middle", tokens.last(x) + y)
+
+
+def memory(x: F32, recurrence: F32, entering: F32, decay_rate: F32, before: F32, start: bool, taps: Scope) -> F32:
+    """The RG-LRU of one sequence, by its decays where a tap wants them: all [T, E] float32 but two of [E] → [T, E]."""
+    if taps.wants("recurrent.decay"):  # a value that the kernel never forms
+        decay, gated = decay_and_input(x, recurrence, entering, decay_rate, start)
+        return linear_scan(gated, taps("recurrent.decay", decay), before)
+    return rg_lru(x, recurrence, entering, decay_rate, before, start)
+
+
+def recurrent_backward(
+    dy: F32, x: F32, w: RecurrentWeights, eps: float, tokens: TokenPositions, kept: Scope, gradients: Gradients
+) -> F32:
+    """dx from dy = ∂L/∂y, line by line back through `recurrent_block`: dy, x [T, D] float32 → [T, D] float32
+
+    `kept` has what the block named for whole sequences; gradients of the weights are added to `gradients`, that of
+    softplus(Λ) as "recurrent.decay".
+    """
+    names = ("gate", "x", "conv", "recurrence_gate", "input_gate", "state", "gated")
+    u, z, conv, recurrence, entering, hs, gated = (kept[f"recurrent.{name}"] for name in names)
+    gradients["recurrent.out_bias"] += dy.sum(axis=0)
+    du, dhs = gated_gelu_gradient(linear_backward(dy, gated, w.out, gradients["recurrent.out"]), u, hs)
+    dconv, drecurrence, dentering = (np.empty_like(conv) for _ in range(3))
+    for at, _ in tokens.sequences:
+        memory = conv[at], recurrence[at], entering[at], w.decay, np.zeros_like(w.decay), True
+        dconv[at], drecurrence[at], dentering[at], ddecay, _ = rg_lru_gradient(dhs[at], *memory)
+        gradients["recurrent.decay"] += ddecay
+    for name, d in (("recurrence", drecurrence), ("input", dentering)):
+        gate = getattr(w, f"{name}_gate"), getattr(w, f"{name}_bias")
+        dx, dgate, dbias = block_diagonal_gradient(d, conv, *gate)
+        dconv += dx
+        gradients[f"recurrent.{name}_gate"] += dgate
+        gradients[f"recurrent.{name}_bias"] += dbias
+    dz, nothing = np.empty_like(z), np.zeros_like(z, shape=(len(w.conv) - 1, z.shape[1]))
+    for at, _ in tokens.sequences:
+        dz[at], dweight, dbias, _ = causal_conv1d_gradient(dconv[at], z[at], w.conv, w.conv_bias, nothing)
+        gradients["recurrent.conv"] += dweight
+        gradients["recurrent.conv_bias"] += dbias
+    h, dh = rms_norm(x, w.pre_norm, eps), np.zeros_like(x)
+    for name, weight, d in (("y", w.y, du), ("x", w.x, dz)):
+        dh += linear_backward(d, h, weight, gradients[f"recurrent.{name}"])
+        gradients[f"recurrent.{name}_bias"] += d.sum(axis=0)
+    dx, dnorm = rms_norm_gradient(dh, x, w.pre_norm, eps)
+    gradients["recurrent.pre_norm"] += dnorm
+    return dy + dx

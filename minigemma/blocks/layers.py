@@ -14,10 +14,11 @@ from ..arrays import F32
 from ..cache import KeyValueRing, RecurrentState, TokenPositions
 from ..config import AttentionConfig
 from ..definition import definition
+from ..formulas.linear import Gradients
 from ..taps import Scope
-from .feedforward import FeedForwardWeights, feed_forward_block
-from .gqa import AttentionWeights, attention_block
-from .griffin import RecurrentWeights, recurrent_block
+from .feedforward import FeedForwardWeights, feed_forward_backward, feed_forward_block
+from .gqa import AttentionWeights, attention_backward, attention_block
+from .griffin import RecurrentWeights, recurrent_backward, recurrent_block
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,3 +58,23 @@ def recurrent_layer(
     assert w.recurrent is not None
     x = recurrent_block(x, w.recurrent, eps, state, tokens, taps)
     return feed_forward_block(x, w.ffn, eps, taps)
+
+
+def layer_backward(
+    dy: F32,
+    x: F32,
+    w: LayerWeights,
+    config: AttentionConfig,
+    tokens: TokenPositions,
+    kept: Scope,
+    gradients: Gradients,
+) -> F32:
+    """dx from dy = ∂L/∂y of a layer of either kind that was given whole sequences: dy, x [T, D] → [T, D] float32
+
+    `kept` has what the layer named; gradients of its weights are added to `gradients`.
+    """
+    dy = feed_forward_backward(dy, kept["residual.middle"], w.ffn, config.eps, kept, gradients)
+    if w.attention is not None:
+        return attention_backward(dy, x, w.attention, config, tokens, kept, gradients)
+    assert w.recurrent is not None
+    return recurrent_backward(dy, x, w.recurrent, config.eps, tokens, kept, gradients)

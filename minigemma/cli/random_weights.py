@@ -15,10 +15,10 @@ import numpy as np
 from ..arrays import read_only
 from ..config import TextConfig
 from ..files.convert import FORMATS, RUNS_AS
-from ..files.load import assembled
 from ..layouts import LAYOUTS, Weight
 from ..layouts.int4 import SIDE
 from ..models.decoder import Decoder
+from ..models.parameters import assembled
 from ..models.registry import FAMILIES, RELEASED, all_names
 
 SPREAD = {"int8": 74.0, "int4": 4.6}  # the standard deviation of evenly spread bytes, and of nibbles

@@ -17,18 +17,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arrays import LargePages
-from ..blocks.feedforward import FeedForwardWeights
-from ..blocks.gqa import AttentionWeights
-from ..blocks.griffin import RecurrentWeights
-from ..blocks.layers import LayerWeights
-from ..blocks.siglip import SiglipBlock, VisionWeights
-from ..config import TextConfig, VisionConfig
+from ..config import TextConfig
 from ..errors import ModelFormatError
 from ..formulas.two_pass_head import coarse_bytes
 from ..kernels.parallel import most_threads
-from ..models.decoder import Decoder, DecoderWeights
-from ..models.registry import FAMILIES, layer_tensors
-from ..models.vision import VISION, VISION_LAYER
+from ..models.decoder import Decoder
+from ..models.parameters import assembled
+from ..models.registry import FAMILIES
 from .convert import (
     CONVERTED_TOGETHER,
     FORMATS,
@@ -45,12 +40,6 @@ from .tokenizer import REMEDY, Tokenizer, stop_ids
 
 Dtype = Literal["f32", "bf16", "int8", "int4", "sfp8", "int8-row", "int4-row"]
 ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's
-
-PARTS: dict[str, Callable[..., Any]] = {
-    "attention": AttentionWeights,
-    "ffn": FeedForwardWeights,
-    "recurrent": RecurrentWeights,
-}
 
 
 @dataclass(frozen=True)
@@ -194,25 +183,3 @@ def describe(
     held = sum(held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
     parts = (files.path,) if files.path.is_file() else tuple(sorted(files.path.glob("*.safetensors")))
     return Description(files.config, parts, tensors, held, files.states.instruction_tuned)
-
-
-def assembled(config: TextConfig, weights: dict[str, Any]) -> DecoderWeights:
-    """The flat names as the dataclasses that the models read."""
-    blocks = []
-    for i in range(config.layers):
-        parts: dict[str, dict[str, Any]] = {}
-        for name in layer_tensors(config, i):
-            part, _, field = name.partition(".")
-            parts.setdefault(part, {})[field] = weights[f"blocks.{i}.{name}"]
-        blocks.append(LayerWeights(**{part: PARTS[part](**w) for part, w in parts.items()}))
-    vision = _tower(config.vision, weights) if config.vision and "vision.patch" in weights else None
-    dense = tuple(weights[name] for name in ("dense.0", "dense.1") if name in weights)
-    return DecoderWeights(
-        weights["embedding"], tuple(blocks), weights["final_norm"], weights.get("head"), vision, dense
-    )
-
-
-def _tower(vision: VisionConfig, weights: dict[str, Any]) -> VisionWeights:
-    layers = range(vision.layers)
-    blocks = tuple(SiglipBlock(**{name: weights[f"vision.blocks.{i}.{name}"] for name in VISION_LAYER}) for i in layers)
-    return VisionWeights(**{name: weights[f"vision.{name}"] for name in VISION}, blocks=blocks)

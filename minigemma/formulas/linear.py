@@ -17,12 +17,28 @@ from ..kernels.matmul import matmul
 from ..kernels.matvec import TOGETHER, matvec
 from ..layouts import Weight
 
+Gradients = dict[str, F32]  # of the weights of a model or a block, by their names; gradients are added to them
 WIDENED = 16384  # rows of a large weight that the definition widens at once
 
 
+@definition
 def embed(ids: np.ndarray, weight: Weight, scale: float) -> F32:
-    """Rows `ids` of the embedding, times `scale`: ids [T], weight [V, D] → [T, D] float32      [Gemma 1 §2]"""
+    """Rows `ids` of the embedding, times `scale`      [Gemma 1 §2]
+
+    ids [T], weight [V, D] → [T, D] float32
+    """
     return weight.rows(ids) * np.float32(scale)
+
+
+@embed.gradient
+def embed_gradient(dy: F32, ids: np.ndarray, weight: Weight, scale: float) -> F32:
+    """dE[v] = scale · Σ dy_t over the tokens t with id v
+
+    dy [T, D] float32, ids [T], weight [V, D] → [V, D] float32
+    """
+    dweight = np.zeros(weight.shape, dy.dtype)
+    np.add.at(dweight, ids, dy * np.float32(scale))
+    return dweight
 
 
 @definition
@@ -34,6 +50,19 @@ def linear(x: F32, weight: Weight) -> F32:
     R = weight.shape[0]
     parts = [x @ weight.part(r, min(r + WIDENED, R)).widen().T for r in range(0, R, WIDENED)]
     return np.concatenate(parts, axis=-1) if parts[1:] else parts[0]
+
+
+@linear.gradient
+def linear_gradient(dy: F32, x: F32, weight: Weight) -> tuple[F32, F32]:
+    """dx = dy W and dW = dyᵀ x: dy [T, R] float32, x [T, D] float32, weight [R, D] → dx [T, D], dweight [R, D]"""
+    return dy @ weight.widen(), dy.T @ x
+
+
+def linear_backward(dy: F32, x: F32, weight: Weight, dweight: F32) -> F32:
+    """dx of `linear`; dW is added to `dweight` [R, D]: dy [T, R], x [T, D], weight [R, D] → [T, D] float32."""
+    dx, added = linear_gradient(dy, x, weight)
+    dweight += added
+    return dx
 
 
 def affine(x: F32, weight: Weight, bias: F32 | None) -> F32:

@@ -191,7 +191,7 @@ class Decoder(ABC):
         cache = cache or self.new_cache(len(tokens))
         cache.settle()
         _check_room(cache, len(tokens))
-        with self._running():
+        with self.running():
             rows, whole = [], taps.patterns or self.bidirectional
             for first, last in chunks(len(tokens), runs, len(tokens) if whole else PREFILL_CHUNK):
                 x, places = self._embedded(tokens, first, last, spans, cache.position)
@@ -204,7 +204,7 @@ class Decoder(ABC):
 
     def head(self, x: F32, taps: Taps | None = None) -> F32:
         """Logits from hidden states: float32 [T, D] → [T, V]."""
-        with self._running():
+        with self.running():
             logits = linear(x, self.weights.scores)
             if self.config.logit_cap is not None:
                 logits = soft_cap(logits, self.config.logit_cap)
@@ -233,7 +233,7 @@ class Decoder(ABC):
         vision, weights = self._tower(len(images))
         images, taps = self._checked_images(images, None), NO_TAPS if taps is None else taps
         features = np.empty((len(images), vision.tokens, self.config.width), np.float32)
-        with self._running():
+        with self.running():
             for i, pixels in enumerate(images):
                 scope = taps.within(f"images.{i}")
                 features[i] = soft_tokens(vision_tower(pixels, weights, vision, scope), weights, vision, scope)
@@ -243,7 +243,7 @@ class Decoder(ABC):
         """The vision tower alone: one image, float32 [3, side, side] in [-1, 1], → [P, C] float32."""
         vision, weights = self._tower(1)
         pixels = self._checked_images(np.asarray(pixels)[None], None)[0]
-        with self._running():
+        with self.running():
             return vision_tower(pixels, weights, vision, NO_TAPS.within("images.0"))
 
     def _tower(self, images: int) -> tuple[VisionConfig, VisionWeights]:
@@ -268,7 +268,7 @@ class Decoder(ABC):
         return runs
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """Inside this block, the model's backend and number of threads."""
         with formulas_only(self.backend == "numpy"), threads(self.threads):
             yield

@@ -80,7 +80,7 @@ class EmbeddingGemma(Gemma3):
         e = self.hidden_states(ids, taps=taps).mean(0, keepdims=True)
         if taps is not None:
             taps.check()
-        with self._running():
+        with self.running():
             for weight in self.weights.dense:
                 e = linear(e, weight)
         return e[0] / max(np.linalg.norm(e), np.float32(1e-12))

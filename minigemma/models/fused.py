@@ -104,10 +104,10 @@ def _page(first: int, base: float, scale: float, rotated: int) -> tuple[F32, F32
     return cos, sin
 
 
-def _applies(x: F32, width: int, taps: Scope) -> bool:
-    """Is x [T, width] for a fused kernel, and is nothing tapped?"""
+def _applies(x: F32, width: int, tokens: TokenPositions, taps: Scope) -> bool:
+    """Is x [T, width] for a fused kernel, is it of one sequence, and is nothing tapped?"""
     few_rows = x.ndim == 2 and x.shape[1] == width and (len(x) == 1 or 0 < len(x) <= few())
-    return few_rows and x.dtype == np.float32 and x.flags.carray and not taps.taps.patterns
+    return few_rows and x.dtype == np.float32 and x.flags.carray and not taps.taps.patterns and not tokens.starts
 
 
 @attention_layer.kernel
@@ -116,7 +116,7 @@ def _attention_layer(
 ) -> F32:
     layer, T, position = _layer(w), len(x), tokens.first
     require(len(tokens.positions) == T, "attention_layer", x, tokens.positions)
-    fits = layer is not None and _applies(x, layer.width, taps) and tokens.last_visible is tokens.positions
+    fits = layer is not None and _applies(x, layer.width, tokens, taps) and tokens.last_visible is tokens.positions
     fits = fits and is_decode(T, position) and config.head_dim % (2 * LANES) == 0
     if layer is None or not fits or (T > 1 and position + T > ring.limit):
         return NotImplemented
@@ -135,7 +135,7 @@ def _recurrent_layer(
 ) -> F32:
     layer = _layer(w)
     require(len(x) == len(tokens.positions), "recurrent_layer", x, tokens.positions)
-    if layer is None or not _applies(x, layer.width, taps):
+    if layer is None or not _applies(x, layer.width, tokens, taps):
         return NotImplemented
     tail, h = state.read()
     after, out = np.empty((len(tail) + 1, h.size), np.float32), np.empty((tokens.outputs, x.shape[1]), np.float32)

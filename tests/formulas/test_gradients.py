@@ -1,12 +1,16 @@
 """Every gradient: against finite differences of its definition in float64, and against torch's autograd."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from minigemma.definition import DEFINITIONS, formulas_only
-from minigemma.formulas import attention, conv1d, geglu, layernorm, rglru, rmsnorm, rope, sampling, softcap  # noqa: F401
+from minigemma.formulas import conv1d, geglu, layernorm, linear, rglru, rmsnorm, sampling  # noqa: F401
 from minigemma.formulas.attention import Mask, visible
+from minigemma.formulas.cross_entropy import Targets
 from minigemma.formulas.rope import angles
+from minigemma.layouts import LAYOUTS, Weight
 
 rng = np.random.default_rng(11)
 
@@ -26,7 +30,18 @@ def lru_case(T, E, start):
     return normal(T, E), normal(T, E), normal(T, E), rng.random(E, np.float32) * 0.3 + 0.01, normal(E), start
 
 
+def matrix(*shape):
+    return Weight.pack(LAYOUTS["f32"], normal(*shape))
+
+
+def targets(T, k, V):
+    return Targets(rng.integers(0, V, (T, k)).astype(np.int32), rng.random((T, k), np.float32))
+
+
 CASES = {
+    "linear": [(normal(T, 16), matrix(9, 16)) for T in (1, 7)],
+    "embed": [(np.array([3, 0, 3, 8]), matrix(9, 16), 4.0)],
+    "cross_entropy": [(normal(5, 20) * 3, targets(5, k, 20)) for k in (1, 8)],
     "rms_norm": [(normal(3, 16), normal(16), 1e-6), (normal(2, 3, 8), normal(8) - 1, 1e-2)],
     "layer_norm": [(normal(3, 16) * 3 + 1, normal(16), normal(16), 1e-6)],
     "rope": [
@@ -55,30 +70,50 @@ def results(gradient):
 
 
 def float_arguments(case):
-    """Which arguments are arrays of floats: those that have a gradient."""
-    return [i for i, value in enumerate(case) if isinstance(value, np.ndarray) and value.dtype == np.float32]
+    """Which arguments are arrays of floats, or weights: those that have a gradient."""
+    return [i for i, value in enumerate(case) if getattr(value, "dtype", None) == np.float32 or is_weight(value)]
+
+
+def is_weight(value):
+    return isinstance(value, Weight)
+
+
+def numbers(value):
+    """The array of an argument that has a gradient."""
+    return value.widen() if is_weight(value) else value
+
+
+def like(value, array):
+    """An array of float64 as the argument that it stands for."""
+    if is_weight(value):
+        return Weight(replace(value.layout, dtype=np.float64), array, array.shape)
+    return array
 
 
 def test_every_gradient_has_cases():
     with_gradient = {name for name, made in DEFINITIONS.items() if made.backward and not name.startswith("_")}
-    assert set(CASES) <= with_gradient
+    assert set(CASES) == with_gradient
 
 
 @pytest.mark.parametrize("name, number", WITH_TORCH)
 def test_gradient_is_the_finite_difference_of_the_definition(name, number):
     made, case = DEFINITIONS[name], CASES[name][number]
     where = float_arguments(case)
-    wide = [value.astype(np.float64) if i in where else value for i, value in enumerate(case)]
+    wide = [numbers(value).astype(np.float64) if i in where else value for i, value in enumerate(case)]
+
+    def called(function, *arrays):
+        return function(*(like(value, array) for value, array in zip(case, arrays, strict=True)))
+
     with formulas_only():
-        y = made(*wide)
+        y = called(made, *wide)
         dy = rng.standard_normal(y.shape)
-        gradients = results(made.backward(dy, *wide))
+        gradients = results(called(lambda *arguments: made.backward(dy, *arguments), *wide))
         assert len(gradients) == len(where)
         step = 1e-5
         for i, gradient in zip(where, gradients, strict=True):
-            direction = rng.standard_normal(case[i].shape)
+            direction = rng.standard_normal(wide[i].shape)
             up, down = ([*wide[:i], wide[i] + sign * step * direction, *wide[i + 1 :]] for sign in (1, -1))
-            difference = ((made(*up) - made(*down)) * dy).sum() / (2 * step)
+            difference = ((called(made, *up) - called(made, *down)) * dy).sum() / (2 * step)
             found, size = (gradient * direction).sum(), np.linalg.norm(gradient) * np.linalg.norm(direction)
             assert abs(found - difference) <= 1e-6 * size, (i, found, difference)
 
@@ -89,7 +124,7 @@ def test_gradient_is_the_one_of_autograd(name, number):
     """The gradient in float32, whose formulas run as kernels, against torch in float64."""
     torch = pytest.importorskip("torch")
     case, where = CASES[name][number], float_arguments(CASES[name][number])
-    leaves = [torch.tensor(case[i], dtype=torch.float64, requires_grad=True) for i in where]
+    leaves = [torch.tensor(numbers(case[i]), dtype=torch.float64, requires_grad=True) for i in where]
     given = iter(leaves)
     with torch.enable_grad():  # other programs' tests may have switched gradients off
         y = getattr(Autograd(torch), name)(*(next(given) if i in where else value for i, value in enumerate(case)))
@@ -106,6 +141,17 @@ class Autograd:
 
     def __init__(self, torch):
         self.torch, self.functional = torch, torch.nn.functional
+
+    def linear(self, x, weight):
+        return self.functional.linear(x, weight)
+
+    def embed(self, ids, weight, scale):
+        return self.functional.embedding(self.torch.tensor(ids), weight) * scale
+
+    def cross_entropy(self, logits, targets):
+        dense = self.torch.zeros_like(logits)
+        dense.scatter_add_(1, self.torch.tensor(targets.ids).long(), self.torch.tensor(targets.weights).double())
+        return self.functional.cross_entropy(logits, dense, reduction="none")
 
     def rms_norm(self, x, weight, eps):
         return self.functional.rms_norm(x, weight.shape, 1 + weight, float(np.float32(eps)))

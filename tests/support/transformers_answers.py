@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,27 @@ def stated(folder: Path, names: list[str]) -> list[Any]:
     _, transformers = libraries()
     config = transformers.AutoConfig.from_pretrained(folder)
     return [functools.reduce(getattr, name.split("."), config) for name in names]
+
+
+@answered_by(*PROGRAMS, file="gradients")
+def gradients(folder: Path, ids: np.ndarray, starts: np.ndarray, chosen: np.ndarray, weights: np.ndarray) -> list[Any]:
+    """Each token's loss [T] for targets [T, k] and their weights, then by autograd the gradient of its sum by each
+    tensor, in the order of the tensors' names: some of its numbers. Each sequence goes through the model by itself.
+    """
+    torch, _ = libraries()
+    model, losses = model_of(folder), []
+    with torch.enable_grad():
+        for first, last in pairwise([*starts.tolist(), len(ids)]):
+            z = model(torch.tensor(ids[first:last])[None], use_cache=False).logits[0].double()
+            some = z.gather(1, torch.tensor(chosen[first:last]).long())
+            loss = (torch.tensor(weights[first:last]) * (z.logsumexp(-1, keepdim=True) - some)).sum(-1)
+            loss.sum().backward()
+            losses.append(loss.detach().float().numpy())
+    found = {name: tensor.grad.numpy() for name, tensor in model.named_parameters()}
+    return [np.concatenate(losses), np.concatenate([sample(found[name]) for name in sorted(found)])]
+
+
+def sample(x: np.ndarray) -> np.ndarray:
+    """At most 300 numbers from all over an array, the largest first."""
+    flat = x.reshape(-1)
+    return np.concatenate([flat[[np.abs(flat).argmax()]], flat[:: -(-flat.size // 299)]])

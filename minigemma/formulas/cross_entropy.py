@@ -1,0 +1,106 @@
+"""Cross-entropy: how far a model's next-token distribution is from its target, and what that says about the logits.
+
+    loss = Σ_k w_k · (ln Σ_v exp(z_v) - z[i_k])          tokens i_k with weights w_k
+    dz_v = m · softmax(z)_v - Σ_k w_k · [v = i_k]        m = Σ_k w_k
+
+One target covers what the reports train with. Next token: one id of weight 1, or of 0 where the token does not count.
+Distillation: ids drawn from the teacher's distribution, with its probabilities (Gemma 3 §2.2), or all ids (Gemma 2
+§3.1). A mixture of both: their ids together, with weights α p and 1 - α.
+
+Logits of all tokens are not kept: 2,048 tokens and 8,192 pieces are 64 MB, and a vocabulary of 262,144 is 2 GB. The
+loss is the end of the graph, so CHUNK tokens at a time go forward and back at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..arrays import F32, I32
+from ..definition import definition
+from ..layouts import Weight
+from .attention import softmax
+from .linear import linear, linear_backward
+from .sampling import log_sum_exp
+from .softcap import soft_cap
+
+CHUNK = 256  # tokens whose logits are held together
+
+
+class Targets(NamedTuple):
+    """What each token's next one should be: ids and their weights."""
+
+    ids: I32  # [T, k]
+    weights: F32  # [T, k]
+
+
+LossOf = Callable[[F32, slice], tuple[F32, F32]]
+# (logits [t, V], their place among all tokens) → each token's loss [t], and its gradient by the logits [t, V]
+
+
+@definition
+def cross_entropy(logits: F32, targets: Targets) -> F32:
+    """Σ_k w_k · (ln Σ_v exp(z_v) - z[i_k])      [Gemma 2 §3.1; Gemma 3 §2.2]
+
+    logits [T, V] float32, targets: ids [T, k] int32 and weights [T, k] float32 → [T] float32
+    """
+    chosen = np.take_along_axis(logits, targets.ids, axis=1)
+    return (targets.weights * (log_sum_exp(logits)[:, None] - chosen)).sum(axis=1)
+
+
+@cross_entropy.gradient
+def cross_entropy_gradient(dy: F32, logits: F32, targets: Targets) -> F32:
+    """dz_v = dy · (m · softmax(z)_v - Σ_k w_k · [v = i_k]), m = Σ_k w_k
+
+    dy [T], logits [T, V] float32, targets: ids [T, k] int32 and weights [T, k] float32 → [T, V] float32
+    """
+    dlogits = softmax(logits) * (dy * targets.weights.sum(axis=1))[:, None]
+    tokens = np.broadcast_to(np.arange(len(logits))[:, None], targets.ids.shape)
+    np.subtract.at(dlogits, (tokens, targets.ids), dy[:, None] * targets.weights)
+    return dlogits
+
+
+def loss_of_targets(targets: Targets) -> LossOf:
+    """`cross_entropy` with these targets, for the chunks below."""
+
+    def loss_of(logits: F32, at: slice) -> tuple[F32, F32]:
+        some = Targets(targets.ids[at], targets.weights[at])
+        return cross_entropy(logits, some), cross_entropy_gradient(np.ones(len(logits), np.float32), logits, some)
+
+    return loss_of
+
+
+def chunked_loss(h: F32, head: Weight, cap: float | None, targets: Targets) -> F32:
+    """Each token's cross-entropy from the hidden states: h [T, D] float32, head [V, D] → [T] float32."""
+    losses = np.empty(len(h), np.float32)
+    for first in range(0, len(h), CHUNK):
+        at = slice(first, first + CHUNK)
+        losses[at] = cross_entropy(capped_logits(h[at], head, cap), Targets(targets.ids[at], targets.weights[at]))
+    return losses
+
+
+def chunked_loss_and_gradient(
+    h: F32, head: Weight, cap: float | None, loss_of: LossOf, scale: float, dhead: F32
+) -> tuple[F32, F32]:
+    """Each token's loss, and scale · ∂(Σ loss)/∂h; scale · ∂(Σ loss)/∂head is added to `dhead` [V, D].
+
+    h [T, D] float32, head [V, D] → [T], [T, D] float32
+    """
+    losses, dh = np.empty(len(h), np.float32), np.empty_like(h)
+    for first in range(0, len(h), CHUNK):
+        at = slice(first, first + CHUNK)
+        logits = capped_logits(h[at], head, cap)
+        losses[at], dlogits = loss_of(logits, at)
+        dlogits *= np.float32(scale)
+        if cap is not None:  # the derivative of soft_cap, from its result
+            dlogits *= 1 - (logits / np.float32(cap)) ** 2
+        dh[at] = linear_backward(dlogits, h[at], head, dhead)
+    return losses, dh
+
+
+def capped_logits(h: F32, head: Weight, cap: float | None) -> F32:
+    """cap(h headᵀ): h [T, D] float32, head [V, D] → [T, V] float32."""
+    logits = linear(h, head)
+    return logits if cap is None else soft_cap(logits, cap)
