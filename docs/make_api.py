@@ -56,10 +56,10 @@ def signature(name: str, thing: Any) -> str:
 
 def entry(name: str, thing: Any) -> str:
     """A heading, the signature and the docstring as it is written."""
-    kind = thing.fget if isinstance(thing, property) else thing
-    link = f"[{Path(inspect.getfile(kind)).relative_to(ROOT)}](../{Path(inspect.getfile(kind)).relative_to(ROOT)})"
+    kind = inspect.unwrap(thing.fget if isinstance(thing, property) else thing)
+    path = Path(inspect.getfile(kind)).relative_to(ROOT)
     said = inspect.getdoc(thing) or ""
-    return f"### `{name}`\n\n{link}\n\n```python\n{signature(name, thing)}\n```\n\n```text\n{said}\n```\n"
+    return f"### `{name}`\n\n[{path}](../{path})\n\n```python\n{signature(name, thing)}\n```\n\n```text\n{said}\n```\n"
 
 
 def methods(kind: type) -> Iterator[tuple[str, Any]]:
