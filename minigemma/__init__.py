@@ -52,7 +52,7 @@ _HOME = {
 
 def __dir__() -> list[str]:
     """The public names, also those that are not imported yet: for completion."""
-    return sorted({*globals(), *__all__})
+    return sorted(["__version__", *__all__])
 
 
 def __getattr__(name: str) -> Any:

@@ -40,6 +40,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     useless = [name for name in ("top_k", "top_p", "min_p") if getattr(args, name, None) is not None]
     if useless and args.temperature == 0:
         args.parser.error(f"--{useless[0].replace('_', '-')} has no effect with --temperature 0")
+    if args.command == "inspect" and args.shape and (args.check or args.mmproj or args.model != DEMO):
+        args.parser.error("--shape is about no files, and stands without a model, --check and --mmproj")
     if getattr(args, "stream", False) and not args.json:
         args.parser.error("--stream prints JSON lines and goes with --json")
     return args
@@ -74,6 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
     command("bench", doc, add_model, add_machine, add_bench, add_json)
     doc = "Show sizes, layers, formats and the memory it takes, reading headers only."
     command("inspect", doc, add_inspected, add_model, add_mmproj, add_dtype, add_json)
+    _commands_about_files(command)
+    return parser
+
+
+def _commands_about_files(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Those that run no model, and the completion of all."""
     made = command("quantize", "Write a folder with smaller weights, which loads at once.", add_json)
     made.add_argument("model", metavar="SRC", help="folder, name or Hugging Face id of safetensors files")
     made.add_argument("target", metavar="DST", help="the folder to write, which must not exist yet")
@@ -81,7 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
     made = command("download", "Fetch a model from the Hugging Face hub into its cache (extra [hub]).", add_json)
     made.add_argument("model", help="Hugging Face id, such as google/gemma-3-1b-it")
     made.add_argument("--revision", help="branch, tag or commit (default: main)")
-    return parser
+    command("list", "List the models on this machine: name, size, kind.", add_json).set_defaults(model="list")
+    made = command("remove", "Delete a model that `minigemma list` shows.")
+    made.add_argument("model", metavar="NAME", help="its name in that list")
+    made.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    made = command("completion", "Print a script that completes commands and flags in a shell.")
+    made.add_argument("shell", choices=["bash", "zsh", "fish"], help='as in eval "$(minigemma completion bash)"')
+    made.set_defaults(model="completion")
 
 
 # ---- groups of flags
@@ -114,6 +128,7 @@ def add_mmproj(to: argparse.ArgumentParser) -> None:
 def add_inspected(to: argparse.ArgumentParser) -> None:
     """What `inspect` shows; the model may stand without -m."""
     to.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="the same as -m")
+    to.add_argument("--shape", metavar="NAME", help="a released size instead: what it takes, without any file")
     to.add_argument("--cpu", action="store_true", help="show which kernels run on this processor, and why")
     to.add_argument("--check", action="store_true", help="read every weight and look for NaN and infinity")
 

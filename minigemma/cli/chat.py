@@ -77,7 +77,7 @@ class Talk:
 
         def begin() -> Iterator[Any]:
             seen = see(self.chat.model, self.args, self.progress) if self.args.image else ()
-            return self.chat.stream(text, seen, **settings(self.args))
+            return self.chat.stream(text, seen, **settings(self.args), **self.progress.watched("reading"))
 
         self.refused = text if self.answer(begin) else ""
         if not self.refused:
@@ -149,8 +149,8 @@ class Talk:
     def do_drop(self, _: str) -> str:
         """/drop; a message that found no room is answered then."""
         model = self.chat.model
-        room = model.config.context // 2 - len(model.tokenizer.encode(self.refused))
-        dropped = self.chat.drop_oldest(max(room, 0))
+        waiting = len(model.tokenizer.encode(self.refused)) if model.tokenizer else 0
+        dropped = self.chat.drop_oldest(max(model.config.context // 2 - waiting, 0))
         print(f"left out the {dropped} oldest messages, {len(self.chat.messages)} are kept", file=sys.stderr)
         if self.refused:
             self.send(self.refused)

@@ -28,7 +28,8 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     if args.verbose:
         note(args, f"prompt {[(i, token_text(model, i)) for i in ids]}")
     progress(f"reading the prompt ({len(ids):,} tokens)")
-    tokens = stream_generate(model, ids, seen, **settings(args))
+    shown = progress.watched("reading the prompt")
+    tokens = stream_generate(model, ids, seen, **settings(args), **shown)
     report = show(json_lines(tokens) if args.stream else tokens, progress, silent=args.json)
     if args.json:
         print_json(report)
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
 
 def token_text(model: Decoder, token: int) -> str:
     """The text of one token; an image's have none."""
+    assert model.tokenizer, "open_model refuses a model without one"
     return model.tokenizer.decode([token]) if token < model.tokenizer.size else "<image_soft_token>"
 
 

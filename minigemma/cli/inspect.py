@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import TextConfig, VisionConfig
 from ..errors import ModelFormatError
-from ..files.load import describe, not_finite
+from ..files.load import describe, not_finite, planned
 from ..files.resolve import resolve
 from .opening import with_context
 from .progress import Progress, print_json
@@ -19,6 +19,7 @@ from .progress import Progress, print_json
 if TYPE_CHECKING:
     from ..files.load import Description
 
+KINDS = {True: "instruction-tuned", False: "pretrained only", None: "a released size"}
 SIZES = ("width", "ffn_width", "heads", "kv_heads", "head_dim", "vocab", "context")
 
 
@@ -27,10 +28,14 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     if args.cpu:
         show_cpu(args)
         return
-    about = describe(resolve(args.model), args.dtype, mmproj=args.mmproj)
-    if args.check:
-        check_weights(args, about.files[0])
+    if args.shape:
+        about = planned(args.shape, args.dtype or "bf16")
+    else:
+        about = describe(resolve(args.model), args.dtype, mmproj=args.mmproj)
     report = summary(about, with_context(about.config, args.ctx_size))
+    if args.check:
+        check_weights(args, about.files[0], progress)
+        report["check"] = f"all values of {len(about.tensors):,} tensors are finite"
     if args.json:
         print_json(report)
     else:
@@ -40,7 +45,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
     memory = report["memory"]
-    files = [f"{name}  {bytes_text(size)}" for name, size in report["files"].items()]
+    files = [f"{name}  {bytes_text(size)}" for name, size in report["files"].items()] or ["none: as released"]
     meanings = {"l": f"sees {report['window'] or 0:,} tokens", "g": "sees all", "r": "recurrent"}
     meaning = ", ".join(f"{letter}: {m}" for letter, m in meanings.items() if letter in report["pattern"])
     lines = [
@@ -50,6 +55,8 @@ def table(report: dict[str, Any]) -> str:
         "sizes       " + ", ".join(f"{name} {size:,}" for name, size in report["sizes"].items()),
         f"layers      {report['layers']}: {report['pattern']}  ({meaning})",
     ]
+    if "check" in report:
+        lines.append(f"check       {report['check']}")
     for label, row in zip(chain(["tensors"], repeat("")), report["tensors"], strict=False):
         size, shape = bytes_text(row["bytes"]), str(row["shape"])
         lines.append(f"{label:12}{row['count']:3} × {row['format']:8} {shape:16} {size:>9}  {row['name']}")
@@ -65,9 +72,12 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def check_weights(args: argparse.Namespace, path: Path) -> None:
+def check_weights(args: argparse.Namespace, path: Path, progress: Progress) -> None:
     """Raise ModelFormatError if any weight is NaN or infinite."""
-    if wrong := not_finite(args.model, args.mmproj):
+    progress("reading all weights")
+    wrong = not_finite(args.model, args.mmproj, progress.per_cent("reading all weights"))
+    progress("")
+    if wrong:
         first = ", ".join(f"{count:,} of {name}" for name, count in list(wrong.items())[:5])
         more = " …" if len(wrong) > 5 else ""
         raise ModelFormatError(path, f"NaN or infinite are {first}{more}", "fetch the weights again")
@@ -102,7 +112,7 @@ def summary(about: Description, config: TextConfig) -> dict[str, Any]:
     return {
         "name": config.name or about.files[0].stem,
         "family": config.family,
-        "kind": "instruction-tuned" if about.instruction_tuned else "pretrained only",
+        "kind": KINDS[about.instruction_tuned],
         "files": {str(file): file.stat().st_size for file in about.files},
         "parameters": config.embedding_parameters + config.non_embedding_parameters,
         "embedding_parameters": config.embedding_parameters,

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 START = time.monotonic()
+COMPILED = 130  # functions that Numba compiles, about, until the first text of a model, where no kernel is on disk
 
 
 class Progress:
@@ -26,6 +27,7 @@ class Progress:
         self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.doing, self.since, self.shown = "", START, ""
         self.compiling = self.announced = False
+        self.compiled, self.first_compiled, self.last_compiled = 0, 0.0, 0.0  # how many kernels; when
         self.over = threading.Event()
         self.lock = threading.Lock()
         self.closing = ExitStack()
@@ -69,31 +71,49 @@ class Progress:
             told = "minigemma: compiling kernels for this processor, once (up to half a minute) …"
             print(told, file=sys.stderr, flush=True)
             self.announced = True
-        if self.terminal and self.shown != self.doing:
+        told = self.doing
+        if time.monotonic() - self.last_compiled < 10:
+            told += f" (kernels: {share_done(self.compiled, COMPILED, self.first_compiled)})"
+        if self.terminal and self.shown != told:
             self.erase()
-            print(f"{self.doing} …", end="", file=sys.stderr, flush=True)
-            self.shown = self.doing
+            print(f"{told} …", end="", file=sys.stderr, flush=True)
+            self.shown = told
 
     def watch_compiler(self) -> None:
         """Notice from now on when Numba compiles a kernel, which it does where none was found on disk."""
         self.closing.enter_context(self.compile_listener())
 
     def compile_listener(self) -> Any:
-        """A context in which `compiling` becomes True as soon as Numba compiles a kernel."""
+        """A context in which each kernel that Numba compiles is counted."""
         from ..kernels.compiler import when_compiling
 
         def compiling() -> None:
             self.compiling = True
+            self.compiled, self.last_compiled = self.compiled + 1, time.monotonic()
+            self.first_compiled = self.first_compiled or self.last_compiled
 
         return when_compiling(compiling)
 
     def per_cent(self, doing: str) -> Any:
-        """A callback (done, total) that shows how far `doing` has come."""
+        """A callback (done, total) that shows how far `doing` has come, and how long the rest will take."""
+        began = time.monotonic()
 
         def show(done: int, total: int) -> None:
-            self.doing = f"{doing}: {100 * done // max(total, 1)} %"
+            self.doing = f"{doing}: {share_done(done, total, began)}"
 
         return show
+
+    def watched(self, doing: str) -> dict[str, Any]:
+        """The argument `progress` of a function that is slower with one: empty unless a terminal shows it."""
+        return {"progress": self.per_cent(doing)} if self.terminal and not self.quiet else {}
+
+
+def share_done(done: int, total: int, began: float) -> str:
+    """How much of a task that began at a time is done, and about how long the rest takes: "40 %, 12 s left"."""
+    part, spent = min(done / max(total, 1), 0.99 if done != total else 1.0), time.monotonic() - began
+    left = spent * (1 - part) / part if part and spent > 1 else 0.0
+    told = "" if left < 1 else f", {left:.0f} s left" if left < 100 else f", {left / 60:.0f} min left"
+    return f"{100 * part:.0f} %{told}"
 
 
 def note(args: argparse.Namespace, text: str) -> None:

@@ -23,7 +23,7 @@ from ..formulas.two_pass_head import coarse_bytes
 from ..kernels.parallel import most_threads
 from ..models.decoder import Decoder
 from ..models.parameters import assembled
-from ..models.registry import FAMILIES
+from ..models.registry import FAMILIES, RELEASED, all_names
 from .convert import (
     CONVERTED_TOGETHER,
     FORMATS,
@@ -50,7 +50,7 @@ class Description:
     files: tuple[Path, ...]
     tensors: dict[str, tuple[str, tuple[int, ...], int]]  # name → (type in the file, shape, bytes)
     weight_bytes: int  # of all of them as they are held in memory once loaded
-    instruction_tuned: bool
+    instruction_tuned: bool | None  # None: there is no file that says
 
 
 def load(
@@ -162,15 +162,21 @@ def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], Non
     return weights
 
 
-def not_finite(name: str | Path, mmproj: str | Path | None = None) -> dict[str, int]:
+def not_finite(
+    name: str | Path, mmproj: str | Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
     """How many values of each tensor are NaN or infinite, by our names; empty if none is. Reads every weight."""
-    files, found = open_files(resolve(name), mmproj=mmproj), {}
+    files, found, done = open_files(resolve(name), mmproj=mmproj), {}, 0
+    total = sum(tensor.array.nbytes for tensor in files.tensors.values())
     for ours, tensor in files.tensors.items():
         rows = max(1, CONVERTED_TOGETHER * len(tensor.array) // max(1, tensor.array.size))
         pieces = range(0, len(tensor.array), rows)
         wrong = sum(int((~np.isfinite(widened(tensor.kind, tensor.array[r : r + rows]))).sum()) for r in pieces)
         if wrong:
             found[ours] = wrong
+        done += tensor.array.nbytes
+        if progress:
+            progress(done, total)
     return found
 
 
@@ -179,7 +185,23 @@ def describe(
 ) -> Description:
     """What a checkpoint is, read from its headers alone, and how much memory `load` with this dtype would hold."""
     files = open_files(resolve(name), vision, mmproj)
-    tensors = {ours: (t.kind, t.shape, t.array.nbytes) for ours, t in files.tensors.items()}
-    held = sum(held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
     parts = (files.path,) if files.path.is_file() else tuple(sorted(files.path.glob("*.safetensors")))
-    return Description(files.config, parts, tensors, held, files.states.instruction_tuned)
+    return _described(files.config, parts, files.tensors, dtype, files.states.instruction_tuned)
+
+
+def planned(name: str, dtype: str) -> Description:
+    """What a released size such as "gemma-2-2b" would be, from its table alone. ValueError for another name."""
+    if name not in RELEASED:
+        raise ValueError(f"no released size is named {name!r}; those that are: {', '.join(RELEASED)}")
+    config, zero = RELEASED[name], np.zeros((), np.uint16)
+    shapes = {ours: (theirs, shape) for ours, theirs, shape in all_names(config, 0)}
+    tensors = {ours: Stored(of, "BF16", shape, np.broadcast_to(zero, shape)) for ours, (of, shape) in shapes.items()}
+    return _described(config, (), tensors, dtype, None)
+
+
+def _described(
+    config: TextConfig, files: tuple[Path, ...], stored: dict[str, Stored], dtype: str | None, tuned: bool | None
+) -> Description:
+    tensors = {ours: (t.kind, t.shape, t.array.nbytes) for ours, t in stored.items()}
+    held = sum(held_bytes(ours, t, dtype) for ours, t in stored.items())
+    return Description(config, files, tensors, held, tuned)

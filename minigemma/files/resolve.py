@@ -104,7 +104,7 @@ def _model_in(path: Path, variant: str = "") -> Path:
 # ------------------------------------------------------------------------------------------ Hugging Face's cache
 
 
-def _cached() -> Iterator[tuple[str, Path]]:
+def cached() -> Iterator[tuple[str, Path]]:
     """(id, folder) of every model in Hugging Face's cache."""
     try:
         for folder in sorted(hub_cache().glob("models--*--*")):
@@ -116,7 +116,7 @@ def _cached() -> Iterator[tuple[str, Path]]:
 
 def _in_hub_cache(name: str) -> Path | None:
     """The snapshot of the one cached model with this id, or with this as the last part of its id."""
-    matches = {id: folder for id, folder in _cached() if name in (id, id.split("/")[1])}
+    matches = {id: folder for id, folder in cached() if name in (id, id.split("/")[1])}
     found = {id: snapshot for id, folder in matches.items() if (snapshot := _snapshot(id, folder))}
     if len(found) > 1:
         google = f"google/{name}"
@@ -206,6 +206,6 @@ def _names_here(name: str) -> list[str]:
             names += [prefix + path.name for path in folder.iterdir()]
         except (OSError, ValueError):
             continue
-    for id, _ in _cached():
+    for id, _ in cached():
         names += [id, id.split("/")[1]]
     return [other for other in dict.fromkeys(names) if other != name]

@@ -18,6 +18,7 @@ import sentencepiece
 
 from ..arrays import F32, I32, Strings, letters
 from ..errors import ModelFormatError
+from ..models.vocabulary import Vocabulary
 from .statements import AddedToken
 
 SPACE = "\u2581"  # what a piece has for a blank
@@ -283,7 +284,7 @@ def _with_controls_marked(model: bytes) -> bytes:
     return bytes(marked)
 
 
-def stop_ids(tokenizer: Tokenizer, stated: Iterable[int | str], turns: bool = True) -> tuple[int, ...]:
+def stop_ids(tokenizer: Vocabulary, stated: Iterable[int | str], turns: bool = True) -> tuple[int, ...]:
     """Ids that end an answer: <eos>, those that the checkpoint states, and <end_of_turn> if it was taught `turns`."""
     ends = [*stated, *(["<end_of_turn>"] if turns else [])]
     ids = {tokenizer.id_of(end) if isinstance(end, str) else end for end in ends}

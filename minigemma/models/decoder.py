@@ -42,6 +42,7 @@ from ..kernels.parallel import default_threads, threads
 from ..layouts.weight import Weight
 from ..taps import NO_TAPS, Scope, Taps
 from . import fused  # noqa: F401  # binds the fused kernels to the blocks
+from .vocabulary import Vocabulary
 from .weights import replaced
 
 PREFILL_CHUNK = 256  # tokens that go through the layers together, which bounds the memory of a long prompt
@@ -88,7 +89,7 @@ class Decoder(ABC):
         config: TextConfig,
         weights: DecoderWeights,
         *,
-        tokenizer: Any = None,
+        tokenizer: Vocabulary | None = None,
         exact: bool = False,
         round_scale: bool = True,
         backend: str = "numba",

@@ -26,8 +26,9 @@ import numpy as np
 
 from ..config import VisionConfig
 from ..errors import no_vision
-from ..files.tokenizer import Tokenizer, stop_ids
+from ..files.tokenizer import stop_ids
 from ..models.registry import FAMILIES
+from ..models.vocabulary import Vocabulary
 
 __all__ = ["conversation_ids", "stop_ids", "text_ids"]
 
@@ -38,7 +39,7 @@ IMAGE = f"\n\n{MARK}\n\n"
 
 
 def text_ids(
-    tokenizer: Tokenizer,
+    tokenizer: Vocabulary,
     text: str,
     vision: VisionConfig | None = None,
     images: Sequence[int] = (),
@@ -60,7 +61,7 @@ def text_ids(
 
 
 def conversation_ids(
-    tokenizer: Tokenizer,
+    tokenizer: Vocabulary,
     family: str,
     messages: Sequence[Message],
     add_generation_prompt: bool = True,
@@ -159,7 +160,7 @@ def _around_images(text: str, images: Sequence[int], where: str) -> list[str]:
     return "".join(whole).split(MARK)
 
 
-def _joined(tokenizer: Tokenizer, segments: list[str], vision: VisionConfig | None, **options: bool) -> list[int]:
+def _joined(tokenizer: Vocabulary, segments: list[str], vision: VisionConfig | None, **options: bool) -> list[int]:
     """Ids of the segments, and between any two of them those of an image; `options` as of `Tokenizer.encode`."""
     ids = tokenizer.encode(segments[0], **options)
     if vision is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,15 @@ class Score:
             return float(np.exp(-self.logprobs.mean(dtype=np.float64)))
 
 
-def score(model: Decoder, text_or_ids: str | Sequence[int], taps: Taps | None = None) -> Score:
+def score(
+    model: Decoder,
+    text_or_ids: str | Sequence[int],
+    taps: Taps | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Score:
     """Score a text, which BOS is put in front of, or ids, which are taken as they are; `Edits` change every pass.
+
+    progress: called with tokens done and tokens in all.
 
     Raises ValueError for fewer than two ids, or more than the context.
     """
@@ -45,6 +52,8 @@ def score(model: Decoder, text_or_ids: str | Sequence[int], taps: Taps | None = 
     for first in range(0, len(ids) - 1, TOGETHER):
         piece = ids[first : min(first + TOGETHER, len(ids) - 1)]
         found.append(logprob_of(model.forward(piece, cache, taps=taps), ids[first + 1 : first + 1 + len(piece)]))
+        if progress:
+            progress(first + len(piece) + 1, len(ids))
     return Score(tuple(ids), np.concatenate(found))
 
 

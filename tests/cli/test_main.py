@@ -14,7 +14,7 @@ import pytest
 import minigemma.text.chat
 from minigemma.cli import chat, generate, inspect, opening, score
 from minigemma.cli.main import main
-from minigemma.cli.progress import Progress
+from minigemma.cli.progress import COMPILED, Progress, share_done
 from minigemma.models.registry import RELEASED
 from minigemma.text import generation
 from minigemma.text.generation import Token
@@ -340,6 +340,43 @@ def test_a_wait_of_more_than_a_second_is_explained(stream, quiet, compiling, sai
     assert bool(text) == bool(said)
     places = [text.index(part) for part in said]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    "done, total, spent, said",
+    [
+        (0, 10, 5, "0 %"),
+        (1, 4, 0.5, "25 %"),
+        (1, 4, 20, "25 %, 60 s left"),
+        (1, 4, 200, "25 %, 10 min left"),
+        (4, 4, 20, "100 %"),
+        (0, 0, 20, "0 %"),
+        (200, 130, 0, "99 %"),
+    ],
+)
+def test_how_much_is_done_and_how_long_the_rest_takes(done, total, spent, said):
+    assert share_done(done, total, time.monotonic() - spent) == said
+
+
+def test_a_prompt_shows_how_far_it_is_on_a_terminal_alone(calls, monkeypatch):
+    main(["generate", "Once"])
+    assert "progress" not in calls.settings
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    main(["generate", "Once"])
+    assert "progress" in calls.settings
+
+
+def test_kernels_that_are_compiled_are_counted(monkeypatch):
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Progress(quiet=False)
+    progress("loading x")
+    progress.compiling, progress.compiled, progress.last_compiled = True, COMPILED // 2, time.monotonic()
+    progress.first_compiled = time.monotonic() - 30
+    progress.say()
+    assert "loading x (kernels: 50 %, 30 s left) …" in err.getvalue()
 
 
 def test_numba_compiling_a_kernel_is_noticed():

@@ -11,7 +11,6 @@ libFuzzer's. The kernel that steps over strings runs as Python, so that an index
 from __future__ import annotations
 
 import os
-import struct
 import sys
 import tempfile
 import warnings
@@ -50,8 +49,11 @@ def seeds(kind: str) -> list[bytes]:
         return [content for content in bad if len(content) < LONGEST] + [test_gguf_file.WHOLE, valid]
     import test_safetensors_file as ours
 
-    headers = [struct.pack("<Q", len(header)) + header + data for header, data, _ in ours.BAD_HEADERS.values()]
-    return [content for content, _ in ours.BAD_FILES.values()] + headers + [ours.VALID]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        bad = [ours.write(path, header, data).read_bytes() for header, data, _ in ours.BAD_HEADERS.values()]
+    bad += [content for content, _ in ours.BAD_FILES.values()]
+    return [content for content in bad if len(content) < LONGEST] + [ours.VALID]
 
 
 def open_as_gguf(path: Path) -> None:
