@@ -72,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     command("score", doc, add_text, add_model, add_machine, add_json)
     doc = "Print the embedding of each text, for EmbeddingGemma (-m google/embeddinggemma-300m)."
     command("embed", doc, add_texts, add_model, add_machine, add_json)
+    doc = "Show a run from inside in the browser: what each layer predicts, attention, gates; silence heads."
+    made = command("explore", doc, add_model, add_machine)
+    made.add_argument("--port", type=number(int, 0, 65_535), default=8008, help="of 127.0.0.1 (default: %(default)s)")
     doc = "Measure the model's speed beside what this machine can do."
     command("bench", doc, add_model, add_machine, add_bench, add_json)
     doc = "Show sizes, layers, formats and the memory it takes, reading headers only."

@@ -1,4 +1,4 @@
-"""The command line: minigemma generate | chat | score | embed | bench | inspect | quantize | download |
+"""The command line: minigemma generate | chat | score | embed | explore | bench | inspect | quantize | download |
 list | remove | completion.
 
 stdout carries the answer and nothing else; timings, progress and warnings go to stderr. No colors are used.
