@@ -19,6 +19,7 @@ from minigemma.cache import KeyValueRing, RecurrentState, TokenPositions
 from minigemma.config import AttentionConfig
 from minigemma.definition import DEFINITIONS, definition, formulas_only
 from minigemma.formulas.attention import Mask, attention
+from minigemma.formulas.cross_entropy import Targets
 from minigemma.formulas.linear import linear, linears
 from minigemma.formulas.two_pass_head import in_few_bits, widened
 from minigemma.kernels.matvec import FEW
@@ -230,6 +231,32 @@ CASES["recurrent_layer"] = [
 ]
 
 
+def targets(T, k, V):
+    return Targets(rng.integers(0, V, (T, k)).astype(np.int32), rng.random((T, k), np.float32))
+
+
+CASES["linear_gradient"] = [
+    (normal(T, R), normal(T, D), packed("f32", normal(R, D)))
+    for T, R, D in ((1, 5, 33), (13, 131, 96), (300, 7, 40), (40, 20, 600))
+]
+CASES["cross_entropy_gradient"] = [
+    (normal(T), normal(T, V) * 4, targets(T, k, V)) for T, V, k in ((1, 20, 3), (300, 1001, 1), (7, 64, 5))
+]
+for name in (
+    "rms_norm",
+    "gated_gelu",
+    "soft_cap",
+    "rg_lru",
+    "block_diagonal",
+    "attention",
+):  # as many again, with the gradient before
+    CASES[f"{name}_gradient"] = [(normal(*case[0].shape), *case) for case in CASES[name]]
+
+
+def results(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
 def test_every_kernel_has_cases():
     assert {name for name, made in DEFINITIONS.items() if made.fast} <= set(CASES)
 
@@ -244,6 +271,11 @@ def test_kernel_computes_its_definition(name):
         fast = DEFINITIONS[name](*case)
         with formulas_only():
             formula = DEFINITIONS[name](*case)
+        if isinstance(formula, tuple):
+            for found, expected in zip(fast, formula, strict=True):
+                assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+                np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(expected))
+            continue
         assert fast.dtype == formula.dtype
         assert fast.shape == formula.shape
         if name == "int8_blocks":  # two scales may come equally close: the weights say how close
@@ -310,7 +342,15 @@ def test_docstring_gives_the_shapes(name):
             value = by_name(parameters, case)[parameter]
             if len(value.shape) == letters.count(",") + 1 or "..." in letters:
                 bound(letters, value.shape, known)
-        bound(re.search(r"\[([^\]]*)\]", right)[1], made(*case).shape, known)
+        for letters, result in zip(shapes(right), results(made(*case)), strict=False):
+            bound(letters, result.shape, known)
+
+
+def shapes(right):
+    """The letters of each result: "dx, dy [T, E] float32, dw [E]" has three, "two of [T, E]" two."""
+    for names, letters in re.findall(r"([^\[\]]*)\[([^\]]*)\]", right):
+        count = len([name for name in re.split(r"[\s,]+", names) if name not in ("", "float32")])
+        yield from [letters] * max(1, count)
 
 
 def spoilt(array):
@@ -362,18 +402,19 @@ def test_a_kernel_refuses_what_it_cannot_take(name):
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    found = np.array(made(*arguments))
+                    found = [np.array(each) for each in results(made(*arguments))]
                 except Exception:
                     refused += 1
                     continue
                 with formulas_only():
-                    formula = made(*arguments)  # an error here is one that the kernel should have raised
-            assert found.shape == formula.shape, (what, i)
-            close = tolerance(formula) if formula.size else 1
-            if name in ROUNDED:
-                close = close + rounding(name, arguments)
-            if name != "int8_blocks":
-                assert (np.abs(found - formula) <= 2 * close).all(), (what, i)
+                    formulas = results(made(*arguments))  # an error here is one that the kernel should have raised
+            for one, formula in zip(found, formulas, strict=True):
+                assert one.shape == formula.shape, (what, i)
+                close = tolerance(formula) if formula.size else 1
+                if name in ROUNDED:
+                    close = close + rounding(name, arguments)
+                if name != "int8_blocks":
+                    assert (np.abs(one - formula) <= 2 * close).all(), (what, i)
     assert refused
 
 

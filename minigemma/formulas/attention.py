@@ -25,8 +25,9 @@ from numba import get_num_threads
 
 from ..arrays import F32, I32, U16, Bool, widen_bf16
 from ..definition import definition, require
+from ..kernels.attention_backward import WIDTH, attention_backward
 from ..kernels.attention_decode import attention_decode, is_decode
-from ..kernels.attention_prefill import attention_prefill
+from ..kernels.attention_prefill import BLOCK, attention_prefill
 from ..kernels.scores import EVERYTHING, Keys, Queries, Scoring
 from ..kernels.simd import LANES
 from .softcap import soft_cap
@@ -126,15 +127,38 @@ def attention_gradient(
 
 @attention.kernel
 def _attention(q, k, v, mask, scale, cap):
-    query_positions, last_visible, key_positions, window = mask
+    (T, N, H), K = _sizes(q, k, v, mask), k.shape[1]
+    attend = attention_decode if is_decode(T, len(k) - T) and H % (2 * LANES) == 0 else attention_prefill
+    out = np.empty((T, K, N // K, H), np.float32)
+    attend(get_num_threads(), *_arguments(q, k, v, mask, scale, cap), out)
+    return out.reshape(q.shape)
+
+
+@attention_gradient.kernel
+def _attention_gradient(dy, q, k, v, mask, scale, cap):
+    (T, N, H), (S, K, _) = _sizes(q, k, v, mask), k.shape
+    require(dy.shape == q.shape, "attention_gradient", dy, q)
+    slots, lanes = -(-S // BLOCK) * BLOCK, -(-H // WIDTH) * WIDTH  # whole tiles
+    grouped, workers = np.ascontiguousarray(dy).reshape(T, K, N // K, H), get_num_threads()
+    dq, parts = np.empty_like(grouped), np.zeros((workers, 2, K, slots * lanes), np.float32)
+    attention_backward(workers, grouped, *_arguments(q, k, v, mask, scale, cap), dq, parts)
+    dk, dv = parts.sum(axis=0).reshape(2, K, slots, lanes)[:, :, :S, :H].swapaxes(1, 2)
+    return dq.reshape(q.shape), np.ascontiguousarray(dk), np.ascontiguousarray(dv)
+
+
+def _sizes(q, k, v, mask):
+    """T, N and H; ValueError where shapes do not fit."""
+    query_positions, last_visible, key_positions, _ = mask
     fits = q.ndim == 3 and k.ndim == 3 and k.shape == v.shape and k.shape[2] == q.shape[2] and len(k) > 0
     fits = fits and q.shape[1] % k.shape[1] == 0 and key_positions.shape == k.shape[:1]
     fits = fits and query_positions.shape == last_visible.shape == q.shape[:1]
     require(fits, "attention", q, k, v, query_positions, last_visible, key_positions)
+    return q.shape
+
+
+def _arguments(q, k, v, mask, scale, cap):
+    """The same as kernels take them."""
     (T, N, H), K = q.shape, k.shape[1]
-    attend = attention_decode if is_decode(T, len(k) - T) and H % (2 * LANES) == 0 else attention_prefill
-    grouped, out = np.ascontiguousarray(q).reshape(T, K, N // K, H), np.empty((T, K, N // K, H), np.float32)
-    scoring = Scoring(np.float32(window or EVERYTHING), np.float32(scale), np.float32(cap or 0))
-    queries = Queries(grouped, query_positions, last_visible)
-    attend(get_num_threads(), queries, Keys(k, v, key_positions), scoring, out)
-    return out.reshape(q.shape)
+    queries = Queries(np.ascontiguousarray(q).reshape(T, K, N // K, H), mask.query_positions, mask.last_visible)
+    scoring = Scoring(np.float32(mask.window or EVERYTHING), np.float32(scale), np.float32(cap or 0))
+    return queries, Keys(k, v, mask.key_positions), scoring

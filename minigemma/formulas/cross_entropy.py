@@ -19,12 +19,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import F32, I32
-from ..definition import definition
+from ..definition import definition, require
+from ..kernels.compiler import jit, jit_inner, workers_for
+from ..kernels.parallel import chunk, parallel_for
+from ..kernels.simd import LANES, exp, load, splat, store, sum_lanes, zeros
 from ..layouts import Weight
 from .attention import softmax
 from .linear import linear, linear_backward
 from .sampling import log_sum_exp
-from .softcap import soft_cap
+from .softcap import soft_cap, soft_cap_gradient
 
 CHUNK = 256  # tokens whose logits are held together
 
@@ -62,6 +65,49 @@ def cross_entropy_gradient(dy: F32, logits: F32, targets: Targets) -> F32:
     return dlogits
 
 
+@jit_inner
+def _gradient_row(dy, z, ids, weights, dz):
+    """dz of one row: all of V are softmax · dy · m, then those of the targets."""
+    top, whole, lanes, total, m = z.max(), z.size // LANES * LANES, zeros(), np.float32(0), np.float32(0)
+    for v in range(0, whole, LANES):
+        p = exp(load(z, v) - splat(top))
+        store(dz, v, p)
+        lanes = lanes + p
+    for v in range(whole, z.size):
+        dz[v] = np.exp(z[v] - top)
+        total += dz[v]
+    for k in range(ids.size):
+        m += weights[k]
+    scale = dy * m / (total + sum_lanes(lanes))
+    for v in range(0, whole, LANES):
+        store(dz, v, load(dz, v) * splat(scale))
+    for v in range(whole, z.size):
+        dz[v] *= scale
+    for k in range(ids.size):
+        dz[ids[k]] -= dy * weights[k]
+
+
+@jit_inner
+def _gradient_rows(worker, workers, dy, logits, targets, dlogits):
+    for t in chunk(worker, workers, len(logits)):
+        _gradient_row(dy[t], logits[t], targets.ids[t], targets.weights[t], dlogits[t])
+
+
+@jit
+def _all_gradient_rows(workers, dy, logits, targets, dlogits):
+    parallel_for(_gradient_rows, workers, (dy, logits, targets, dlogits))
+
+
+@cross_entropy_gradient.kernel
+def _cross_entropy_gradient(dy, logits, targets):
+    (ids, weights), fits = targets, logits.ndim == 2 and dy.shape == logits.shape[:1]
+    fits = fits and ids.shape == weights.shape == (len(logits), *ids.shape[1:2]) and ids.size > 0
+    require(fits and 0 <= ids.min() <= ids.max() < logits.shape[1], "cross_entropy_gradient", dy, logits, ids, weights)
+    dlogits = np.empty_like(logits)
+    _all_gradient_rows(workers_for(logits), dy, logits, targets, dlogits)
+    return dlogits
+
+
 def loss_of_targets(targets: Targets) -> LossOf:
     """`cross_entropy` with these targets, for the chunks below."""
 
@@ -77,7 +123,9 @@ def chunked_loss(h: F32, head: Weight, cap: float | None, targets: Targets) -> F
     losses = np.empty(len(h), np.float32)
     for first in range(0, len(h), CHUNK):
         at = slice(first, first + CHUNK)
-        losses[at] = cross_entropy(capped_logits(h[at], head, cap), Targets(targets.ids[at], targets.weights[at]))
+        logits = linear(h[at], head)
+        logits = logits if cap is None else soft_cap(logits, cap)
+        losses[at] = cross_entropy(logits, Targets(targets.ids[at], targets.weights[at]))
     return losses
 
 
@@ -91,16 +139,9 @@ def chunked_loss_and_gradient(
     losses, dh = np.empty(len(h), np.float32), np.empty_like(h)
     for first in range(0, len(h), CHUNK):
         at = slice(first, first + CHUNK)
-        logits = capped_logits(h[at], head, cap)
-        losses[at], dlogits = loss_of(logits, at)
-        dlogits *= np.float32(scale)
-        if cap is not None:  # the derivative of soft_cap, from its result
-            dlogits *= 1 - (logits / np.float32(cap)) ** 2
-        dh[at] = linear_backward(dlogits, h[at], head, dhead)
-    return losses, dh
-
-
-def capped_logits(h: F32, head: Weight, cap: float | None) -> F32:
-    """cap(h headᵀ): h [T, D] float32, head [V, D] → [T, V] float32."""
-    logits = linear(h, head)
-    return logits if cap is None else soft_cap(logits, cap)
+        logits = linear(h[at], head)
+        losses[at], dlogits = loss_of(logits if cap is None else soft_cap(logits, cap), at)
+        if cap is not None:
+            dlogits = soft_cap_gradient(dlogits, logits, cap)
+        dh[at] = linear_backward(dlogits, h[at] * np.float32(scale), head, dhead)
+    return losses, dh * np.float32(scale)

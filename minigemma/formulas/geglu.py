@@ -15,7 +15,7 @@ from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
 from ..kernels.parallel import chunk, parallel_for
-from ..kernels.rows import CUBIC, SLOPE, gated_gelu_row, gelu_lanes, vectors_of, whole_vectors
+from ..kernels.rows import CUBIC, SLOPE, gated_gelu_gradient_row, gated_gelu_row, gelu_lanes, vectors_of, whole_vectors
 from ..kernels.simd import load, store
 
 
@@ -90,3 +90,23 @@ def _gated_gelu(gate, up):
     y = np.empty_like(gate)
     _all_gated_rows(workers_for(gate), gate, up, y)
     return y
+
+
+@jit_inner
+def _gradient_rows(worker, workers, dy, gate, up, dgate, dup):
+    for t in chunk(worker, workers, len(gate)):
+        gated_gelu_gradient_row(dy[t], gate[t], up[t], dgate[t], dup[t])
+
+
+@jit
+def _all_gradient_rows(workers, dy, gate, up, dgate, dup):
+    parallel_for(_gradient_rows, workers, (dy, gate, up, dgate, dup))
+
+
+@gated_gelu_gradient.kernel
+def _gated_gelu_gradient(dy, gate, up):
+    fits = gate.ndim == 2 and gate.shape == up.shape == dy.shape
+    require(fits, "gated_gelu_gradient", dy, gate, up)
+    dgate, dup = np.empty_like(gate), np.empty_like(gate)
+    _all_gradient_rows(workers_for(gate), dy, gate, up, dgate, dup)
+    return dgate, dup

@@ -10,11 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numba import get_num_threads
 
-from ..arrays import F32
+from ..arrays import F32, read_only
 from ..definition import definition, require, runs_formulas
 from ..kernels import dispatch, weights
 from ..kernels.matmul import matmul
 from ..kernels.matvec import TOGETHER, matvec
+from ..kernels.product import WIDTH, Matrix, product
 from ..layouts import Weight
 
 Gradients = dict[str, F32]  # of the weights of a model or a block, by their names; gradients are added to them
@@ -36,7 +37,11 @@ def embed_gradient(dy: F32, ids: np.ndarray, weight: Weight, scale: float) -> F3
 
     dy [T, D] float32, ids [T], weight [V, D] → [V, D] float32
     """
-    dweight = np.zeros(weight.shape, dy.dtype)
+    return embed_backward(dy, ids, scale, np.zeros(weight.shape, dy.dtype))
+
+
+def embed_backward(dy: F32, ids: np.ndarray, scale: float, dweight: F32) -> F32:
+    """The same added to `dweight` [V, D], which is returned; equal ids add up: 6 ms of a step for 2,048 x 256."""
     np.add.at(dweight, ids, dy * np.float32(scale))
     return dweight
 
@@ -60,9 +65,35 @@ def linear_gradient(dy: F32, x: F32, weight: Weight) -> tuple[F32, F32]:
 
 def linear_backward(dy: F32, x: F32, weight: Weight, dweight: F32) -> F32:
     """dx of `linear`; dW is added to `dweight` [R, D]: dy [T, R], x [T, D], weight [R, D] → [T, D] float32."""
-    dx, added = linear_gradient(dy, x, weight)
-    dweight += added
-    return dx
+    if runs_formulas():
+        dx, added = linear_gradient(dy, x, weight)
+        dweight += added
+        return dx
+    fits = x.ndim == 2 and dy.shape == (len(x), weight.shape[0]) and x.shape[1] == weight.shape[1]
+    require(
+        fits and dweight.shape == weight.shape and dweight.flags.c_contiguous, "linear_backward", dy, x, weight, dweight
+    )
+    multiply(dy.T, x, dweight, adds=True)
+    return multiply(dy, weight.widen(), np.empty(x.shape, np.float32))
+
+
+def multiply(a: F32, b: F32, c: F32, adds: bool = False) -> F32:
+    """c = a b, or with `adds` c += a b; returns c [I, J], whose numbers lie row by row: a [I, K], b [K, J]."""
+    blocks = np.empty((-(-b.shape[1] // WIDTH), len(b) * WIDTH), np.float32)
+    product(get_num_threads(), _matrix(a), _matrix(b), blocks, c.reshape(-1), adds)
+    return c
+
+
+def _matrix(x: F32) -> Matrix:
+    rows = x if x.flags.c_contiguous else x.T if x.flags.f_contiguous else np.ascontiguousarray(x)
+    steps = (1, len(x)) if rows is not x and x.flags.f_contiguous else (x.shape[1], 1)
+    return Matrix(read_only(rows.reshape(-1).view()), *x.shape, *steps)
+
+
+@linear_gradient.kernel
+def _linear_gradient(dy, x, weight):
+    dweight = np.zeros(weight.shape, np.float32)
+    return linear_backward(dy, x, weight, dweight), dweight
 
 
 def affine(x: F32, weight: Weight, bias: F32 | None) -> F32:

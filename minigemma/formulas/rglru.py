@@ -22,9 +22,8 @@ from numba import get_num_threads
 from ..arrays import F32, U16, widen_bf16
 from ..definition import definition, require
 from ..kernels.rows import whole_vectors
-from ..kernels.scan import DECAY, all_blocks, rg_lru_scan, scan
-
-STEEPEST = 1000  # the derivative of the root in the gradient of RG-LRU is at most this
+from ..kernels.scan import DECAY, STEEPEST, all_blocks, rg_lru_scan, rg_lru_scan_back, scan
+from .linear import multiply
 
 
 def sigmoid(x: F32) -> F32:
@@ -56,8 +55,21 @@ def block_diagonal_gradient(dy: F32, x: F32, weight: F32 | U16, bias: F32) -> tu
     [M, J] float32
     """
     blocks, dblocks = x.reshape(len(x), *weight.shape[:2]), dy.reshape(len(x), *bias.shape)
-    dx = np.einsum("TMJ,MIJ->TMI", dblocks, widen_bf16(weight), optimize=True).reshape(x.shape)
-    return dx, np.einsum("TMI,TMJ->MIJ", blocks, dblocks, optimize=True), dblocks.sum(axis=0)
+    dx, by_block = np.empty_like(blocks), dblocks.swapaxes(0, 1)
+    np.matmul(by_block, widen_bf16(weight).swapaxes(1, 2), out=dx.swapaxes(0, 1))
+    return dx.reshape(x.shape), np.matmul(blocks.transpose(1, 2, 0), by_block), dblocks.sum(axis=0)
+
+
+@block_diagonal_gradient.kernel
+def _block_diagonal_gradient(dy, x, weight, bias):
+    fits = x.ndim == 2 and x.shape == dy.shape and bias.ndim == 2 and weight.shape == (*bias.shape, bias.shape[-1])
+    require(fits and bias.size == x.shape[1], "block_diagonal_gradient", dy, x, weight, bias)
+    blocks, dblocks = (np.ascontiguousarray(each.reshape(-1, *bias.shape).swapaxes(0, 1)) for each in (x, dy))
+    wide, dx, dweight = widen_bf16(weight), np.empty(blocks.shape, np.float32), np.empty(weight.shape, np.float32)
+    for m in range(len(bias)):
+        multiply(dblocks[m], wide[m].T, dx[m])
+        multiply(blocks[m].T, dblocks[m], dweight[m])
+    return np.ascontiguousarray(dx.swapaxes(0, 1)).reshape(x.shape), dweight, dblocks.sum(axis=1)
 
 
 @block_diagonal.kernel
@@ -174,3 +186,15 @@ def _rg_lru(x, recurrence, input, decay_rate, state, start):
     h = np.empty_like(tokens[0])
     rg_lru_scan(get_num_threads(), tuple(tokens), decay_rate, state, start, h)
     return np.ascontiguousarray(h[:, :E])
+
+
+@rg_lru_gradient.kernel
+def _rg_lru_gradient(dh, x, recurrence, input, decay_rate, state, start):
+    h = _rg_lru(x, recurrence, input, decay_rate, state, start)
+    require(dh.shape == x.shape, "rg_lru_gradient", dh, x)
+    E, before = x.shape[1], np.concatenate([state[None], h[:-1]])
+    dh, *tokens, decay_rate = whole_vectors(dh, x, recurrence, input, before, decay_rate)
+    gradients, sums = tuple(np.empty_like(dh) for _ in range(3)), np.zeros((2, dh.shape[1]), np.float32)
+    rg_lru_scan_back(get_num_threads(), dh, tuple(tokens), decay_rate, start, gradients, sums)
+    dx, drecurrence, dinput, (ddecay_rate, dstate) = (np.ascontiguousarray(each[:, :E]) for each in (*gradients, sums))
+    return dx, drecurrence, dinput, ddecay_rate, dstate

@@ -14,7 +14,7 @@ from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
 from ..kernels.parallel import chunk, parallel_for
-from ..kernels.rows import norm_row
+from ..kernels.rows import norm_gradient_row, norm_row
 
 
 @definition
@@ -59,3 +59,24 @@ def _rms_norm(x, weight, eps):
     y = np.empty_like(rows)
     _all_rows(workers_for(rows), rows, weight, eps, y)
     return y.reshape(x.shape)
+
+
+@jit_inner
+def _gradient_rows(worker, workers, dy, x, weight, eps, dx, dweights):
+    for t in chunk(worker, workers, len(x)):
+        norm_gradient_row(dy[t], x[t], weight, eps, dx[t], dweights[worker])
+
+
+@jit
+def _all_gradient_rows(workers, dy, x, weight, eps, dx, dweights):
+    parallel_for(_gradient_rows, workers, (dy, x, weight, eps, dx, dweights))
+
+
+@rms_norm_gradient.kernel
+def _rms_norm_gradient(dy, x, weight, eps):
+    require(weight.shape == x.shape[-1:] and dy.shape == x.shape, "rms_norm_gradient", dy, x, weight)
+    drows, rows = (np.ascontiguousarray(each).reshape(-1, x.shape[-1]) for each in (dy, x))
+    dx, workers = np.empty_like(rows), workers_for(rows)
+    dweights = np.zeros((workers, len(weight)), np.float32)
+    _all_gradient_rows(workers, drows, rows, weight, eps, dx, dweights)
+    return dx.reshape(x.shape), dweights.sum(axis=0)

@@ -9,14 +9,15 @@ logits. The cap comes before the mask: after it, a masked -∞ would become -50.
 from __future__ import annotations
 
 import numpy as np
+from numba import float32
 
 from ..arrays import F32
-from ..definition import definition
+from ..definition import definition, require
 from ..kernels.compiler import jit, jit_inner, workers_for
 from ..kernels.parallel import parallel_for
 from ..kernels.rows import vectors_of, whole_vectors
 from ..kernels.scores import soft_cap_lanes
-from ..kernels.simd import load, store
+from ..kernels.simd import load, splat, store, tanh
 
 
 @definition
@@ -35,6 +36,27 @@ def soft_cap(x: F32, cap: float) -> F32:
 def soft_cap_gradient(dy: F32, x: F32, cap: float) -> F32:
     """dx = dy · (1 - (y / cap)²): dy, x [..., V] float32 → [..., V] float32"""
     return dy * (1 - (soft_cap(x, cap) / np.float32(cap)) ** 2)
+
+
+@jit_inner
+def _some_slopes(worker, workers, dy, x, cap, dx):
+    for v in vectors_of(worker, workers, x.size):
+        part = tanh(load(x, v) * splat(float32(1) / cap))
+        store(dx, v, load(dy, v) * (splat(float32(1)) - part * part))
+
+
+@jit
+def _all_slopes(workers, dy, x, cap, dx):
+    parallel_for(_some_slopes, workers, (dy, x, cap, dx))
+
+
+@soft_cap_gradient.kernel
+def _soft_cap_gradient(dy, x, cap):
+    require(dy.shape == x.shape, "soft_cap_gradient", dy, x)
+    slopes, numbers = whole_vectors(dy.reshape(-1), x.reshape(-1))
+    dx = np.empty_like(numbers)
+    _all_slopes(workers_for(x), slopes, numbers, np.float32(cap), dx)
+    return dx[: x.size].reshape(x.shape)
 
 
 @jit_inner

@@ -49,6 +49,27 @@ def norm_row(x, weight, eps, y):
 
 
 @jit_inner
+def norm_gradient_row(dy, x, weight, eps, dx, dweight):
+    """Gradient of RMSNorm of one row: dx, and dweight with this row's share added; all [D]."""
+    D, whole = x.size, x.size // LANES * LANES
+    squares, pulls, square, pull = zeros(), zeros(), float32(0), float32(0)
+    for d in range(0, whole, LANES):
+        row, scaled = load(x, d), fma(load(dy, d), load(weight, d), load(dy, d))
+        squares, pulls = fma(row, row, squares), fma(scaled, row, pulls)
+    for d in range(whole, D):
+        square, pull = square + x[d] * x[d], pull + dy[d] * (float32(1) + weight[d]) * x[d]
+    scale = float32(1) / np.sqrt((square + sum_lanes(squares)) / float32(D) + float32(eps))
+    pull = (pull + sum_lanes(pulls)) / float32(D) * scale * scale * scale
+    for d in range(0, whole, LANES):
+        row, scaled = load(x, d), fma(load(dy, d), load(weight, d), load(dy, d))
+        store(dweight, d, fma(load(dy, d) * row, splat(scale), load(dweight, d)))
+        store(dx, d, scaled * splat(scale) - row * splat(pull))
+    for d in range(whole, D):
+        dweight[d] += dy[d] * x[d] * scale
+        dx[d] = dy[d] * (float32(1) + weight[d]) * scale - x[d] * pull
+
+
+@jit_inner
 def rotate(x, cos, sin, y):
     """RoPE of one token: x and y [N, H], cosine and sine of each pair's angle [R/2]; y may be x itself."""
     half, rotated = cos.size, 2 * cos.size
@@ -92,3 +113,33 @@ def gated_gelu_row(gate, up, y):
         store(y, f, gelu_lanes(load(gate, f)) * load(up, f))
     for f in range(whole, gate.size):
         y[f] = gelu_one(gate[f]) * up[f]
+
+
+@jit_inner
+def gelu_and_slope_lanes(z):
+    """GELU of one vector, and its derivative."""
+    one, half = splat(float32(1)), splat(float32(0.5))
+    t = tanh(splat(SLOPE) * fma(splat(CUBIC) * z * z, z, z))
+    bend = fma(splat(float32(3) * CUBIC) * z, z, one) * splat(SLOPE)
+    return z * half * (one + t), half * (one + t + z * (one - t * t) * bend)
+
+
+@jit_inner
+def gelu_slope_one(z):
+    """The derivative of GELU of one number."""
+    t = np.tanh(SLOPE * (z + CUBIC * z * z * z))
+    bend = (float32(1) + float32(3) * CUBIC * z * z) * SLOPE
+    return float32(0.5) * (float32(1) + t + z * (float32(1) - t * t) * bend)
+
+
+@jit_inner
+def gated_gelu_gradient_row(dy, gate, up, dgate, dup):
+    """Gradient of gelu(gate) · up of one row, [F] each."""
+    whole = gate.size // LANES * LANES
+    for f in range(0, whole, LANES):
+        gelu, slope = gelu_and_slope_lanes(load(gate, f))
+        store(dgate, f, load(dy, f) * load(up, f) * slope)
+        store(dup, f, load(dy, f) * gelu)
+    for f in range(whole, gate.size):
+        dgate[f] = dy[f] * up[f] * gelu_slope_one(gate[f])
+        dup[f] = dy[f] * gelu_one(gate[f])

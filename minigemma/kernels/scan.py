@@ -6,6 +6,7 @@ The scan, from formulas/rglru.py:
     between them. Channels do not meet, so a lane is a channel.
  3  Threads share the channels, and each walks all of time. A tree over time (`associative_scan`) does twice the work,
     and both wait for memory (De et al. 2024, App. D).
+ 4  Back: the same from the last token to the first, with the gates computed again.
 
 The block-diagonal product:
  1  The definition: each block is widened and multiplied by its channels.
@@ -30,6 +31,7 @@ from .simd import (
     fma,
     load,
     load_one,
+    maximum,
     prefetch,
     root,
     splat,
@@ -41,6 +43,7 @@ from .simd import (
 )
 
 DECAY = 8.0  # c in the paper
+STEEPEST = 1000  # the derivative of the root in the gradient of RG-LRU is at most this
 TOGETHER = 8  # rows of a gate that one token reads at a time
 WIDTH = 2 * LANES  # outputs of a tile
 
@@ -94,6 +97,39 @@ def _rg_lru_channels(worker, workers, tokens, decay_rate, state, start, h):
 def rg_lru_scan(workers, tokens, decay_rate, state, start, h):
     """h [T, E] = rg_lru of `tokens`, the three arrays x, recurrence and input [T, E]; E is a multiple of LANES."""
     parallel_for(_rg_lru_channels, workers, (tokens, decay_rate, state, start, h))
+
+
+@jit_inner
+def _rg_lru_back_channels(worker, workers, dh, tokens, decay_rate, start, gradients, sums):
+    """From the last token to the first; sums [2, E]: of decay_rate's gradient, and what a token passes back."""
+    (x, recurrence, input, before), (dx, drecurrence, dinput) = tokens, gradients
+    one, drate, carried = splat(float32(1)), sums[0], sums[1]
+    for t in range(len(x) - 1, -1, -1):
+        first = start and t == 0
+        for e in vectors_of(worker, workers, x.shape[1]):
+            r, i, rate = sigmoid_lanes(load(recurrence[t], e)), sigmoid_lanes(load(input[t], e)), load(decay_rate, e)
+            log_a = r * rate * splat(float32(-DECAY))
+            a, normalizer = exp(log_a), root(zeros() - expm1(log_a + log_a))
+            if first:
+                a, normalizer = zeros(), one
+            du = load(dh[t], e) + load(carried, e)
+            dgated = du * i * load(x[t], e)
+            steep = maximum(normalizer, splat(float32(0.5 / STEEPEST)))
+            dlog_a = a * (load(before[t], e) * du - a * dgated / steep)
+            pull = dlog_a * splat(float32(-DECAY))
+            store(dx[t], e, du * normalizer * i)
+            store(dinput[t], e, dgated * normalizer * (one - i))
+            store(drecurrence[t], e, pull * rate * r * (one - r))
+            store(drate, e, fma(pull, r, load(drate, e)))
+            store(carried, e, a * du)
+
+
+@jit
+def rg_lru_scan_back(workers, dh, tokens, decay_rate, start, gradients, sums):
+    """The gradient of rg_lru by x, recurrence and input [T, E] each; sums [2, E] as zeros become those of decay_rate
+    and state. `tokens`: x, recurrence, input and the state that each token meets, [T, E]; E is a multiple of LANES.
+    """
+    parallel_for(_rg_lru_back_channels, workers, (dh, tokens, decay_rate, start, gradients, sums))
 
 
 @jit_inner

@@ -17,7 +17,7 @@ from ..arrays import F32, I32
 from ..blocks.layers import layer_backward
 from ..cache import TokenPositions
 from ..formulas.cross_entropy import LossOf, Targets, chunked_loss, chunked_loss_and_gradient, loss_of_targets
-from ..formulas.linear import Gradients, embed, embed_gradient
+from ..formulas.linear import Gradients, embed, embed_backward
 from ..formulas.rmsnorm import rms_norm, rms_norm_gradient
 from ..taps import NO_TAPS, Kept, Taps
 from .decoder import Decoder
@@ -64,7 +64,7 @@ def loss_and_gradients(
         gradients["final_norm"] += dnorm
         for i in reversed(range(c.layers)):
             dx = _layer_backward(model, i, dx, tokens, kept, gradients)
-        gradients["embedding"] += embed_gradient(dx, batch.ids, w.embedding, model.embedding_scale)
+        embed_backward(dx, batch.ids, model.embedding_scale, gradients["embedding"])
     return losses
 
 
