@@ -73,7 +73,7 @@ class KeyValueRing:
         shape = min(limit, FIRST_SLOTS), kv_heads, head_dim
         self.keys: NDArray = np.zeros(shape, dtype)
         self.values: NDArray = np.zeros(shape, dtype)
-        self._pending: tuple[NDArray, NDArray] | None = None
+        self._pending: tuple[NDArray, NDArray, int] | None = None  # keys, values, and the tokens once they are stored
 
     @property
     def nbytes(self) -> int:
@@ -99,19 +99,15 @@ class KeyValueRing:
             self.values[first : first + len(values)] = values
             filled = min(count, self.limit)
             return self.keys[:filled], self.values[:filled], _slot_positions(count, self.limit)
-        self._pending = keys, values
+        self._pending = keys, values, count
         before = np.arange(max(0, position - self.limit + 1), position)  # visible to the first new token
         slots = before % self.limit
         together = [np.concatenate([a[slots], b]) for a, b in ((self.keys, keys), (self.values, values))]
         return together[0], together[1], np.arange(count - len(together[0]), count, dtype=np.int32)
 
-    def place(self, position: int, tokens: int) -> tuple[int, I32]:
-        """For kernels that write into the ring: the slot of the first of these tokens, and the positions [S] that the
-        first S slots hold once the tokens are there. For one token, or for several that `limit` leaves room for.
-        """
-        self._pending = None
-        self._grow(min(position + tokens, self.limit))
-        return position % self.limit, _slot_positions(position + tokens, self.limit)
+    def reserve(self, count: int) -> None:
+        """Have the slots that `count` tokens take, for kernels that write into them."""
+        self._grow(min(count, self.limit))
 
     def skip_to(self, position: int) -> None:
         """Be as full as after `position` tokens, with meaningless keys and values."""
@@ -122,11 +118,10 @@ class KeyValueRing:
 
     def commit(self, count: int) -> None:
         """Store the tokens that `extend` held back: those up to `count`, of which the last `limit` stay."""
-        if self._pending is None:
-            return
-        keys, values = (a[-self.limit :] for a in self._pending)
-        slots = np.arange(count - len(keys), count) % self.limit
-        self.keys[slots], self.values[slots] = keys, values
+        if self._pending is not None and self._pending[2] == count:  # else they are of an interrupted pass
+            keys, values = (a[-self.limit :] for a in self._pending[:2])
+            slots = np.arange(count - len(keys), count) % self.limit
+            self.keys[slots], self.values[slots] = keys, values
         self._pending = None
 
     def _grow(self, slots: int) -> None:

@@ -92,27 +92,26 @@ def test_an_interrupted_advance_is_finished_later():
     assert cache.position == 6
 
 
-def test_a_place_in_a_ring_is_what_extend_fills():
+def test_reserved_slots_are_those_that_extend_fills():
     """Token by token and several at once, across growing and wrapping."""
     for limit in (5, 2000, 700):
         ours, others = (KeyValueRing(limit, 2, 3, np.uint16) for _ in range(2))
         position = 0
         while position < 1500:
             count = 3 if position % 400 == 399 and position + 3 <= limit else 1
-            slot, positions = ours.place(position, count)
-            keys, _, expected = others.extend(tokens(position, count), tokens(position, count), position)
-            assert slot == position % limit and len(ours.keys) == len(others.keys)
-            np.testing.assert_array_equal(positions, expected)
+            ours.reserve(position + count)
+            keys, _, positions = others.extend(tokens(position, count), tokens(position, count), position)
+            slot = position % limit
+            assert len(ours.keys) == len(others.keys)
             np.testing.assert_array_equal(positions[slot : slot + count], range(position, position + count))
             position += count
             others.commit(position)
         assert len(keys) == min(limit, position)
 
 
-def test_a_place_in_a_ring_drops_what_an_interrupted_pass_held_back():
+def test_what_an_interrupted_pass_held_back_is_dropped():
     ring = KeyValueRing(5, 2, 3, np.float32)
     ring.extend(tokens(0, 9), tokens(0, 9), 0)  # never committed
-    ring.place(0, 1)
     ring.commit(1)
     assert not ring.keys.any()
 

@@ -170,7 +170,7 @@ def test_shapes_are_those_of_the_docs_also_where_only_the_last_logits_are_wanted
 def test_without_edits_the_fused_kernels_run_and_with_edits_the_definition_of_a_layer(run, monkeypatch):
     model, _ = run
     calls = []
-    for name in ("fused_attention_layer", "fused_recurrent_layer"):
+    for name in ("fused_attention_layers", "fused_recurrent_layer"):
         kernel = getattr(fused, name)
         monkeypatch.setattr(fused, name, lambda *args, kernel=kernel: (calls.append(1), kernel(*args))[1])
     for taps in (None, mg.Edits({})):

@@ -7,9 +7,12 @@ copy, so that no kernel has a loop for a partial vector; no released text model 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ..arrays import F32, read_only
@@ -126,3 +129,35 @@ def _receives(kind):
 # The weight of `data` [·] as its NamedTuple, inside a kernel. Numba takes 0.7 µs to receive each NamedTuple from Python
 # and 0.1 µs for each item of a plain tuple, so the fused kernels receive plain tuples and begin with this.
 received = by_type("received", {kind: _receives(made) for made, kind in TYPES.values()}, on="data")
+
+
+# A kernel of many layers would take 0.1 µs to receive each of their arrays from Python. It receives a table of their
+# addresses instead, made once; Python keeps the arrays alive.
+
+
+def addresses(rows: Iterable[Iterable[NDArray[Any]]]) -> NDArray[np.int64]:
+    """Address and size of contiguous arrays of one axis: int64 [rows, arrays of a row, 2]."""
+    return np.array([[(array.ctypes.data, array.size) for array in row] for row in rows], np.int64)
+
+
+@intrinsic
+def arrays_at(typingctx, table, row, like):
+    """The arrays of one row of `addresses`, with the types of the arrays in the tuple `like`."""
+    word = ir.IntType(64)
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(table)(context, builder, args[0]).data
+        first, arrays = builder.mul(args[1], word(2 * len(like))), []
+        for i, kind in enumerate(like):
+            array = context.make_array(kind)(context, builder)
+            at = [builder.add(first, word(2 * i + j)) for j in range(2)]
+            address, size = (builder.load(builder.gep(data, [index])) for index in at)
+            array.data = builder.inttoptr(address, array.data.type)
+            array.nitems, array.itemsize = size, word(kind.dtype.bitwidth // 8)
+            array.shape = builder.insert_value(array.shape, size, 0)
+            array.strides = builder.insert_value(array.strides, array.itemsize, 0)
+            array.meminfo, array.parent = array.meminfo.type(None), array.parent.type(None)
+            arrays.append(array._getvalue())
+        return context.make_tuple(builder, like, arrays)
+
+    return like(table, row, like), codegen

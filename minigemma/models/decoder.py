@@ -13,7 +13,6 @@ the embedding is stored in bf16 or quantized, and not where it is stored in floa
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -28,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import F32, round_bf16, widen_bf16
-from ..blocks.layers import LayerWeights
+from ..blocks.layers import LayerWeights, attention_layer, recurrent_layer
 from ..blocks.siglip import VisionWeights, soft_tokens, vision_tower
 from ..cache import Cache, KeyValueRing, LayerState, TokenPositions
 from ..config import TextConfig, VisionConfig
@@ -41,14 +40,14 @@ from ..formulas.two_pass_head import CoarseHead, coarse_head_of
 from ..kernels.parallel import default_threads, threads
 from ..layouts.weight import Weight
 from ..taps import NO_TAPS, Scope, Taps
-from . import fused  # noqa: F401  # binds the fused kernels to the blocks
+from . import fused
 from .vocabulary import Vocabulary
 from .weights import replaced
 
 PREFILL_CHUNK = 256  # tokens that go through the layers together, which bounds the memory of a long prompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DecoderWeights:
     """All weights of a text model."""
 
@@ -74,7 +73,7 @@ class ImageSpan:
     features: F32
 
 
-class Decoder(ABC):
+class Decoder:
     """A text model: config, weights and tokenizer; no state."""
 
     path: Path | None = None  # the file or folder it was loaded from
@@ -211,9 +210,15 @@ class Decoder(ABC):
                 logits = soft_cap(logits, self.config.logit_cap)
             return logits if taps is None else taps("logits", logits)
 
-    @abstractmethod
     def block(self, x: F32, layer: int, state: Any, tokens: TokenPositions, taps: Scope) -> F32:
-        """One layer: the residual of `tokens`, x [T, D], → [T, D], or the last `tokens.outputs` rows of it."""
+        """One layer: the residual of `tokens`, x [T, D], → [T, D], or the last `tokens.outputs` rows of it.
+
+        A page whose layers do something else has a block of its own.
+        """
+        w = self.weights.blocks[layer]
+        if w.attention is None:
+            return recurrent_layer(x, w, self.config.eps, state, tokens, taps)
+        return attention_layer(x, w, self.attention[layer], state, tokens, taps)
 
     def with_weights(self, changed: Mapping[str, Weight | F32]) -> Self:
         """A copy of this model with other weights under the given names ("blocks.5.attention.o"); this one stays as it
@@ -298,6 +303,10 @@ class Decoder(ABC):
 
     def _layers(self, x: F32, tokens: TokenPositions, cache: Cache, taps: Taps, last_only: bool) -> F32:
         """All layers: x [T, D] → [T, D], or [1, D] of the last token with `last_only` and no taps."""
+        if len(x) == 1 and not taps.patterns and type(self).block is Decoder.block:
+            done = fused.decode(x, self.weights, self.attention, cache, tokens)
+            if done is not None:
+                return done
         final = len(cache.layers) - 1
         for layer, state in enumerate(cache.layers):
             if layer == final and last_only and not taps.patterns:  # the other tokens only leave keys and values

@@ -1,4 +1,5 @@
-"""Where the fused kernels stand for a layer: one call of compiled code per layer, for one to sixteen tokens.
+"""Where the fused kernels stand for layers: one call of compiled code for all layers and one token, or for each layer
+and up to sixteen.
 
 Each binding returns NotImplemented where its kernel does not apply, and the definition of the layer runs: values are
 tapped, the tokens of an image see each other, the tokens would wrap a ring, or weights that share an input differ in
@@ -7,8 +8,9 @@ layout. Nothing else in models/ knows of these kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,22 +18,25 @@ from numpy.typing import NDArray
 
 from ..arrays import F32, read_only
 from ..blocks.layers import LayerWeights, attention_layer, recurrent_layer
-from ..cache import KeyValueRing, RecurrentState, TokenPositions
+from ..cache import Cache, KeyValueRing, RecurrentState, TokenPositions
 from ..config import AttentionConfig
-from ..definition import require
+from ..definition import require, runs_formulas
 from ..formulas.rope import angles
 from ..kernels.attention_decode import is_decode
 from ..kernels.dispatch import few
-from ..kernels.fused_attention import AttentionArrays, AttentionNumbers, fused_attention_layer
+from ..kernels.fused_attention import AttentionArrays, fused_attention_layers
 from ..kernels.fused_feedforward import FeedForwardArrays
 from ..kernels.fused_recurrent import RecurrentArrays, fused_recurrent_layer
 from ..kernels.matvec import FEW, takes
 from ..kernels.parallel import workers
 from ..kernels.scores import EVERYTHING
 from ..kernels.simd import LANES
-from ..kernels.weights import of
+from ..kernels.weights import addresses, of
 from ..layouts import Weight
 from ..taps import Scope
+
+if TYPE_CHECKING:
+    from .decoder import DecoderWeights
 
 ABSENT = read_only(np.empty(0, np.float32))  # a norm or a bias that a model does not have
 PAGE = 64  # positions whose cosines and sines are computed together
@@ -39,36 +44,37 @@ PAGE = 64  # positions whose cosines and sines are computed together
 Arrays = tuple[NDArray[Any], ...]  # of a NamedTuple of the kernel, in its order
 
 
-class Layer(NamedTuple):
-    """The weights of a layer as its kernel takes them."""
+class Recurrent(NamedTuple):
+    """A recurrent layer as its kernel takes it."""
 
-    branch: Arrays  # AttentionArrays or RecurrentArrays
+    branch: Arrays  # RecurrentArrays
     ffn: Arrays  # FeedForwardArrays
     width: int  # D
     hidden: int  # F
 
 
-_layers: WeakKeyDictionary[LayerWeights, Layer | None] = WeakKeyDictionary()
+class Run(NamedTuple):
+    """Layers with attention that follow one another, as their kernel takes them."""
+
+    layers: tuple[Any, ...]  # Layers
+    numbers: tuple[int | float, ...]  # AttentionNumbers
+    ropes: tuple[tuple[float, float, int], ...]
+    width: int  # D
+    arrays: list[Arrays]  # whose addresses the tables hold
 
 
-def _layer(w: LayerWeights) -> Layer | None:
-    """The layer for its kernel, made once; None where the kernels cannot take its weights."""
-    try:
-        return _layers[w]
-    except KeyError:
-        _layers[w] = _made(w)
-        return _layers[w]
+class Held(NamedTuple):
+    """The rings of a cache as kernels take them, until one of them has to grow."""
+
+    rings: tuple[Any, ...]  # Rings
+    arrays: list[tuple[NDArray[Any], NDArray[Any]]]  # whose addresses the table holds
+    keys: list[int]  # `id` of each layer's keys
+    room: int  # tokens
 
 
-def _made(w: LayerWeights) -> Layer | None:
-    a, r, f = w.attention, w.recurrent, w.ffn
-    fits = _fit(f.gate, f.up) and _fit(f.down)
-    if a is not None:
-        fits, branch = fits and _fit(a.q, a.k, a.v) and _fit(a.o), _arrays(AttentionArrays, a)
-    if r is not None:
-        gates_fit = r.recurrence_gate.dtype == r.input_gate.dtype and r.input_gate.shape[1] % LANES == 0
-        fits, branch = fits and _fit(r.y, r.x) and _fit(r.out) and gates_fit, _arrays(RecurrentArrays, r)
-    return Layer(branch, _arrays(FeedForwardArrays, f), f.down.shape[0], f.gate.shape[0]) if fits else None
+_recurrent: WeakKeyDictionary[LayerWeights, Recurrent | None] = WeakKeyDictionary()
+_runs: WeakKeyDictionary[Any, tuple[tuple[AttentionConfig, ...], Run | None]] = WeakKeyDictionary()
+_held: WeakKeyDictionary[Cache, Held] = WeakKeyDictionary()
 
 
 def _fit(*weights: Weight) -> bool:
@@ -89,19 +95,63 @@ def _array(name: str, x: Any) -> NDArray[Any]:
     return read_only((array.reshape(-1) if name.endswith("_gate") else array).view())
 
 
-@lru_cache(maxsize=16)
-def _numbers(config: AttentionConfig, hidden: int, page: int) -> tuple[tuple[int | float, ...], F32, F32]:
-    """AttentionNumbers; cosines and sines of a page of positions and of FEW more."""
-    scoring = config.window or EVERYTHING, config.query_scale, config.soft_cap or 0
-    cos, sin = _page(page, config.rope_base, config.rope_scale, config.rotated)
-    return tuple(AttentionNumbers(config.heads, hidden, config.eps, *map(float, scoring))), cos, sin
+def _made_recurrent(w: LayerWeights) -> Recurrent | None:
+    """The layer, or None where the kernel cannot take its weights."""
+    r, f = w.recurrent, w.ffn
+    assert r is not None
+    fits = _fit(f.gate, f.up) and _fit(f.down) and _fit(r.y, r.x) and _fit(r.out)
+    fits = fits and r.recurrence_gate.dtype == r.input_gate.dtype and r.input_gate.shape[1] % LANES == 0
+    arrays = _arrays(RecurrentArrays, r), _arrays(FeedForwardArrays, f)
+    return Recurrent(*arrays, f.down.shape[0], f.gate.shape[0]) if fits else None
+
+
+def _run(owner: Any, blocks: Sequence[LayerWeights], configs: tuple[AttentionConfig, ...]) -> Run | None:
+    """The run of these layers, made once; `owner` holds them."""
+    found = _runs.get(owner)
+    if found is None or found[0] != configs:
+        found = _runs[owner] = configs, _made_run(blocks, configs)
+    return found[1]
+
+
+def _made_run(blocks: Sequence[LayerWeights], configs: Sequence[AttentionConfig]) -> Run | None:
+    """The layers, or None where one call of the kernel cannot take their weights."""
+    rows: list[tuple[Arrays, Arrays]] = []
+    kinds: set[Any] = set()
+    for w, c in zip(blocks, configs, strict=True):
+        a, f = w.attention, w.ffn
+        if a is None or not (_fit(a.q, a.k, a.v) and _fit(a.o) and _fit(f.gate, f.up) and _fit(f.down)):
+            return None
+        rows.append((_arrays(AttentionArrays, a), _arrays(FeedForwardArrays, f)))
+        sizes = c.heads, a.k.shape[0] // c.head_dim, c.head_dim, f.gate.shape[0], c.eps
+        kinds.add((sizes, f.down.shape[0], c.rotated, *(array.dtype for row in rows[-1] for array in row)))
+    (numbers, width, *_), *others = kinds
+    if others or numbers[2] % (2 * LANES):
+        return None
+    ropes = [(c.rope_base, c.rope_scale, c.rotated) for c in configs]
+    distinct = tuple(dict.fromkeys(ropes))
+    scoring = [(c.window or EVERYTHING, c.query_scale, c.soft_cap or 0) for c in configs]
+    tables = (addresses(row[i] for row in rows) for i in range(2))
+    differences = np.array(scoring, np.float32), np.array([distinct.index(rope) for rope in ropes])
+    return Run((*rows[0], *tables, *differences), numbers, distinct, width, [a + f for a, f in rows])
 
 
 @lru_cache(maxsize=8)
-def _page(first: int, base: float, scale: float, rotated: int) -> tuple[F32, F32]:
-    """Cosines and sines, which layers with the same rope share."""
-    cos, sin = angles(np.arange(first, first + PAGE + FEW, dtype=np.int32), base, scale, rotated)
-    return cos, sin
+def _page(first: int, ropes: tuple[tuple[float, float, int], ...]) -> tuple[F32, F32]:
+    """Cosines and sines of a page of positions and of FEW more, [ropes, PAGE + FEW, R/2]."""
+    positions = np.arange(first, first + PAGE + FEW, dtype=np.int32)
+    cos, sin = zip(*(angles(positions, *rope) for rope in ropes), strict=True)
+    return np.stack(cos), np.stack(sin)
+
+
+def _made_held(rings: Sequence[KeyValueRing], position: int, tokens: int) -> Held:
+    """The rings once they have room for the tokens."""
+    for ring in rings:
+        ring.reserve(position + tokens)
+    arrays = [(ring.keys, ring.values) for ring in rings]
+    table = addresses((keys.reshape(-1), values.reshape(-1)) for keys, values in arrays)
+    kinds, limits = tuple(array.reshape(-1)[:0] for array in arrays[0]), np.array([ring.limit for ring in rings])
+    room = min((len(ring.keys) for ring in rings if len(ring.keys) < ring.limit), default=EVERYTHING)
+    return Held((kinds, table, limits), arrays, [id(keys) for keys, _ in arrays], room)
 
 
 def _applies(x: F32, width: int, tokens: TokenPositions, taps: Scope) -> bool:
@@ -110,31 +160,50 @@ def _applies(x: F32, width: int, tokens: TokenPositions, taps: Scope) -> bool:
     return few_rows and x.dtype == np.float32 and x.flags.carray and not taps.taps.patterns and not tokens.starts
 
 
+def _call(x: F32, run: Run, held: Held, tokens: TokenPositions) -> F32:
+    """The residual after the layers of the run."""
+    page, out = tokens.first // PAGE * PAGE, np.empty((tokens.outputs, x.shape[1]), np.float32)
+    places = tokens.positions, *_page(page, run.ropes), tokens.first - page  # Tokens
+    fused_attention_layers(workers(), x, run.layers, run.numbers, held.rings, places, out)
+    return out
+
+
+def decode(
+    x: F32, weights: DecoderWeights, attention: tuple[AttentionConfig, ...], cache: Cache, tokens: TokenPositions
+) -> F32 | None:
+    """All layers for one token, x [1, D] → [1, D], in one call; None where not all have attention and one layout."""
+    if runs_formulas() or tokens.starts or tokens.last_visible is not tokens.positions:
+        return None
+    run, held, position = _run(weights, weights.blocks, attention), _held.get(cache), tokens.first
+    if run is None:
+        return None
+    rings = cast(tuple[KeyValueRing, ...], cache.layers)
+    if held is None or position >= held.room or [*map(id, (ring.keys for ring in rings))] != held.keys:
+        held = _held[cache] = _made_held(rings, position, 1)
+    return _call(x, run, held, tokens)
+
+
 @attention_layer.kernel
 def _attention_layer(
     x: F32, w: LayerWeights, config: AttentionConfig, ring: KeyValueRing, tokens: TokenPositions, taps: Scope
 ) -> F32:
-    layer, T, position = _layer(w), len(x), tokens.first
+    T, position = len(x), tokens.first
     require(len(tokens.positions) == T, "attention_layer", x, tokens.positions)
-    fits = layer is not None and _applies(x, layer.width, tokens, taps) and tokens.last_visible is tokens.positions
-    fits = fits and is_decode(T, position) and config.head_dim % (2 * LANES) == 0
-    if layer is None or not fits or (T > 1 and position + T > ring.limit):
+    run = _run(w, (w,), (config,))
+    fits = run is not None and _applies(x, run.width, tokens, taps) and tokens.last_visible is tokens.positions
+    if run is None or not fits or not is_decode(T, position) or (T > 1 and position + T > ring.limit):
         return NotImplemented
-    page = position // PAGE * PAGE
-    numbers, cos, sin = _numbers(config, layer.hidden, page)
-    slot, positions = ring.place(position, T)
-    places = (ring.keys, ring.values, positions, slot), (tokens.positions, cos, sin, position - page)  # Ring, Tokens
-    out = np.empty((tokens.outputs, x.shape[1]), np.float32)
-    fused_attention_layer(workers(), x, layer.branch, layer.ffn, numbers, *places, out)
-    return out
+    return _call(x, run, _made_held([ring], position, T), tokens)
 
 
 @recurrent_layer.kernel
 def _recurrent_layer(
     x: F32, w: LayerWeights, eps: float, state: RecurrentState, tokens: TokenPositions, taps: Scope
 ) -> F32:
-    layer = _layer(w)
     require(len(x) == len(tokens.positions), "recurrent_layer", x, tokens.positions)
+    if w not in _recurrent:
+        _recurrent[w] = _made_recurrent(w)
+    layer = _recurrent[w]
     if layer is None or not _applies(x, layer.width, tokens, taps):
         return NotImplemented
     tail, h = state.read()

@@ -11,11 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..arrays import F32
-from ..blocks.layers import attention_layer
-from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig, TextConfig, released
-from ..taps import Scope
 from .decoder import Decoder
 from .fields import TANH_GELU, Fields, plain_rope
 from .registry import Family
@@ -46,11 +42,7 @@ RELEASED = released(  # Tables 1 and 2
 
 
 class Gemma(Decoder):
-    """Gemma 1."""
-
-    def block(self, x: F32, layer: int, state: KeyValueRing, tokens: TokenPositions, taps: Scope) -> F32:
-        """x [T, D] → [T, D]      Pre-norm: each branch is normed on its way in (Gemma 1 §2)."""
-        return attention_layer(x, self.weights.blocks[layer], self.attention[layer], state, tokens, taps)
+    """Gemma 1. A layer is `attention_layer` of blocks/layers.py; each branch is normed on its way in (§2)."""
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -11,11 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..arrays import F32
-from ..blocks.layers import attention_layer
-from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig, TextConfig, released
-from ..taps import Scope
 from . import gemma
 from .decoder import Decoder
 from .fields import TANH_GELU, Fields, period_from_gguf, period_from_json, plain_rope
@@ -54,11 +50,7 @@ RELEASED = released(  # Tables 1 to 3; the scalar is H, but D / N in 27B
 
 
 class Gemma2(Decoder):
-    """Gemma 2."""
-
-    def block(self, x: F32, layer: int, state: KeyValueRing, tokens: TokenPositions, taps: Scope) -> F32:
-        """x [T, D] → [T, D]      Each branch is normed on its way in and out (Gemma 2 §2, "post-norm and pre-norm")."""
-        return attention_layer(x, self.weights.blocks[layer], self.attention[layer], state, tokens, taps)
+    """Gemma 2. A layer is `attention_layer` of blocks/layers.py; each branch is normed on its way in and out (§2)."""
 
 
 # ------------------------------------------------------------------------------------------------------------- files

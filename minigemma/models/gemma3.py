@@ -14,11 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..arrays import F32
-from ..blocks.layers import attention_layer
-from ..cache import KeyValueRing, TokenPositions
 from ..config import AttentionConfig, TextConfig, VisionConfig, released
-from ..taps import Scope
 from . import gemma, gemma2
 from .decoder import Decoder
 from .fields import Fields, Rope, period_from_gguf, period_from_json, rope_of
@@ -65,11 +61,7 @@ RELEASED = (  # Tables 1 and 2
 
 
 class Gemma3(Decoder):
-    """Gemma 3, text."""
-
-    def block(self, x: F32, layer: int, state: KeyValueRing, tokens: TokenPositions, taps: Scope) -> F32:
-        """x [T, D] → [T, D]      Each branch is normed on its way in and out (Gemma 3 §2)."""
-        return attention_layer(x, self.weights.blocks[layer], self.attention[layer], state, tokens, taps)
+    """Gemma 3, text. A layer is `attention_layer` of blocks/layers.py, with the norms of `LAYER` below (§2)."""
 
 
 # ------------------------------------------------------------------------------------------------------------- files

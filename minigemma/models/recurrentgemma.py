@@ -14,13 +14,9 @@ one fewer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from ..arrays import F32
-from ..blocks.layers import attention_layer, recurrent_layer
-from ..cache import LayerState, RecurrentState, TokenPositions
+from ..cache import LayerState, RecurrentState
 from ..config import AttentionConfig, TextConfig, released
-from ..taps import Scope
 from . import gemma
 from .decoder import Decoder
 from .fields import TANH_GELU, Fields, whole_rope
@@ -110,7 +106,9 @@ RELEASED = released(  # Table 1
 
 
 class RecurrentGemma(Decoder):
-    """RecurrentGemma, and Griffin of any size."""
+    """RecurrentGemma, and Griffin of any size. A layer is `recurrent_layer` or `attention_layer` of blocks/layers.py;
+    each branch is normed on its way in (Botev et al. 2024 §2).
+    """
 
     config: RecurrentGemmaConfig
 
@@ -119,13 +117,6 @@ class RecurrentGemma(Decoder):
         if self.config.is_attention(layer):
             return super().layer_state(layer, max_tokens, dtype)
         return RecurrentState(self.config.conv_width, self.config.lru_width)
-
-    def block(self, x: F32, layer: int, state: Any, tokens: TokenPositions, taps: Scope) -> F32:
-        """x [T, D] → [T, D]      Each branch is normed on its way in (Botev et al. 2024 §2)."""
-        w = self.weights.blocks[layer]
-        if w.attention:
-            return attention_layer(x, w, self.attention[layer], state, tokens, taps)
-        return recurrent_layer(x, w, self.config.eps, state, tokens, taps)
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -10,6 +10,7 @@ from minigemma.blocks.layers import attention_layer
 from minigemma.cache import RecurrentState, TokenPositions
 from minigemma.cli.random_weights import random_model
 from minigemma.kernels.dispatch import few
+from minigemma.kernels.fused_attention import Layers, fused_attention_layers
 from minigemma.kernels.parallel import most_threads
 from minigemma.models import fused
 from minigemma.models.gemma import GemmaConfig
@@ -32,13 +33,14 @@ OFF_BY = {"int8": 5e-4, "int8-row": 5e-4, "int4-row": 5e-4, "int4": 2e-2}
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The calls of each fused kernel: [(tokens, …), …] by its name."""
-    made = {"fused_attention_layer": [], "fused_recurrent_layer": []}
+    """The tokens of each layer that a fused kernel ran, by the kernel's name."""
+    made = {"fused_attention_layers": [], "fused_recurrent_layer": []}
 
     def counted(found, kernel):
-        def call(workers, x, *rest):
-            found.append(len(x))
-            kernel(workers, x, *rest)
+        def call(workers, x, layers, *rest):
+            attention = kernel is fused_attention_layers
+            found.extend([len(x)] * (len(Layers(*layers).ropes) if attention else 1))
+            kernel(workers, x, layers, *rest)
 
         return call
 
@@ -69,7 +71,7 @@ def test_it_is_the_block(name, dtype, threads, calls):
     assert_same_state(fast, slow)
     attention, recurrent = layers(model)
     assert (
-        calls["fused_attention_layer"] == [1] * 25 * attention
+        calls["fused_attention_layers"] == [1] * 25 * attention
         and calls["fused_recurrent_layer"] == [1] * 25 * recurrent
     )
 
@@ -95,7 +97,7 @@ def test_several_tokens_are_the_block(name, dtype, kept, calls):
         if count <= few():
             expected_calls += [count for limit in limits if count == 1 or at + count <= limit]
         at += count
-    assert calls["fused_attention_layer"] == expected_calls
+    assert calls["fused_attention_layers"] == expected_calls
     together = [count for count in counts if count <= few()]
     assert len(calls["fused_recurrent_layer"]) == len(together) * layers(model)[1]
 
@@ -176,7 +178,7 @@ def test_an_interrupted_call_leaves_the_state_as_it_was(monkeypatch, position, t
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    for where in ("minigemma.models.fused.fused_attention_layer", "minigemma.cache.Cache.advance"):
+    for where in ("minigemma.models.fused.fused_attention_layers", "minigemma.cache.Cache.advance"):
         with monkeypatch.context() as patch:
             patch.setattr(where, interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -194,7 +196,7 @@ def test_an_interrupted_call_leaves_the_state_as_it_was(monkeypatch, position, t
 def test_models_of_another_kind_keep_their_blocks(calls):
     narrow = RecurrentGemmaConfig(**{**GRIFFIN, "gate_blocks": 32})  # blocks of four channels
     assert np.isfinite(random_model(narrow, "bf16").forward([1])).all()
-    assert not calls["fused_recurrent_layer"] and calls["fused_attention_layer"]
+    assert not calls["fused_recurrent_layer"] and calls["fused_attention_layers"]
 
 
 def test_weights_of_several_formats(calls):
@@ -207,7 +209,7 @@ def test_weights_of_several_formats(calls):
     few.weights = replace(few.weights, blocks=blocks)
     expected = formulas(few, [3, 4, 5])
     np.testing.assert_allclose(few.forward([3, 4, 5]), expected, atol=2e-2 * abs(expected).max())  # x is of 8 bits
-    assert not calls["fused_attention_layer"]  # q and v differ
+    assert not calls["fused_attention_layers"]  # q and v differ
     blocks = tuple(
         replace(a, ffn=replace(a.ffn, down=b.ffn.down))
         for a, b in zip(random_model(CONFIGS["gemma3"], "int4").weights.blocks, many.weights.blocks, strict=True)
@@ -218,7 +220,7 @@ def test_weights_of_several_formats(calls):
     for i in (3, 4, 5):
         got, expected = mixed.forward([i], cache), mixed.forward([i], slow, taps=OFF)
     np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
-    assert len(calls["fused_attention_layer"]) == 9
+    assert len(calls["fused_attention_layers"]) == 9
 
 
 def test_layers_that_take_turns_in_their_formats(calls):
@@ -232,7 +234,7 @@ def test_layers_that_take_turns_in_their_formats(calls):
     for i in range(12):
         got, expected = model.forward([i], cache), model.forward([i], slow, taps=OFF)
     np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
-    assert len(calls["fused_attention_layer"]) == 12 * len(order)
+    assert len(calls["fused_attention_layers"]) == 12 * len(order)
 
 
 def test_tokens_of_an_image_and_a_far_cache_keep_the_block(calls):
@@ -243,11 +245,11 @@ def test_tokens_of_an_image_and_a_far_cache_keep_the_block(calls):
     for last_visible, expected in ((here, [3]), (here.copy(), [3]), (np.full_like(here, 2), [3])):
         ring = model.layer_state(0, 9, np.float32)
         attention_layer(x, w, config, ring, TokenPositions(here, last_visible, 3), taps)
-        assert calls["fused_attention_layer"] == expected
+        assert calls["fused_attention_layers"] == expected
     far, cache = list(range(9)), model.new_cache(2000)
     cache.skip_to(1500)
     model.forward(far, cache)
-    assert calls["fused_attention_layer"] == [3]
+    assert calls["fused_attention_layers"] == [3]
 
 
 def formulas(model, ids):
