@@ -107,7 +107,7 @@ def _open_folder(folder: Path, vision: bool) -> Files:
     tensors = {ours: stored_tensor(name, stored[name].dtype, stored[name].array) for ours, name in named.items()}
     _check_kinds(folder, tensors)
     states = folder_statements(folder, fields)
-    return Files(folder, config, tensors, 0.0, partial(_folder_tokenizer, folder), states)
+    return Files(folder, config, tensors, 0.0, partial(folder_tokenizer, folder), states)
 
 
 def _same(one: Tensor | None, other: Tensor) -> bool:
@@ -188,7 +188,7 @@ def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
             )
 
 
-def _folder_tokenizer(folder: Path) -> Tokenizer | None:
+def folder_tokenizer(folder: Path) -> Tokenizer | None:
     """Of tokenizer.model, else of tokenizer.json, the only one that transformers 5 writes; None without either."""
     model, described = folder / "tokenizer.model", folder / "tokenizer.json"
     if model.exists() or not described.exists():

@@ -344,7 +344,7 @@ def write_safetensors(
     Only what is being written is in memory. Raises OSError, which names the file also where a disk is full, and
     ValueError where parts and shape differ in bytes.
     """
-    header: dict[str, dict[str, Any]] = {}
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}  # without which older transformers refuse it
     end = 0
     for name, dtype, shape in entries:
         size = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize

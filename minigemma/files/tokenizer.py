@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import codecs
 import re
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -53,6 +55,7 @@ class Tokenizer:
         self._added: dict[int, bytes] = {}  # what an added token writes
         self._names: dict[str, int] = {}  # its id by its name
         self._patterns: dict[bool, re.Pattern[str]] = {}  # of the names found in a text, with and without control
+        self.added: tuple[AddedToken, ...] = ()  # those that are no piece's name
         self._in_text: tuple[str, ...] = ()  # added tokens that any text may hold; the others need control=True
         if [self.piece(i) for i in range(4)] != ["<pad>", "<eos>", "<bos>", "<unk>"]:
             raise ModelFormatError(path, "has the vocabulary of another model, not a Gemma's", remedy)
@@ -89,14 +92,15 @@ class Tokenizer:
 
         Entries that repeat the vocabulary's own name of an id, as Gemma's files do, change nothing.
         """
-        in_text = []
+        in_text, kept = [], []
         for token in tokens:
             same = token.text.replace(" ", SPACE) == self.piece(token.id).replace(" ", SPACE)
             if same or token.id >= rows or re.fullmatch(CONTROL_NAME, token.text):
                 continue
             self._added[token.id], self._names[token.text] = token.text.encode("utf-8", "replace"), token.id
             in_text += [] if token.special else [token.text]
-        self._in_text = tuple(in_text)
+            kept.append(token)
+        self._in_text, self.added = tuple(in_text), tuple(kept)
         self._patterns.clear()
         self.size = max([self.size, *(number + 1 for number in self._added)])
 
@@ -134,6 +138,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control tokens have none, and bytes that are no UTF-8 become U+FFFD."""
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
+
+    @property
+    def model_bytes(self) -> bytes:
+        """The content of a tokenizer.model."""
+        return self._model.serialized_model_proto()
+
+    @property
+    def vocabulary(self) -> tuple[list[str], list[float], list[int]]:
+        """The pieces, their scores and their types, in the order of their ids; added tokens are not among them."""
+        entries = [dict(_fields_of(entry)) for number, entry in _fields_of(self.model_bytes) if number == 1]
+        texts = [entry[1].decode("utf-8", "replace") for entry in entries]
+        scores = [struct.unpack("<f", entry.get(2, bytes(4)))[0] for entry in entries]
+        return texts, scores, [entry.get(3, NORMAL) for entry in entries]
 
     def stream(self) -> StreamDecoder:
         """A decoder for ids that come one at a time."""
@@ -266,6 +283,30 @@ def _field(number: int, value: int | bytes) -> bytes:
     if isinstance(value, bytes):
         return _varint(number << 3 | 2) + _varint(len(value)) + value
     return _varint(number << 3) + _varint(value)
+
+
+def _fields_of(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each field of a message: an integer, or the bytes of anything else."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte, at = message[at], at + 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+
+    while at < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+            continue
+        size = {1: 8, 5: 4}.get(kind) or varint()
+        yield number, message[at : at + size]
+        at += size
 
 
 def _message(number: int, fields: dict[int, int | bytes]) -> bytes:

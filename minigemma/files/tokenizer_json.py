@@ -1,4 +1,4 @@
-"""tokenizer.json, the `tokenizers` library's format, read into the SentencePiece model that it was made from.
+"""tokenizer.json, the `tokenizers` library's format: read into the SentencePiece model that it was made from; written.
 
 A Gemma's holds the pieces with their ids, the merges of byte-pair encoding in the order in which they are tried, and
 the added tokens. SentencePiece keeps no merges: it joins any two neighbors that make a piece, the highest score first.
@@ -54,6 +54,39 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
     finally:
         if collecting:
             gc.enable()
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The fields of a tokenizer.json that gives the ids of this tokenizer, after a BOS."""
+    pieces, scores, kinds = tokenizer.vocabulary
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    apart = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": i, "content": piece, "special": kinds[i] != USER_DEFINED} | apart
+        for i, piece in enumerate(pieces)
+        if kinds[i] not in (NORMAL, BYTE)
+    ]
+    added += [{"id": t.id, "content": t.text, "special": t.special} | apart for t in tokenizer.added]
+    joined = [i for i in range(len(pieces)) if kinds[i] in (NORMAL, USER_DEFINED)]
+    joined.sort(key=lambda i: (kinds[i] == NORMAL, -scores[i], i))  # runs of blanks are merged before anything else
+    cuts = ((pieces[i], cut) for i in joined for cut in range(1, len(pieces[i])))
+    merges = [[p[:cut], p[cut:]] for p, cut in cuts if p[:cut] in vocab and p[cut:] in vocab]
+    settings = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    first = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    rest = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
+    bos = {"id": "<bos>", "ids": [tokenizer.bos], "tokens": ["<bos>"]}
+    template = {"single": [first, rest[0]], "pair": [first, *rest], "special_tokens": {"<bos>": bos}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": KIND["normalizer"][0],
+        "pre_tokenizer": KIND["pre_tokenizer"][1],
+        "post_processor": {"type": "TemplateProcessing"} | template,
+        "decoder": KIND["decoder"][0],
+        "model": settings | {"vocab": vocab, "merges": merges},
+    }
 
 
 def _tokenizer(path: Path, stated: dict[str, Any]) -> Tokenizer:

@@ -163,5 +163,7 @@ FAMILY = replace(
     from_json=from_json,
     architecture="gemma-embedding",
     from_gguf=from_gguf,
+    to_json=None,
+    to_gguf=None,
     system_turn=False,
 )

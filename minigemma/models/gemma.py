@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import AttentionConfig, TextConfig, released
 from .decoder import Decoder
-from .fields import TANH_GELU, Fields, plain_rope
+from .fields import TANH_GELU, Fields, Json, plain_rope
 from .registry import Family
 
 
@@ -89,6 +89,19 @@ def sizes_from_json(f: Fields) -> dict[str, Any]:
     return sizes | {"vocab": f.integer("vocab_size"), "eps": f.number("rms_norm_eps")}
 
 
+def sizes_to_json(config: TextConfig) -> Json:
+    """The fields that `sizes_from_json` reads, and those that have one value in every Gemma."""
+    sizes = {theirs: getattr(config, ours) for ours, (theirs, _) in SIZES.items()}
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    shared = {"attention_bias": False, "tie_word_embeddings": True, "vocab_size": config.vocab}
+    return sizes | ids | shared | {"rms_norm_eps": config.eps, "hidden_activation": TANH_GELU[0]}
+
+
+def rope_to_json(base: float, **more: Any) -> Json:
+    """The fields that `rope_of` reads; `more`: a scale, or the part of each head that is rotated."""
+    return {"rope_type": "default", "rope_theta": base} | more
+
+
 def causal(f: Fields) -> None:
     """ValueError for a config.json whose tokens see later ones."""
     f.expect(
@@ -110,6 +123,13 @@ def sizes_from_gguf(f: Fields, rows: int, causal: bool = True) -> dict[str, Any]
     f.expect("rope.scaling.attn_factor", 1.0)
     eps = round(f.number("attention.layer_norm_rms_epsilon"), 12)  # stored in float32
     return sizes | {"vocab": rows, "eps": eps, "rope_base": f.number("rope.freq_base", default=10_000.0)}
+
+
+def sizes_to_gguf(config: TextConfig) -> Json:
+    """The fields that `sizes_from_gguf` reads."""
+    sizes = {theirs: getattr(config, ours) for ours, (_, theirs) in SIZES.items()}
+    more = {"attention.layer_norm_rms_epsilon": config.eps, "rope.freq_base": config.rope_base}
+    return sizes | more | dict.fromkeys(("attention.value_length", "rope.dimension_count"), config.head_dim)
 
 
 def _default(usual: dict[str, int], name: str) -> dict[str, int]:
@@ -139,6 +159,12 @@ def from_json(f: Fields) -> GemmaConfig:
     return GemmaConfig(**sizes_from_json(f), rope_base=plain_rope(f))
 
 
+def to_json(config: GemmaConfig) -> Json:
+    """The config.json that transformers reads, and `from_json`."""
+    kind = {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_act": TANH_GELU[0]}
+    return kind | sizes_to_json(config) | {"rope_parameters": rope_to_json(config.rope_base)}
+
+
 def from_gguf(f: Fields, rows: int) -> GemmaConfig:
     """The config of a Gemma 1's GGUF header."""
     unscaled_rope(f)
@@ -158,4 +184,6 @@ FAMILY = Family(
     from_json=from_json,
     architecture="gemma",
     from_gguf=from_gguf,
+    to_json=to_json,
+    to_gguf=sizes_to_gguf,
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..config import AttentionConfig, TextConfig, released
 from . import gemma
 from .decoder import Decoder
-from .fields import TANH_GELU, Fields, period_from_gguf, period_from_json, plain_rope
+from .fields import TANH_GELU, Fields, Json, period_from_gguf, period_from_json, plain_rope
 from .registry import Family
 
 
@@ -102,6 +102,32 @@ def from_json(f: Fields) -> Gemma2Config:
     )
 
 
+def layer_types(config: TextConfig) -> list[str]:
+    """The kind of each layer as config.json names it, for `period_from_json`."""
+    names = {"local": "sliding_attention", "global": "full_attention"}
+    return [names[config.kind(i)] for i in range(config.layers)]
+
+
+def to_json(config: Gemma2Config) -> Json:
+    """The config.json that transformers reads, and `from_json`."""
+    own = {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
+        "sliding_window": config.window,
+        "attn_logit_softcapping": config.attention_cap,
+        "final_logit_softcapping": config.logit_cap,
+    }
+    return (
+        own
+        | gemma.sizes_to_json(config)
+        | {
+            "layer_types": layer_types(config),
+            "rope_parameters": gemma.rope_to_json(config.rope_base),
+        }
+    )
+
+
 def from_gguf(f: Fields, rows: int) -> Gemma2Config:
     """The config of a Gemma 2's GGUF header, which does not state the attention scale of 27B."""
     gemma.unscaled_rope(f)
@@ -117,6 +143,12 @@ def from_gguf(f: Fields, rows: int) -> Gemma2Config:
     )
 
 
+def to_gguf(config: Gemma2Config) -> Json:
+    """The fields of a GGUF header that `from_gguf` and llama.cpp read."""
+    caps = {"attn_logit_softcapping": config.attention_cap, "final_logit_softcapping": config.logit_cap}
+    return gemma.sizes_to_gguf(config) | caps | {"attention.sliding_window": config.window}
+
+
 FAMILY = Family(
     name="gemma2",
     title="Gemma 2",
@@ -130,4 +162,6 @@ FAMILY = Family(
     from_json=from_json,
     architecture="gemma2",
     from_gguf=from_gguf,
+    to_json=to_json,
+    to_gguf=to_gguf,
 )

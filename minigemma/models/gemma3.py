@@ -17,7 +17,7 @@ from typing import Any
 from ..config import AttentionConfig, TextConfig, VisionConfig, released
 from . import gemma, gemma2
 from .decoder import Decoder
-from .fields import Fields, Rope, period_from_gguf, period_from_json, rope_of
+from .fields import Fields, Json, Rope, period_from_gguf, period_from_json, rope_of
 from .registry import Family
 from .vision import vision_from_json
 
@@ -136,6 +136,24 @@ def from_json(f: Fields) -> Gemma3Config:
     return Gemma3Config(**text_fields(text), vision=vision_from_json(f) if nested else None)
 
 
+def to_json(config: Gemma3Config) -> Json:
+    """The config.json of the text model that transformers reads, and `from_json`."""
+    scaled = {"rope_type": "linear", "factor": config.rope_scale} if config.rope_scale != 1 else {}
+    own = {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
+        "sliding_window": config.window,
+        "final_logit_softcapping": config.logit_cap,
+    }
+    rope = {
+        "full_attention": gemma.rope_to_json(config.rope_base, **scaled),
+        "sliding_attention": gemma.rope_to_json(config.rope_base_local),
+    }
+    kinds = gemma2.layer_types(config)
+    return own | gemma.sizes_to_json(config) | {"layer_types": kinds, "rope_parameters": rope}
+
+
 def gguf_fields(f: Fields, rows: int, causal: bool = True) -> dict[str, Any]:
     """The fields of a Gemma3Config that a GGUF header states. Not in it: 27B's attention scale, in older files the
     local rope base, the pattern and the factor 8 of the large ones; llama.cpp has these as constants, too.
@@ -158,6 +176,19 @@ def from_gguf(f: Fields, rows: int) -> Gemma3Config:
     return Gemma3Config(**gguf_fields(f, rows))
 
 
+def to_gguf(config: Gemma3Config) -> Json:
+    """The fields of a GGUF header that `from_gguf` and llama.cpp read."""
+    own = {
+        "attention.sliding_window": config.window,
+        "attention.sliding_window_pattern": config.pattern,
+        "rope.freq_base_swa": config.rope_base_local,
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": config.rope_scale,
+    }
+    cap = {"final_logit_softcapping": config.logit_cap} if config.logit_cap else {}
+    return gemma.sizes_to_gguf(config) | own | cap
+
+
 FAMILY = Family(
     name="gemma3",
     title="Gemma 3",
@@ -172,5 +203,7 @@ FAMILY = Family(
     from_json=from_json,
     architecture="gemma3",
     from_gguf=from_gguf,
+    to_json=to_json,
+    to_gguf=to_gguf,
     system_turn=True,
 )

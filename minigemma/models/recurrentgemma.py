@@ -19,7 +19,7 @@ from ..cache import LayerState, RecurrentState
 from ..config import AttentionConfig, TextConfig, released
 from . import gemma
 from .decoder import Decoder
-from .fields import TANH_GELU, Fields, whole_rope
+from .fields import TANH_GELU, Fields, Json, whole_rope
 from .registry import Family, Table
 
 
@@ -193,6 +193,22 @@ def from_json(f: Fields) -> RecurrentGemmaConfig:
     )
 
 
+def to_json(config: RecurrentGemmaConfig) -> Json:
+    """The config.json that transformers reads, and `from_json`; the window is DeepMind's (see the top of this page)."""
+    own = {
+        "architectures": ["RecurrentGemmaForCausalLM"],
+        "model_type": "recurrent_gemma",
+        "attention_window_size": config.window,
+        "block_types": list(config.pattern),
+        "conv1d_width": config.conv_width,
+        "logits_soft_cap": config.logit_cap,
+        "lru_width": config.lru_width,
+    }
+    rope = gemma.rope_to_json(config.rope_base, partial_rotary_factor=config.rope_fraction)
+    both = {"intermediate_size": 2 * config.ffn_width}
+    return own | gemma.sizes_to_json(config) | both | {"rope_parameters": rope}
+
+
 FAMILY = Family(
     name="recurrentgemma",
     title="RecurrentGemma",
@@ -204,4 +220,5 @@ FAMILY = Family(
     model_types=("recurrent_gemma",),
     json_defaults=JSON_DEFAULTS,
     from_json=from_json,
+    to_json=to_json,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import TextConfig
 from .decoder import Decoder
-from .fields import Fields
+from .fields import Fields, Json
 from .vision import VISION, VISION_LAYER, vision_axes
 
 Table = dict[str, tuple[str, str, str]]  # our name → (name in a folder, name in a GGUF file or "", shape in letters)
@@ -36,6 +36,8 @@ class Family:
     from_json: Callable[[Fields], TextConfig]
     architecture: str = ""  # of a GGUF header
     from_gguf: Callable[[Fields, int], TextConfig] | None = None  # its fields, rows of the embedding
+    to_json: Callable[[Any], Json] | None = None  # the fields that `from_json` reads as this config
+    to_gguf: Callable[[Any], Json] | None = None  # the fields that `from_gguf` reads, after the architecture's name
     system_turn: bool = False  # trained with a system text
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ..config import AttentionConfig, released
 from . import gemma, gemma2
-from .fields import Fields, period_from_json, plain_rope
+from .fields import Fields, Json, period_from_json, plain_rope
 from .gemma2 import Gemma2, Gemma2Config
 
 
@@ -68,6 +68,11 @@ def from_json(f: Fields) -> VaultGemmaConfig:
     )
 
 
+def to_json(config: VaultGemmaConfig) -> Json:
+    """The config.json that transformers reads, and `from_json`."""
+    return gemma2.to_json(config) | {"architectures": ["VaultGemmaForCausalLM"], "model_type": "vaultgemma"}
+
+
 FAMILY = replace(
     gemma2.FAMILY,
     name="vaultgemma",
@@ -80,4 +85,6 @@ FAMILY = replace(
     from_json=from_json,
     architecture="",
     from_gguf=None,
+    to_json=to_json,
+    to_gguf=None,
 )

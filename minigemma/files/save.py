@@ -1,0 +1,149 @@
+"""A model as a folder in Hugging Face's layout, which `load`, transformers and llama.cpp's converter read.
+
+`save_model` and `read_parameters` are each other's inverse: between them stand parameters by our names, float32, of the
+shapes that a model holds. Two differ from a model's weights or a file's tensors: "recurrent.decay" is Λ, which a model
+holds as softplus(Λ), and "recurrent.conv" is [C, E], which a file holds as [E, 1, C].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import F32, round_bf16
+from ..config import TextConfig
+from ..models.fields import Fields, Json
+from ..models.registry import FAMILIES, all_names
+from .convert import Stored, widened
+from .open import Files, open_files
+from .resolve import resolve
+from .safetensors_file import write_safetensors
+from .tokenizer import Tokenizer
+from .tokenizer_json import tokenizer_json
+
+DTYPES = {"f32": ("F32", "float32"), "bf16": ("BF16", "bfloat16")}  # ours: (safetensors', transformers')
+HEAD = "head"  # of a model whose head is not tied to its embedding
+
+
+def save_model(
+    folder: str | Path,
+    config: TextConfig,
+    parameters: Mapping[str, F32],
+    tokenizer: Tokenizer | None,
+    dtype: Literal["bf16", "f32"] = "bf16",
+) -> None:
+    """Write the text model as `folder`; the files of an earlier one there are replaced once all new ones are written.
+
+    parameters: by our names (models/registry.py), rounded to `dtype`; of tensors that are read one by one, only the
+    one being written is in memory.
+    Raises ValueError for a config that no config.json states, OSError where a file cannot be written.
+    """
+    folder, (stored, _) = Path(folder), DTYPES[dtype]
+    described = config_json(config, dtype, tied=HEAD not in parameters)
+    names = [(ours, f"model.{theirs}", shape) for ours, theirs, shape in all_names(replace(config, vision=None), 0)]
+    if HEAD in parameters:
+        names.append((HEAD, "lm_head.weight", (config.vocab, config.width)))
+    entries = [(theirs, stored, shape) for _, theirs, shape in names]
+    folder.mkdir(parents=True, exist_ok=True)
+    with _replacing(folder) as new:
+        parts = (_in_file(ours, parameters[ours], stored) for ours, *_ in names)
+        write_safetensors(new("model.safetensors"), entries, parts)
+        if tokenizer is not None:
+            _write_tokenizer(new, tokenizer)
+        _write_json(new("generation_config.json"), GENERATION)
+        _write_json(new("config.json"), described)
+
+
+GENERATION: Json = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+GENERATION |= {"do_sample": True, "top_k": 64, "top_p": 0.95}  # as the released Gemma 3
+
+
+def config_json(config: TextConfig, dtype: str, tied: bool = True) -> Json:
+    """The fields of config.json; ValueError for a config that they cannot state, and so would be read as another."""
+    family, config = FAMILIES[config.family], replace(config, vision=None)
+    if family.to_json is None:
+        raise ValueError(f"{family.title} cannot be written as a folder of its own")
+    fields = family.to_json(config) | {"dtype": DTYPES[dtype][1], "tie_word_embeddings": tied}
+    check_stated(config, family.from_json(Fields(fields, family.json_defaults)), "config.json")
+    return fields
+
+
+def check_stated(config: TextConfig, read: TextConfig, where: str) -> None:
+    """ValueError, naming the first field, where a config that was written is read as another."""
+    for name, value in vars(config).items():
+        found = getattr(read, name)
+        if name == "query_pre_attn_scalar":
+            value, found = config.query_scale, read.query_scale
+        if name != "name" and found != value:
+            raise ValueError(f"{name} is {value}, which a {config.family}'s {where} cannot state: it would be {found}")
+
+
+def save_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
+    """Write tokenizer.model, tokenizer.json and tokenizer_config.json into `folder`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with _replacing(Path(folder)) as new:
+        _write_tokenizer(new, tokenizer)
+
+
+def _write_tokenizer(new: Any, tokenizer: Tokenizer) -> None:
+    new("tokenizer.model").write_bytes(tokenizer.model_bytes)
+    _write_json(new("tokenizer.json"), tokenizer_json(tokenizer), indent=None)
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": False}
+    _write_json(new("tokenizer_config.json"), special | settings | {"clean_up_tokenization_spaces": False})
+
+
+def read_parameters(name: str | Path) -> tuple[TextConfig, dict[str, F32], Tokenizer | None]:
+    """The config, the parameters as float32, writable and exact, and the tokenizer of any checkpoint's text model."""
+    files = open_files(resolve(name), vision=False)
+    return files.config, {ours: parameter(files, ours) for ours in files.tensors}, files.make_tokenizer()
+
+
+def parameter(files: Files, ours: str) -> F32:
+    """One parameter of an open checkpoint."""
+    tensor = files.tensors[ours]
+    wide = np.array(_widened(tensor), np.float32)
+    if ours.endswith("recurrent.conv"):
+        return np.ascontiguousarray(wide[:, 0].T)
+    return wide - np.float32(files.norm_offset) if wide.ndim == 1 and files.norm_offset else wide
+
+
+def _widened(tensor: Stored) -> F32:
+    return widened(tensor.kind, tensor.array).reshape(tensor.shape)
+
+
+def _in_file(ours: str, values: F32, stored: str) -> Iterator[NDArray[Any]]:
+    """A parameter as its tensor in the file."""
+    if ours.endswith("recurrent.conv"):
+        values = values.T[:, None]
+    yield round_bf16(values) if stored == "BF16" else np.ascontiguousarray(values, np.float32)
+
+
+def _write_json(path: Path, content: Json, indent: int | None = 2) -> None:
+    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Any]:
+    """A function from a file's name to the path to write it at: all take their names when all are written, or none."""
+    names: list[str] = []
+
+    def new(name: str) -> Path:
+        names.append(name)
+        return folder / f"{name}.partial"
+
+    try:
+        yield new
+        for name in names:
+            os.replace(folder / f"{name}.partial", folder / name)
+    finally:
+        for name in names:
+            (folder / f"{name}.partial").unlink(missing_ok=True)
