@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from ..arrays import F32, round_bf16
 from ..config import TextConfig
 from ..models.fields import Fields, Json
 from ..models.registry import FAMILIES, all_names
-from .convert import Stored, widened
+from .convert import widened
 from .open import Files, open_files
 from .resolve import resolve
 from .safetensors_file import write_safetensors
@@ -38,12 +38,12 @@ def save_model(
     config: TextConfig,
     parameters: Mapping[str, F32],
     tokenizer: Tokenizer | None,
-    dtype: Literal["bf16", "f32"] = "bf16",
+    dtype: str = "bf16",
 ) -> None:
     """Write the text model as `folder`; the files of an earlier one there are replaced once all new ones are written.
 
-    parameters: by our names (models/registry.py), rounded to `dtype`; of tensors that are read one by one, only the
-    one being written is in memory.
+    parameters: by our names (models/registry.py); each is asked for once, when it is written
+    dtype: "bf16" or "f32"
     Raises ValueError for a config that no config.json states, OSError where a file cannot be written.
     """
     folder, (stored, _) = Path(folder), DTYPES[dtype]
@@ -104,20 +104,27 @@ def _write_tokenizer(new: Any, tokenizer: Tokenizer) -> None:
 def read_parameters(name: str | Path) -> tuple[TextConfig, dict[str, F32], Tokenizer | None]:
     """The config, the parameters as float32, writable and exact, and the tokenizer of any checkpoint's text model."""
     files = open_files(resolve(name), vision=False)
-    return files.config, {ours: parameter(files, ours) for ours in files.tensors}, files.make_tokenizer()
+    return files.config, dict(Parameters(files)), files.make_tokenizer()
 
 
-def parameter(files: Files, ours: str) -> F32:
-    """One parameter of an open checkpoint."""
-    tensor = files.tensors[ours]
-    wide = np.array(_widened(tensor), np.float32)
-    if ours.endswith("recurrent.conv"):
-        return np.ascontiguousarray(wide[:, 0].T)
-    return wide - np.float32(files.norm_offset) if wide.ndim == 1 and files.norm_offset else wide
+class Parameters(Mapping[str, F32]):
+    """The parameters of an open checkpoint, each read and widened when it is asked for."""
 
+    def __init__(self, files: Files) -> None:
+        self.files = files
 
-def _widened(tensor: Stored) -> F32:
-    return widened(tensor.kind, tensor.array).reshape(tensor.shape)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files.tensors)
+
+    def __len__(self) -> int:
+        return len(self.files.tensors)
+
+    def __getitem__(self, ours: str) -> F32:
+        tensor = self.files.tensors[ours]
+        wide = np.array(widened(tensor.kind, tensor.array), np.float32).reshape(tensor.shape)
+        if ours.endswith("recurrent.conv"):
+            return np.ascontiguousarray(wide[:, 0].T)
+        return wide - np.float32(self.files.norm_offset) if wide.ndim == 1 else wide
 
 
 def _in_file(ours: str, values: F32, stored: str) -> Iterator[NDArray[Any]]:

@@ -148,10 +148,10 @@ def read_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, held_out: flo
     Raises DataError with the place for a file that is no text, and for a line that is no {"text": …}.
     """
     digest = hashlib.sha256()
-    texts = [text for path in paths for text in _documents(Path(path), digest)]
+    texts = [text for path in paths for text in documents(Path(path), digest)]
     texts, trained = _held_out_last(texts, held_out)
     kind = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
-    parts = [np.fromiter(_encoded(tokenizer, text), kind) for text in texts]
+    parts = [np.fromiter(encoded(tokenizer, text), kind) for text in texts]
     firsts = np.cumsum([0, *map(len, parts)])
     sizes = [*(len(text.encode("utf-8", "replace")) for text in texts), 0]
     return Corpus(np.concatenate(parts), np.stack([firsts, sizes], axis=1), trained, digest.hexdigest())
@@ -165,7 +165,7 @@ def digest_of(paths: Sequence[str | Path]) -> str:
     return digest.hexdigest()
 
 
-def _encoded(tokenizer: Tokenizer, text: str) -> Iterator[int]:
+def encoded(tokenizer: Tokenizer, text: str) -> Iterator[int]:
     """The ids of a document and <eos>, encoded in pieces that begin at a line: a long string takes much memory."""
     first = 0
     while first < len(text):
@@ -178,9 +178,11 @@ def _encoded(tokenizer: Tokenizer, text: str) -> Iterator[int]:
     yield tokenizer.eos
 
 
-def _documents(path: Path, digest: Any) -> list[str]:
+def documents(path: Path, digest: Any = None) -> list[str]:
+    """The documents of one file; `digest`, of hashlib, takes up its bytes. Raises DataError."""
     content = _content(path)
-    digest.update(content)
+    if digest is not None:
+        digest.update(content)
     if ".jsonl" in path.suffixes[-2:]:
         texts = [_text_of(path, number, line) for number, line in enumerate(content.splitlines(), 1)]
     else:

@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from ..arrays import Strings
 from ..files.tokenizer import BYTE, NORMAL, SPACE, USER_DEFINED, Tokenizer
+from .data import encoded
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]  # ids 0 to 3
 TURNS = ["<start_of_turn>", "<end_of_turn>"]
 NEWLINES = ["\n", "\n\n", "\n\n\n"]
-PARAGRAPH = re.compile(r"[^\n]*\n*")  # up to the next one: a run of newlines is a piece
 SMALLEST = 512  # 256 bytes, the special pieces, and the letters of a script
 LONGEST_LINE = 1 << 20  # bytes; the trainer leaves out longer ones
 COVERED = 0.99999  # share of the characters that are pieces; the others become bytes
@@ -44,13 +44,14 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Tokenizer:
     blanks = {"add_dummy_prefix": False, "remove_extra_whitespaces": False}
     found = {"control_symbols": TURNS, "user_defined_symbols": NEWLINES, "character_coverage": COVERED}
     limits = {"max_sentence_length": LONGEST_LINE, "num_threads": os.cpu_count() or 1, "minloglevel": 2}
+    options: dict[str, Any] = special | gemmas | blanks | found | limits
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
             model_writer=model,
             vocab_size=size,
-            **special | gemmas | blanks | found | limits,
+            **options,
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rpartition("] ")[2]
@@ -74,10 +75,9 @@ def cut_vocabulary(full: Tokenizer, texts: Iterable[str], size: int) -> Tokenize
     kept |= {i for piece, i in ids.items() if kinds[i] == USER_DEFINED and not piece.strip(SPACE)}  # runs of blanks
     counts = np.zeros(len(pieces), np.int64)
     for text in texts:
-        found = [i for paragraph in PARAGRAPH.findall(text) for i in full.encode(paragraph)]
-        counts += np.bincount(found, minlength=len(pieces))[: len(pieces)]
+        counts += np.bincount([*encoded(full, text)], minlength=len(pieces))[: len(pieces)]
     for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
-        needed = {i} if kinds[i] in (USER_DEFINED, BYTE) else _derivation(pieces[i], ids, scores)
+        needed = {i} if kinds[i] != NORMAL else _derivation(pieces[i], ids, scores)
         if len(kept | needed) <= size:
             kept |= needed
     order = sorted(kept)
@@ -90,7 +90,7 @@ def _derivation(piece: str, ids: dict[str, int], scores: Sequence[float]) -> set
     found = {ids[part] for part in parts if part in ids}
     while len(parts) > 1:
         joined = [ids.get(a + b) for a, b in pairwise(parts)]
-        best = max((i for i, merged in enumerate(joined) if merged is not None), key=lambda i: scores[joined[i]])
+        best = -max((scores[merged], -i) for i, merged in enumerate(joined) if merged is not None)[1]
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
         found.add(ids[parts[best]])
     return found

@@ -56,7 +56,8 @@ def test_initial_parameters_and_the_vocabulary_come_back(name, tmp_path):
     parameters = initial_parameters(tiny(name, tokenizer), seed=1)
     save_model(tmp_path / name, tiny(name, tokenizer), parameters, tokenizer, "f32")
     config, found, same = read_parameters(tmp_path / name)
-    assert config == replace(tiny(name, tokenizer), name="") and found.keys() == parameters.keys()
+    assert config_json(config, "f32") == config_json(tiny(name, tokenizer), "f32")
+    assert found.keys() == parameters.keys()
     assert all((found[key] == parameters[key]).all() for key in parameters)
     described = read_tokenizer_json(tmp_path / name / "tokenizer.json")
     for text in HARD:

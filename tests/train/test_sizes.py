@@ -28,7 +28,8 @@ def folder(tmp_path):
 def test_sizes_come_from_a_config_and_from_a_folder(folder):
     for name in (folder, folder / "config.json", str(folder / "config.json")):
         config, tokenizer = config_named(name)
-        assert config == replace(TINY["tiny-gemma-2"], name="", vocab=700) and tokenizer.size == 700
+        stated = {"query_pre_attn_scalar": 32.0, "vocab": 700}
+        assert config == replace(TINY["tiny-gemma-2"], name="", **stated) and tokenizer.size == 700
 
 
 def test_a_tiny_model_takes_another_vocabulary(folder):

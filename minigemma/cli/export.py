@@ -1,0 +1,42 @@
+"""`minigemma export`: a model as a folder for transformers, or as a GGUF file for llama.cpp."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import FileError
+from ..files.gguf_write import save_gguf
+from ..files.open import open_files
+from ..files.resolve import resolve
+from ..files.save import Parameters, save_model
+from .inspect import bytes_text
+from .progress import Progress, print_json
+
+
+def run(args: argparse.Namespace, progress: Progress) -> None:
+    """Write the folder or file, and print its size."""
+    target = Path(args.target)
+    kind = args.to or ("gguf" if target.suffix == ".gguf" else "hf")
+    if target.exists() or not target.parent.is_dir():
+        problem = "exists already" if target.exists() else f"cannot be made: {target.parent} does not exist"
+        raise FileError(target, problem, "give a path that is not there yet, in a folder that is")
+    files = open_files(resolve(args.model), vision=False)
+    dtype = args.dtype or ("f32" if files.tensors["embedding"].kind == "F32" else "bf16")
+    if kind == "hf" and dtype not in ("f32", "bf16"):
+        raise ValueError(f"transformers' folders hold f32 or bf16, not {dtype}; --to gguf, or `minigemma quantize`")
+    progress(f"writing {target}")
+    tokenizer = files.make_tokenizer()
+    if tokenizer is not None:
+        tokenizer.add(files.states.added, files.config.vocab)
+    parameters = Parameters(files)
+    if kind == "gguf":
+        save_gguf(target, files.config, parameters, tokenizer, dtype)
+    else:
+        save_model(target, files.config, parameters, tokenizer, dtype)
+    progress("")
+    size = sum(path.stat().st_size for path in (target.iterdir() if target.is_dir() else [target]))
+    if args.json:
+        print_json({"path": args.target, "to": kind, "dtype": dtype, "bytes": size})
+    else:
+        print(f"{target}: {bytes_text(size)}, {dtype}")
