@@ -79,6 +79,8 @@ def _ids(model: Decoder, text_or_ids: str | Sequence[int]) -> list[int]:
         if model.tokenizer is None:
             raise ValueError("this checkpoint has no tokenizer; give the text as token ids")
         text_or_ids = text_ids(model.tokenizer, text_or_ids)
+    if isinstance(text_or_ids, (bytes, bytearray, memoryview)):
+        raise ValueError("the text is bytes; decode it first")
     ids = [int(i) for i in text_or_ids]
     if len(ids) > model.config.context:
         raise ValueError(f"the text has {len(ids):,} tokens and the context holds {model.config.context:,}; shorten it")

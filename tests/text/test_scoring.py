@@ -96,3 +96,9 @@ def test_an_answer_is_one_token():
         mg.choose(talker(), "Is it so?", ["yes", "n"])
     with pytest.raises(ValueError, match="has no tokenizer"):
         mg.choose(uniform(37), [2, 5], ["y"])
+
+
+@pytest.mark.parametrize("text", [b"hi", bytearray(b"hi"), memoryview(b"hi")])
+def test_bytes_are_no_ids(text):
+    with pytest.raises(ValueError, match="the text is bytes; decode it first"):
+        mg.score(ToyModel(chaotic(300)), text)
