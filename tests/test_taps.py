@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.folders import CONFIGS, ids, random_weights, write_folder
 from support.small_models import EYES, LOCAL_GLOBAL, RECURRENT, SEEING
-from test_load import CONFIGS, ids, random_weights, write_folder
 
 import minigemma as mg
 from minigemma.cli.random_weights import random_model

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_generation import TURN, ToyModel, ToyTokenizer, chaotic
+from support.toy_models import TURN, ToyModel, ToyTokenizer, chaotic
 
 from minigemma.cli import chat
 from minigemma.cli.main import main

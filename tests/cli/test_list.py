@@ -4,8 +4,8 @@ import json
 import sys
 
 import pytest
-from test_load import CONFIGS, random_weights, write_folder, write_gguf
-from test_main import Terminal
+from support.calls import Terminal
+from support.folders import CONFIGS, random_weights, write_folder, write_gguf
 
 from minigemma.cli.main import main
 from minigemma.files import demo, local, resolve

@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from support.calls import Terminal, run
 
 import minigemma.text.chat
 from minigemma.cli import chat, generate, inspect, opening, score
@@ -308,13 +309,6 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(calls, monkeypatch, capsys):
 # ------------------------------------------------------------------------------------------------------ progress
 
 
-class Terminal(io.StringIO):
-    """A stderr that says it is a terminal."""
-
-    def isatty(self):
-        return True
-
-
 @pytest.mark.parametrize(
     "stream, quiet, compiling, said",
     [
@@ -446,12 +440,6 @@ def test_inspect_for_people(described, capsys):
 
 
 # ----------------------------------------------------------------------------------------------------- processes
-
-
-def run(*words, **settings):
-    """A real process."""
-    command = [sys.executable, "-m", "minigemma", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **settings)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["generate", "--help"]])

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import safetensors
+from support.folders import CONFIGS, ids, random_weights
 from support.synthetic import config_json
-from test_load import CONFIGS, ids, random_weights
 
 import minigemma as mg
 from minigemma.arrays import round_bf16

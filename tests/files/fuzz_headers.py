@@ -39,7 +39,7 @@ def seeds(kind: str) -> list[bytes]:
     """The bad files of the tests and the files that they make bad ones of."""
     if kind == "gguf":
         import test_gguf_file
-        from test_load import Gemma3Config, random_weights, write_gguf
+        from support.folders import Gemma3Config, random_weights, write_gguf
 
         sizes = {"width": 32, "layers": 2, "heads": 1, "kv_heads": 1, "head_dim": 32, "ffn_width": 32, "vocab": 32}
         with tempfile.TemporaryDirectory() as folder:

@@ -15,8 +15,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_load import CONFIGS, random_weights, write_folder, write_gguf
-from test_tokenizer import trained
+from support.folders import CONFIGS, random_weights, write_folder, write_gguf
+from support.tokenizers import trained
 
 import minigemma as mg
 from minigemma.files.safetensors_file import write_safetensors

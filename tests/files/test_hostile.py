@@ -24,15 +24,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import checkpoints
+from support.calls import refused, run
+from support.folders import cached, random_weights, write_folder
+from support.gguf_bytes import ARRAY, F32, I32, I64, STRING, U8, U32, array, at_most, file, pair, tensor, text
 from support.synthetic import config_json
+from support.tokenizers import trained, vocabulary
+from support.toy_models import letters
 from test_bad_input import failure
-from test_chat import letters
-from test_gguf_file import ARRAY, F32, I32, I64, STRING, U8, U32, array, at_most, file, pair, tensor, text
-from test_load import random_weights, write_folder
-from test_main import run
-from test_resolve import cached
-from test_safetensors_file import refused
-from test_tokenizer import trained, vocabulary
 
 import minigemma as mg
 from minigemma.cli.chat import Talk

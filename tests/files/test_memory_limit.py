@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from test_load import CONFIGS, ids, random_weights, write_folder
+from support.folders import CONFIGS, ids, random_weights, write_folder
 
 import minigemma as mg
 from minigemma.cli.main import main

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from support.folders import cached
 
 from minigemma.errors import ModelFormatError
 from minigemma.files import demo
@@ -53,18 +54,6 @@ def model(folder, *names):
     for name in names or ("config.json", "model.safetensors"):
         (folder / name).touch()
     return folder
-
-
-def cached(home, id="google/gemma-3-1b-it", names=("config.json", "model.safetensors"), commit="4d7a"):
-    """A model in Hugging Face's cache, laid out as huggingface_hub does it."""
-    folder = home / ".cache/huggingface/hub" / f"models--{id.replace('/', '--')}"
-    for part in ("refs", "blobs", f"snapshots/{commit}"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    (folder / "refs/main").write_text(commit)
-    for name in names:
-        (folder / "blobs" / f"sha-of-{name}").touch()
-        (folder / "snapshots" / commit / name).symlink_to(f"../../blobs/sha-of-{name}")
-    return folder / "snapshots" / commit
 
 
 def refused(name):

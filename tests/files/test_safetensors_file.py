@@ -15,6 +15,7 @@ import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from support.calls import refused
 from support.oracles import answered_by
 from support.tensors import encoded, save, to_bf16
 
@@ -168,17 +169,6 @@ BAD_HEADERS = {
     "metadata of no object": ({"__metadata__": "a"}, b"", "__metadata__"),
     "a name that paints the terminal": ({"\x1b[31m\n" * 500: entry("F4")}, b"", "\\x1b[31m"),
 }
-
-
-def refused(call, *args):
-    """The message of the ModelFormatError that `call` must raise: one short line, quickly."""
-    start = time.process_time()
-    with pytest.raises(ModelFormatError) as caught:
-        call(*args)
-    assert time.process_time() - start < 2
-    message = str(caught.value)
-    assert message.isprintable() and len(message.removeprefix(caught.value.path)) < 400 and caught.value.remedy
-    return message
 
 
 @pytest.mark.parametrize("content, says", BAD_FILES.values(), ids=BAD_FILES)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_tokenizer import trained
+from support.tokenizers import trained
 
 from minigemma.errors import ModelFormatError
 from minigemma.files.download import FILES

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
+from support.folders import random_weights, write_folder
 from support.oracles import live_only
-from test_hostile import SMALL
-from test_load import random_weights, write_folder
-from test_tokenizer import (
+from support.tokenizers import (
     BYTE,
     CASES,
     CONTROL,
@@ -28,6 +27,7 @@ from test_tokenizer import (
     trained,
     ways_in,
 )
+from test_hostile import SMALL
 
 import minigemma as mg
 from minigemma.errors import ModelFormatError

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_generation import BYTES, TURN, ToyModel, ToyTokenizer, chaotic, scripted, talker
+from support.toy_models import BYTES, TURN, ToyModel, ToyTokenizer, chaotic, letters, scripted, talker
 
 import minigemma as mg
 from minigemma.cache import Cache
@@ -12,20 +12,6 @@ from minigemma.text.prompt import conversation_ids
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12}
 SAMPLED = {"temperature": 1.5, "top_k": 7, "top_p": None, "seed": 3, "max_new_tokens": 9}
-
-
-def letters(**flags):
-    """A talker of lower-case letters, so that what it says encodes to the tokens it chose; turns end on their own."""
-    tokenizer = ToyTokenizer()
-    wild = chaotic(tokenizer.size)
-    speakable = [*(BYTES + b for b in b"abcdefghij"), TURN + 1]
-
-    def rule(history):
-        logits = wild(history)
-        logits[speakable] += 100
-        return logits
-
-    return ToyModel(rule, tokenizer, **flags)
 
 
 def from_scratch(model, messages, **settings):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support import checkpoints
-from test_generation import ToyModel
+from support.toy_models import ToyModel
 
 import minigemma as mg
 

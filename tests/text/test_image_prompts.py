@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_tokenizer import NAMES, gemma2, gemma3
+from support.tokenizers import NAMES, gemma2, gemma3
 
 from minigemma.config import VisionConfig
 from minigemma.errors import no_vision

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import CASES, NAMES, gemma2, gemma3
+from support.tokenizers import CASES, NAMES, gemma2, gemma3
 
 from minigemma.files.tokenizer import stop_ids
 from minigemma.text.prompt import conversation_ids, text_ids

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from test_generation import ToyModel, ToyTokenizer, chaotic, talker
+from support.toy_models import ToyModel, ToyTokenizer, chaotic, talker
 
 import minigemma as mg
 from minigemma.text.scoring import TOGETHER

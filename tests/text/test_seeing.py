@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_tokenizer import gemma3 as tokenizer_of
+from support.tokenizers import gemma3 as tokenizer_of
 
 import minigemma as mg
 from minigemma.cli.main import main
