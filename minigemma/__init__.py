@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from .text.embedding import embed
     from .text.generation import generate, stream_generate
     from .text.scoring import choose, score
+    from .train.targets import Distillation
+    from .train.trainer import Training
 
 __all__ = [
     "Chat",
+    "Distillation",
     "Edits",
     "ModelFormatError",
     "Taps",
+    "Training",
     "choose",
     "embed",
     "generate",
@@ -38,9 +42,11 @@ __all__ = [
 
 _HOME = {
     "Chat": "text.chat",
+    "Distillation": "train.targets",
     "Edits": "taps",
     "ModelFormatError": "errors",
     "Taps": "taps",
+    "Training": "train.trainer",
     "choose": "text.scoring",
     "embed": "text.embedding",
     "generate": "text.generation",

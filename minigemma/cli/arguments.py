@@ -106,6 +106,10 @@ def _commands_about_files(command: Callable[..., argparse.ArgumentParser]) -> No
     made = command("download", "Fetch a model from the Hugging Face hub into its cache (extra [hub]).", add_json)
     made.add_argument("model", help="Hugging Face id, such as google/gemma-3-1b-it")
     made.add_argument("--revision", help="branch, tag or commit (default: main)")
+    doc = "Train a small model on a text; Ctrl-C saves, --resume goes on."
+    command("train", doc, add_training, add_json)
+    doc = "Train a small model to predict what a larger one does; flags as of train."
+    command("distill", doc, add_training, add_teacher, add_json)
     command("list", "List the models on this machine: name, size, kind.", add_json).set_defaults(model="list")
     made = command("remove", "Delete a model that `minigemma list` shows.")
     made.add_argument("model", metavar="NAME", help="its name in that list")
@@ -213,6 +217,45 @@ def add_bench(to: argparse.ArgumentParser) -> None:
     to.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the speeds under the roofline of this machine")
 
 
+def add_training(to: argparse.ArgumentParser) -> None:
+    """What is trained, on what, for how long and how; defaults are those of `Settings` (train/settings.py)."""
+    named = "a tiny model, or a config.json with its tokenizer beside it"
+    to.add_argument("-m", "--model", dest="named", metavar="NAME|CONFIG.json", help=named)
+    to.add_argument("--data", nargs="+", metavar="FILE", help='text, or jsonl of {"text": …}; .gz and .xz ones too')
+    to.add_argument("--out", metavar="DIR", help="the folder of the run, which must not be there yet")
+    to.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    to.add_argument("--steps", type=amount, metavar="N", help="the length of the training")
+    to.add_argument("--tokens", type=amount, metavar="N", help="… in tokens, such as 10M")
+    to.add_argument("--stop-after", type=number(int, 1), metavar="N", help="save and stop after N of the steps")
+    to.add_argument("--seed", type=int, metavar="N", help="of the first parameters and the order of the data (0)")
+    to.add_argument("--vocab", metavar="DIR", help="a folder with the tokenizer to use, in place of the model's own")
+    to.add_argument("--init", metavar="MODEL", help="begin with this model's parameters, not with random ones")
+    to.add_argument("--seq", type=amount, metavar="N", help="tokens that are seen together (256)")
+    to.add_argument("--batch-tokens", type=amount, metavar="N", help="tokens of a step (2048)")
+    to.add_argument("--micro-tokens", type=amount, metavar="N", help="… of which at once: bounds the memory (2048)")
+    to.add_argument("--lr", type=float, metavar="X", help="highest learning rate (0.002)")
+    to.add_argument("--warmup", type=share, metavar="X%%", help="part of the training in which it rises (5%%)")
+    to.add_argument("--min-lr", type=share, metavar="X%%", help="how much of it is left at the end (10%%)")
+    to.add_argument("--weight-decay", type=float, metavar="X", help="of matrices (0.1)")
+    to.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient (1.0)")
+    to.add_argument("--held-out", type=share, metavar="X%%", help="the end of the data, kept to measure on (5%%)")
+    to.add_argument("--eval-every", type=amount, metavar="N", help="steps between measurements (100)")
+    to.add_argument("--save-every", type=amount, metavar="N", help="steps between checkpoints (500)")
+    to.add_argument("--sample-every", type=amount, metavar="N", help="steps between texts that it writes (none)")
+    to.add_argument("--prompt", type=unicode, metavar="TEXT", help="what these begin with")
+    to.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves when it stops")
+    to.add_argument("-t", "--threads", type=number(int, 1), metavar="N", help="(default: all cores)")
+
+
+def add_teacher(to: argparse.ArgumentParser) -> None:
+    """Whom a student learns from, and what is kept of it (train/targets.py)."""
+    to.add_argument("--teacher", metavar="MODEL", help="folder, file, name or Hugging Face id of the larger model")
+    to.add_argument("--targets", metavar="DIR", help="where its answers are kept, once for all students (OUT/targets)")
+    kept = "256 draws of each distribution (default), set:256, top:64, or all of it, computed in every step"
+    to.add_argument("--draws", metavar="N|all|…", help=kept)
+    to.add_argument("--soft", type=share, metavar="X%%", help="its share; the rest is the text's next token (100%%)")
+
+
 # ---- types of arguments
 
 
@@ -239,6 +282,17 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], Any]] = {
     "seed": (number(int, 0, 2**64 - 1), None),
     "max_new_tokens": (number(int, 1), 256),
 }
+
+
+def amount(text: str) -> int:
+    """An argparse type: an integer, which may end with k, M or G: 10M."""
+    sizes = {"k": 10**3, "M": 10**6, "G": 10**9}
+    return round(float(text[:-1]) * sizes[text[-1]]) if text[-1:] in sizes else int(text)
+
+
+def share(text: str) -> float:
+    """An argparse type: a share, as 0.05 or 5%."""
+    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
 
 
 def positions(text: str) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..config import TextConfig
 
@@ -15,7 +14,7 @@ class Settings:
     steps: int | None = None
     tokens: int | None = None  # that are predicted in all, epochs together
     seed: int = 0  # of the initial parameters and of the order of the windows
-    seq: int = 256  # tokens of a window at most
+    seq: int | None = None  # tokens of a window at most; None: 256, or the model's context where that is shorter
     batch_tokens: int = 2048  # tokens of a step at most
     micro_tokens: int = 2048  # of them, those that go through the model at once: bounds the memory
     lr: float = 2e-3  # the highest learning rate
@@ -46,16 +45,14 @@ class Settings:
         for name, highest in (("warmup", 1.0), ("min_lr", 1.0), ("held_out", 0.5)):
             if not 0 <= getattr(self, name) <= highest:
                 raise ValueError(f"{name} is {getattr(self, name):g}; it is a share, from 0 to {highest:g}")
-        if self.seq > self.batch_tokens:
+        if self.seq and self.seq > self.batch_tokens:
             raise ValueError(f"a window of {self.seq} tokens is longer than a batch of {self.batch_tokens}")
 
-    def check(self, config: TextConfig, tokens: int, where: Any) -> None:
-        """Refuse with ValueError what does not fit this model and a text of so many tokens."""
-        if self.seq > config.context:
+    def window(self, config: TextConfig) -> int:
+        """Tokens of a window of this model at most; ValueError where that is longer than its context."""
+        if self.seq and self.seq > config.context:
             raise ValueError(f"a window of {self.seq} tokens is longer than the model's context of {config.context}")
-        if tokens < self.batch_tokens:
-            short = f"{where}: {tokens:,} tokens to train on are fewer than a batch of {self.batch_tokens:,}"
-            raise ValueError(f"{short}; give more text, or smaller batches (batch_tokens)")
+        return self.seq or min(256, config.context, self.batch_tokens)
 
     def progress(self, step: int, tokens: int) -> float:
         """The share of the training that is done after so many steps and tokens."""

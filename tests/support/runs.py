@@ -16,10 +16,10 @@ NURSERY = (
 SIZES = {"width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn_width": 48, "context": 64, "window": 8}
 
 
-def tokenizer():
+def tokenizer(words=WORDS):
     """Bytes, letters and a few words; 4 + 256 + some pieces."""
     letters = [chr(c) for c in range(33, 127)] + ["\u2581", "\n"]
-    parts = sorted({word[:n] for word in WORDS for n in range(2, len(word) + 1)}, key=len)
+    parts = sorted({word[:n] for word in words for n in range(2, len(word) + 1)}, key=len)
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{b:02X}>" for b in range(256)), *parts, *letters]
     kinds = [CONTROL, CONTROL, CONTROL, UNKNOWN, *[BYTE] * 256, *[NORMAL] * (len(parts) + len(letters))]
     scores = -np.arange(len(pieces), dtype=np.float32)

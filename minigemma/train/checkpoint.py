@@ -1,0 +1,157 @@
+"""The folder of a run, and the checkpoint from which it goes on exactly where it was.
+
+    config.json, model.safetensors, tokenizer.*   the model of the last checkpoint, in float32: `load(folder)` reads it
+    best/                                         the same of the checkpoint that predicted the held-out text best
+    log.jsonl                                     a row per step
+    run/settings.json                             what the run was told
+    run/ids.npy, run/documents.npy                the data as ids
+    run/state.safetensors                         parameters, both moments and all counters, with a checksum
+
+Every file is written under another name and then renamed: a full disk or a power cut leaves the last checkpoint whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FileError, ModelFormatError
+from ..files.safetensors_file import open_safetensors, read_json, write_safetensors
+from .optimizer import AdamW
+
+STATE, SETTINGS, LOG = "run/state.safetensors", "run/settings.json", "log.jsonl"
+ARRAYS = ("weights", "means", "squares")
+
+
+class RunError(FileError):
+    """A folder that no run can be written to or resumed from."""
+
+
+@dataclass
+class Counters:
+    """How far a run has come."""
+
+    step: int = 0
+    tokens: int = 0  # predicted so far
+    cursor: int = 0  # windows handed out so far
+    updates: int = 0  # steps that changed the parameters
+    skipped: int = 0  # the last steps in a row that did not
+    best: float = math.inf  # the lowest loss on the held-out text
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raise RunError for a folder of a new run that holds anything."""
+    if (folder / SETTINGS).exists():
+        raise RunError(folder, "holds another run", "resume it with --resume, or name a folder that is not there yet")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(folder, "exists already and is no run", "name a folder that is not there yet")
+
+
+@contextmanager
+def beginning(folder: Path) -> Iterator[None]:
+    """Make the folder of a new run, and remove what is in it again if the run cannot begin."""
+    existed = folder.exists()
+    try:
+        (folder / "run").mkdir(parents=True)
+        yield
+    except BaseException:
+        for path in list(folder.iterdir()) if existed else []:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file in one step."""
+    with replacing(path) as new:
+        new.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What a run was told; RunError where the folder holds none."""
+    if not (folder / SETTINGS).exists():
+        raise RunError(folder, "holds no run that could be resumed", "begin one without --resume")
+    return read_json(folder / SETTINGS)
+
+
+def save_state(folder: Path, adam: AdamW, counters: Counters) -> None:
+    """Write the checkpoint; raises OSError, and then the one before is still there."""
+    parts = _parts(adam, counters)
+    parts["checksum"] = np.array([_checksum(parts)], np.int64)
+    kinds = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64", np.dtype(np.int64): "I64"}
+    entries = [(name, kinds[part.dtype], part.shape) for name, part in parts.items()]
+    with replacing(folder / STATE) as new:
+        write_safetensors(new, entries, ([part] for part in parts.values()))
+
+
+def load_state(folder: Path, adam: AdamW) -> Counters:
+    """Read the checkpoint into `adam`; RunError where it is missing, damaged or of another model."""
+    path, again = folder / STATE, "its run cannot go on; the model of its last checkpoint may still load"
+    try:
+        tensors = {name: tensor.array for name, tensor in open_safetensors(path).items()}
+    except ModelFormatError as error:
+        raise RunError(path, error.problem, again) from None
+    wanted = {name: part.shape for name, part in _parts(adam, Counters()).items()} | {"checksum": (1,)}
+    if {name: array.shape for name, array in tensors.items()} != wanted:
+        raise RunError(path, "is the checkpoint of another model", again)
+    if int(tensors.pop("checksum")[0]) != _checksum(tensors):
+        raise RunError(path, "is damaged: its checksum is another", again)
+    for name in ARRAYS:
+        getattr(adam, name)[...] = tensors[name]
+    step, tokens, cursor, adam.updates, skipped = tensors["counters"].tolist()
+    return Counters(step, tokens, cursor, adam.updates, skipped, float(tensors["best"][0]))
+
+
+def keep_log(folder: Path, step: int) -> None:
+    """Drop the rows of the log that came after the checkpoint of `step`: they are run again."""
+    path = folder / LOG
+    rows = path.read_text("utf-8").splitlines() if path.exists() else []
+    with replacing(path) as new:
+        new.write_text("".join(f"{row}\n" for row in rows if _step_of(row) <= step), "utf-8")
+
+
+def _step_of(row: str) -> float:
+    try:
+        return json.loads(row)["step"]
+    except (ValueError, KeyError, TypeError):  # cut off by what ended the run
+        return math.inf
+
+
+def _parts(adam: AdamW, counters: Counters) -> dict[str, np.ndarray]:
+    parts: dict[str, np.ndarray] = {name: getattr(adam, name) for name in ARRAYS}
+    c = counters
+    parts["counters"] = np.array([c.step, c.tokens, c.cursor, c.updates, c.skipped], np.int64)
+    parts["best"] = np.array([c.best], np.float64)
+    return parts
+
+
+def _checksum(parts: dict[str, np.ndarray]) -> int:
+    total = 0
+    for name in (*ARRAYS, "counters", "best"):
+        total = zlib.crc32(np.ascontiguousarray(parts[name]).data, total)
+    return total
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name to write a file under, which takes the name `path` when it is written, or is removed."""
+    new = path.with_name(f"{path.name}.partial")
+    try:
+        yield new
+        os.replace(new, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        new.unlink(missing_ok=True)
