@@ -243,6 +243,9 @@ def add_training(to: argparse.ArgumentParser) -> None:
     to.add_argument("--save-every", type=amount, metavar="N", help="steps between checkpoints (500)")
     to.add_argument("--sample-every", type=amount, metavar="N", help="steps between texts that it writes (none)")
     to.add_argument("--prompt", type=unicode, metavar="TEXT", help="what these begin with")
+    to.add_argument(
+        "--qat", metavar="DTYPE", help="run with matrices rounded as --dtype would: int4, int4-row, sfp8, …"
+    )
     to.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves when it stops")
     to.add_argument("-t", "--threads", type=number(int, 1), metavar="N", help="(default: all cores)")
 

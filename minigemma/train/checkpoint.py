@@ -148,10 +148,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """The name to write a file under, which takes the name `path` when it is written, or is removed."""
     new = path.with_name(f"{path.name}.partial")
     try:
-        yield new
-        os.replace(new, path)
+        with naming(path):
+            yield new
+            os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside names this file: a failed write does not know which one it was."""
+    try:
+        yield
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
-    finally:
-        new.unlink(missing_ok=True)

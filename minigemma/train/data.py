@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import re
@@ -82,9 +83,11 @@ class Corpus:
         return ids, targets, starts
 
     def save(self, folder: Path) -> None:
-        """Write ids.npy and documents.npy."""
-        np.save(folder / "ids.npy", self.ids)
-        np.save(folder / "documents.npy", self.documents)
+        """Write ids.npy and documents.npy. np.save into a file would not notice that a disk is full."""
+        for name, array in (("ids.npy", self.ids), ("documents.npy", self.documents)):
+            content = io.BytesIO()
+            np.save(content, array)
+            (folder / name).write_bytes(content.getbuffer())
 
     @classmethod
     def load(cls, folder: Path, trained: int, digest: str) -> Corpus:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..config import TextConfig
 
+ROUNDED = ("int4", "int4-row", "int8", "int8-row", "sfp8", "bf16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -27,6 +29,7 @@ class Settings:
     save_every: int = 500  # steps between two checkpoints
     sample_every: int = 0  # steps between two samples of text; 0: none
     prompt: str = ""  # what a sample begins with
+    qat: str | None = None  # the model runs with its matrices rounded to this dtype of `load` (quantized.py)
 
     def __post_init__(self) -> None:
         """Refuse settings that no training can have with ValueError."""
@@ -45,6 +48,8 @@ class Settings:
         for name, highest in (("warmup", 1.0), ("min_lr", 1.0), ("held_out", 0.5)):
             if not 0 <= getattr(self, name) <= highest:
                 raise ValueError(f"{name} is {getattr(self, name):g}; it is a share, from 0 to {highest:g}")
+        if self.qat not in (None, *ROUNDED):
+            raise ValueError(f"qat is {self.qat!r}; it must be one of {', '.join(ROUNDED)}")
         if self.seq and self.seq > self.batch_tokens:
             raise ValueError(f"a window of {self.seq} tokens is longer than a batch of {self.batch_tokens}")
 

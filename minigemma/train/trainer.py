@@ -42,6 +42,7 @@ from .checkpoint import LOG, SETTINGS, Counters, RunError, load_state, save_stat
 from .data import Corpus, DataError, Order, Windows, digest_of, micro_batches, read_corpus
 from .initial import initial_parameters
 from .optimizer import AdamW, learning_rate
+from .quantized import Rounded
 from .settings import Settings
 from .sizes import config_named
 from .targets import Distillation, Text, next_token, source_of
@@ -140,7 +141,7 @@ class Training:
             raise RunError(self.out / "run/ids.npy", "holds other ids than the run was begun with", "begin it anew")
         self._begin(initial_parameters(self.config, 0), threads or told.get("threads"))
         self.counters = load_state(self.out, self.adam)
-        refresh(self.model, self.adam.parameters)
+        self._refresh()
         checkpoint.keep_log(self.out, self.counters.step)
         return self
 
@@ -191,11 +192,17 @@ class Training:
 
     def _begin(self, parameters: dict[str, Any], threads: int | None) -> None:
         self.adam = AdamW(parameters, self.settings.weight_decay)
-        self.model = model_of(self.config, self.adam.parameters, self.tokenizer, threads)
+        self.rounded = Rounded(self.adam.parameters, self.settings.qat)
+        self.model = model_of(self.config, self.rounded.parameters, self.tokenizer, threads)
         self.order = Order(self.corpus.windows(self.seq), self.settings.seed)
         text = Text(self.corpus, self.seq, self.tokenizer, self.model.threads)
         self.source = source_of(self.distillation, text, self.out)
         self._clock: list[tuple[float, int]] = []  # seconds and tokens of the steps of this process
+
+    def _refresh(self) -> None:
+        """Let the model follow the parameters."""
+        self.rounded.round()
+        refresh(self.model, self.rounded.parameters)
 
     def _step(self) -> Step:
         began, c, s = time.perf_counter(), self.counters, self.settings
@@ -208,7 +215,7 @@ class Training:
             norm = self.adam.step(rate, s.clip, usable=math.isfinite(mean))
         skipped = not math.isfinite(norm + mean)
         c.updates, c.skipped = self.adam.updates, c.skipped + 1 if skipped else 0
-        refresh(self.model, self.adam.parameters)
+        self._refresh()
         self._clock.append((time.perf_counter() - began, count))
         kl = mean - floor if self.distillation else None
         step = Step(c.step, c.tokens, mean, rate, norm, *self._speed(), skipped, kl)
@@ -268,7 +275,7 @@ class Training:
         row = {"step": step.number, **step._asdict()}
         del row["number"]
         row = {name: _finite(value) for name, value in row.items() if value is not None}
-        with (self.out / LOG).open("a", encoding="utf-8") as file:
+        with checkpoint.naming(self.out / LOG), (self.out / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def _read(self, init: str | Path) -> dict[str, Any]:
@@ -283,7 +290,8 @@ class Training:
 
     def _write_beginning(self, paths: list[Any]) -> None:
         assert self.out is not None
-        self.corpus.save(self.out / "run")
+        with checkpoint.naming(self.out / "run/ids.npy"):
+            self.corpus.save(self.out / "run")
         self.save()
         told: dict[str, Any] = {"model": self.config.name, "data": [str(path) for path in paths]}
         told |= {"settings": asdict(self.settings), "threads": self.model.threads}

@@ -63,6 +63,19 @@ def test_ctrl_c_saves_and_ends_with_130(given, tmp_path):
     assert len(rows(tmp_path)) == done + 1
 
 
+@pytest.mark.parametrize("limit, name", [(100_000, "state.safetensors"), (300, "ids.npy")])
+def test_a_full_disk_is_one_sentence(given, tmp_path, limit, name):
+    """A limit on the size of files ends writing as a full disk does."""
+    code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+    code += "from minigemma.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *given, *FLAGS.split(), "--steps", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert name in last and last.endswith("free some space, or write elsewhere")
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
 def test_the_curves_are_drawn(given, tmp_path, capsys):
     figure = tmp_path / "curves.png"
@@ -146,6 +159,19 @@ def test_what_resume_cannot_do_is_refused(given, tmp_path, capsys):
         assert main(["train", *flags, *(["--steps", "3"] if "-m" in flags else [])]) == 1
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1
+
+
+def test_a_distilled_run_shows_its_divergence_and_goes_on(given, tmp_path, capsys):
+    command = ["distill", *given[1:], *FLAGS.split(), "--steps", "6", "--draws", "16", "--soft", "50%"]
+    assert main(command) == 1
+    assert "--teacher is missing" in capsys.readouterr().err
+    assert main([*command, "--teacher", str(tmp_path / "shape"), "--stop-after", "4"]) == 0
+    assert "  KL " in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(tmp_path / "run"), "-q"]) == 0
+    assert len(found := rows(tmp_path)) == 6 and all(0 < row["kl"] < row["loss"] for row in found)
+    capsys.readouterr()
+    assert main(["distill", "--resume", "--out", str(tmp_path / "run"), "--draws", "32"]) == 1
+    assert "--draws cannot change" in capsys.readouterr().err
 
 
 def test_no_matplotlib_is_said_before_anything_is_trained(given, tmp_path, capsys, monkeypatch):

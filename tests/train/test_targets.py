@@ -113,10 +113,10 @@ def test_probabilities_are_the_teachers(tmp_path, teacher):
 @pytest.mark.parametrize("soft", [1.0, 0.5])
 def test_many_draws_are_the_whole_distribution(tmp_path, teacher, soft):
     """Loss, KL and gradient of the first step agree, as the expected ones are the same."""
-    draws, whole = (begin(tmp_path, teacher, draws=n, targets=n, soft=soft) for n in ("30000", "all"))
+    draws, whole = (begin(tmp_path, teacher, draws=n, targets=n, soft=soft) for n in ("3000", "all"))
     first, second = draws.step(), whole.step()
-    assert first.loss == pytest.approx(second.loss, rel=1e-3) and first.kl == pytest.approx(second.kl, rel=5e-3)
-    assert first.norm == pytest.approx(second.norm, rel=1e-2)
+    assert first.loss == pytest.approx(second.loss, rel=3e-3) and first.kl == pytest.approx(second.kl, rel=2e-2)
+    assert first.norm == pytest.approx(second.norm, rel=3e-2)
     assert 0 < second.kl < second.loss
 
 
