@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import ModelFormatError
     from .files.load import load
     from .taps import Edits, Taps
+    from .text.batch import generate_batch
     from .text.chat import Chat
     from .text.embedding import embed
     from .text.generation import generate, stream_generate
@@ -35,6 +36,7 @@ __all__ = [
     "choose",
     "embed",
     "generate",
+    "generate_batch",
     "load",
     "score",
     "stream_generate",
@@ -50,6 +52,7 @@ _HOME = {
     "choose": "text.scoring",
     "embed": "text.embedding",
     "generate": "text.generation",
+    "generate_batch": "text.batch",
     "load": "files.load",
     "score": "text.scoring",
     "stream_generate": "text.generation",

@@ -4,6 +4,8 @@ The caller holds the cache; a model has no state. `position` counts the tokens i
 what no later token needs, and `position` moves once, when all layers are done: an interrupted pass leaves the cache as
 it was.
 
+Several sequences that decode together keep a cache each (`each_sequence`).
+
 The ring of a local layer has one slot per key of its window; position p goes to slot p mod window. The ring of a global
 layer is as long as the context and never wraps. Both begin small and double up to their full size.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +25,7 @@ from .arrays import F32, I32, U16, read_only, round_bf16
 FIRST_SLOTS = 256
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)  # of sixteen sequences, local and global layers
 def _slot_positions(count: int, slots: int) -> I32:
     """The position that each slot holds after `count` tokens: the last one that is its number modulo `slots`."""
     if count <= slots:
@@ -40,9 +43,9 @@ def _up_to(count: int) -> I32:
 
 @dataclass(frozen=True)
 class TokenPositions:
-    """Positions of the tokens of one pass in their sequence."""
+    """Positions of the tokens of one pass, in their sequence or each in a sequence of its own."""
 
-    positions: I32  # [T], rising by 1
+    positions: I32  # [T], rising by 1 in one sequence
     last_visible: I32  # [T]: the last position that each may see; `positions` itself without images
     outputs: int  # the number of last tokens whose output is used: all, if another layer follows
     starts: tuple[int, ...] = ()  # where sequences begin that lie one after the other; empty: the tokens are of one
@@ -178,6 +181,17 @@ class RecurrentState:
 
 
 LayerState = KeyValueRing | RecurrentState
+Rings = KeyValueRing | tuple[KeyValueRing, ...]  # of one sequence, or of each that decodes together with others
+States = RecurrentState | tuple[RecurrentState, ...]
+AnyState = TypeVar("AnyState", KeyValueRing, RecurrentState)
+
+
+def each_sequence(
+    state: AnyState | tuple[AnyState, ...], tokens: TokenPositions
+) -> list[tuple[slice, AnyState, TokenPositions]]:
+    """(its rows of x, its state, its tokens) of each sequence of a pass; a state that is no tuple serves them all."""
+    states = state if isinstance(state, tuple) else (state,) * len(tokens.sequences)
+    return [(at, own, its) for own, (at, its) in zip(states, tokens.sequences, strict=True)]
 
 
 class Cache:

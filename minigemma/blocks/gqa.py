@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, I32, joined
-from ..cache import KeyValueRing, TokenPositions
+from ..cache import KeyValueRing, Rings, TokenPositions, each_sequence
 from ..config import AttentionConfig
 from ..formulas.attention import Mask, attention, attention_gradient, attention_probs, attention_scores, weighted_values
 from ..formulas.linear import Gradients, affine, linear, linear_backward, linears
@@ -40,13 +40,14 @@ class AttentionWeights:
 
 
 def attention_block(
-    x: F32, w: AttentionWeights, config: AttentionConfig, ring: KeyValueRing, tokens: TokenPositions, taps: Scope
+    x: F32, w: AttentionWeights, config: AttentionConfig, ring: Rings, tokens: TokenPositions, taps: Scope
 ) -> F32:
     """y = x + norm(W_o attention(q, k, v)), with q, k and v made of norm(x)      [Gemma 1 §2; Gemma 2 §2; Gemma 3 §2]
 
     x [T, D] float32, the residual of `tokens` → [T, D] float32, or the last `tokens.outputs` rows of it
 
-    `ring` takes in their keys and values; nothing else is changed.
+    `ring` takes in their keys and values; nothing else is changed. With a tuple of rings, token t is the next one of
+    the sequence of ring t.
     """
     h = rms_norm(x, w.pre_norm, config.eps)
     if tokens.outputs == len(x):
@@ -60,7 +61,8 @@ def attention_block(
     q, k = taps("attention.q_before_rope", q), taps("attention.k_before_rope", k)
     positions, rotation = tokens.last(tokens.positions), (config.rope_base, config.rope_scale, config.rotated)
     q, k = taps("attention.q", rope(q, positions, *rotation)), taps("attention.k", rope(k, tokens.positions, *rotation))
-    heads = joined([attend(q[at], k[at], v[at], config, ring, each, taps) for at, each in tokens.sequences])
+    each = each_sequence(ring, tokens)
+    heads = joined([attend(q[at], k[at], v[at], config, own, its, taps) for at, own, its in each])
     heads = taps("attention.heads", heads)
     y = taps("attention.out", affine(heads.reshape(len(heads), -1), w.o, w.o_bias))
     y = y if w.post_norm is None else rms_norm(y, w.post_norm, config.eps)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32, U16, joined
-from ..cache import RecurrentState, TokenPositions
+from ..cache import States, TokenPositions, each_sequence
 from ..formulas.conv1d import causal_conv1d, causal_conv1d_gradient
 from ..formulas.geglu import gated_gelu, gated_gelu_gradient
 from ..formulas.linear import Gradients, affine, linear, linear_backward, linears, plus
@@ -52,25 +52,28 @@ class RecurrentWeights:
     decay: F32  # [E], softplus(Λ)
 
 
-def recurrent_block(
-    x: F32, w: RecurrentWeights, eps: float, state: RecurrentState, tokens: TokenPositions, taps: Scope
-) -> F32:
+def recurrent_block(x: F32, w: RecurrentWeights, eps: float, state: States, tokens: TokenPositions, taps: Scope) -> F32:
     """y = x + W_out (RG-LRU(conv1d(W_x h)) · gelu(W_y h)), h = norm(x), with biases      [De et al. 2024 §2.3, Fig. 2]
 
     x [T, D] float32, the residual of `tokens` → [T, D] float32, or the last `tokens.outputs` rows of it
 
-    `state` holds its new value until the cache commits it.
+    `state` holds its new value until the cache commits it. With a tuple of states, token t is the next one of the
+    sequence of state t.
     """
-    h, start = rms_norm(x, w.pre_norm, eps), tokens.first == 0
+    h, each = rms_norm(x, w.pre_norm, eps), each_sequence(state, tokens)
     u, z = linears(h, w.y, w.x) if tokens.outputs == len(x) else (linear(tokens.last(h), w.y), linear(h, w.x))
     u, z = taps("recurrent.gate", plus(u, w.y_bias)), taps("recurrent.x", plus(z, w.x_bias))
-    (tail, before), places = state.read(), [at for at, _ in tokens.sequences]
-    conv = taps("recurrent.conv", joined([causal_conv1d(z[at], w.conv, w.conv_bias, tail) for at in places]))
+    parts = [causal_conv1d(z[at], w.conv, w.conv_bias, own.read()[0]) for at, own, _ in each]
+    conv = taps("recurrent.conv", joined(parts))
     recurrence = taps("recurrent.recurrence_gate", block_diagonal(conv, w.recurrence_gate, w.recurrence_bias))
     entering = taps("recurrent.input_gate", block_diagonal(conv, w.input_gate, w.input_bias))
-    parts = [memory(conv[at], recurrence[at], entering[at], w.decay, before, start, taps) for at in places]
+    parts = [
+        memory(conv[at], recurrence[at], entering[at], w.decay, own.read()[1], its.first == 0, taps)
+        for at, own, its in each
+    ]
     hs = taps("recurrent.state", joined(parts))
-    state.propose(np.concatenate([tail, z])[-len(tail) :], hs[-1])
+    for at, own, _ in each:
+        own.propose(np.concatenate([own.read()[0], z[at]])[1 - len(w.conv) :], hs[at][-1])
     gated = taps("recurrent.gated", gated_gelu(u, tokens.last(hs)))
     y = taps("recurrent.out", affine(gated, w.out, w.out_bias))
     return taps("residual.middle", tokens.last(x) + y)

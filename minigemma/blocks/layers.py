@@ -3,7 +3,7 @@
 x → x + attention(x), or x + recurrence(x)      blocks/gqa.py, blocks/griffin.py
 x → x + feed_forward(x)                         blocks/feedforward.py
 
-Each of the two has one fused kernel for 1 to 16 tokens (models/fused.py).
+Each of the two has one fused kernel for 1 to 16 tokens of one sequence (models/fused.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arrays import F32
-from ..cache import KeyValueRing, RecurrentState, TokenPositions
+from ..cache import Rings, States, TokenPositions
 from ..config import AttentionConfig
 from ..definition import definition
 from ..formulas.linear import Gradients
@@ -32,7 +32,7 @@ class LayerWeights:
 
 @definition
 def attention_layer(
-    x: F32, w: LayerWeights, config: AttentionConfig, ring: KeyValueRing, tokens: TokenPositions, taps: Scope
+    x: F32, w: LayerWeights, config: AttentionConfig, ring: Rings, tokens: TokenPositions, taps: Scope
 ) -> F32:
     """A layer with attention      [Gemma 1 §2; Gemma 2 §2; Gemma 3 §2]
 
@@ -46,9 +46,7 @@ def attention_layer(
 
 
 @definition
-def recurrent_layer(
-    x: F32, w: LayerWeights, eps: float, state: RecurrentState, tokens: TokenPositions, taps: Scope
-) -> F32:
+def recurrent_layer(x: F32, w: LayerWeights, eps: float, state: States, tokens: TokenPositions, taps: Scope) -> F32:
     """A layer with a recurrent block      [Griffin §2.3, Figure 2; Botev et al. 2024 §2]
 
     x [T, D] float32, the residual of `tokens` → [T, D] float32, or the last `tokens.outputs` rows of it

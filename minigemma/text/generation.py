@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,6 +55,7 @@ class Token:
     generation_tokens: int
     prompt_tps: float  # tokens per second
     generation_tps: float
+    index: int = 0  # of the prompt, in `generate_batch`
 
 
 Piece = Token  # its name until 0.1
@@ -127,7 +128,7 @@ def stream_generate(
     exact_logits: bool = False,
     raw: bool | None = None,
     taps: Taps | None = None,
-) -> Iterator[Token]:
+) -> Generator[Token, F32 | None, None]:
     """Yield a `Token` for each token that follows `prompt`; the last one has a finish_reason.
 
     prompt    a text, or ids, which are taken as they are. A text becomes the user's turn of a conversation where the
@@ -287,8 +288,11 @@ def _tokens(
     max_new_tokens: int,
     choice: Choice,
     progress: Progress | None,
-) -> Iterator[Token]:
-    """Read the prompt, ids and features of its images, and yield the tokens that follow."""
+) -> Generator[Token, F32 | None, None]:
+    """Read the prompt, ids and features of its images, and yield the tokens that follow.
+
+    Who sends logits [V] has put the token into the cache and computed what follows it (batch.py).
+    """
     prompt, features = read
     began = time.perf_counter()
     logits = prefill(model, prompt, cache, features, progress, choice.taps)
@@ -308,10 +312,12 @@ def _tokens(
         text, pending, stopped = _split_at_stop(pending, choice.stops, bool(reason))
         reason = "stop" if stopped else reason
         speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
-        yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
+        sent = yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
         if reason:
             return
-        if choice.exact:
+        if sent is not None:
+            logits = sent
+        elif choice.exact:
             logits = model.forward([token], cache, last_only=True, taps=choice.taps)[0]
         else:  # the shortcut of a coarse head
             logits = sampling_logits(model, token, cache)

@@ -1,0 +1,48 @@
+"""One token of each of several sequences at once: products read each weight once for all of them.
+
+Rows of x are sequences. Norms, products and the gates of a recurrent block take all rows together; attention and the
+recurrence go to each sequence's own ring or state (blocks/gqa.py, griffin.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..arrays import F32
+from ..cache import Cache, TokenPositions
+from ..formulas.linear import embed
+from ..formulas.rmsnorm import rms_norm
+from ..taps import NO_TAPS
+from .decoder import Decoder
+
+
+def forward_together(model: Decoder, ids: Sequence[int], caches: Sequence[Cache]) -> F32:
+    """The next token of several sequences, ids [B], each of which has a cache of its own: logits [B, V] float32.
+
+    A row is what `forward` makes of its token and cache, up to the order of sums. Sequences may join or leave between
+    any two calls.
+
+    Raises ValueError for ids outside the vocabulary, image tokens, and caches that are full or given twice.
+    """
+    tokens = np.asarray(ids)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not ((tokens >= 0) & (tokens < model.config.vocab)).all():
+        raise ValueError(f"ids must be token ids within the vocabulary of {model.config.vocab}")
+    if model.vision and (tokens == model.vision.image_token).any():
+        raise ValueError("the tokens of an image come in one call of forward")
+    if not 0 < len({id(cache) for cache in caches}) == len(caches) == len(tokens):
+        raise ValueError(f"{len(tokens)} ids for {len(caches)} caches; each sequence has one of its own")
+    for cache in caches:
+        cache.settle()
+        if cache.position == cache.max_tokens:
+            raise ValueError(f"a cache for {cache.max_tokens} tokens is full; make it with new_cache(max_tokens=…)")
+    positions = np.array([cache.position for cache in caches], np.int32)
+    places = TokenPositions(positions, positions, len(tokens), starts=tuple(range(len(tokens))))
+    with model.running():
+        x = embed(tokens, model.weights.embedding, model.embedding_scale)
+        for layer, states in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+            x = model.block(x, layer, states, places, NO_TAPS.within(f"blocks.{layer}"))
+        for cache in caches:
+            cache.advance(1)
+        return model.head(rms_norm(x, model.weights.final_norm, model.config.eps))

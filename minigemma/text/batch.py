@@ -1,0 +1,91 @@
+"""Several texts at once: their sequences decode together, so that each weight is read once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ..arrays import F32
+from ..cache import Cache
+from ..kernels.matvec import FEW
+from ..models.decoder import Decoder
+from ..models.together import forward_together
+from .generation import Prompt, Token, stream_generate
+
+
+class Answer(NamedTuple):
+    """A text that is being written."""
+
+    cache: Cache
+    tokens: Generator[Token, F32 | None, None]
+    latest: int  # its latest token, which is not in the cache yet
+
+
+def generate_batch(
+    model: Decoder,
+    prompts: Sequence[Prompt],
+    images: Sequence[Any] = (),
+    seed: int | Sequence[int] | None = None,
+    max_together: int = FEW,
+    **settings: Any,
+) -> Iterator[Token]:
+    """Yield a `Token` for each token that follows each prompt, as it comes; `.index` is the prompt's place.
+
+    images        those of each prompt, as `look_at` takes them; none at all where the sequence is empty
+    seed          one for each prompt, or a number: prompt i has `seed` + i
+    max_together  how many prompts are answered at once; the others wait until one has its last token
+    settings      those of `stream_generate`, for all prompts, but for `cache` and `taps`
+
+    Each text is what `generate` makes of its prompt alone with its seed, up to the order of sums. A prompt is read when
+    it joins; the others then wait. All logits are exact, but when one text is left (`exact_logits`).
+
+    Raises ValueError for other numbers of images or seeds than of prompts, and for a `max_together` below 1, at once;
+    as `stream_generate` does, when a prompt joins.
+    """
+    count = len(prompts)
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one text; give a list of them")
+    seeds = (
+        [None if seed is None else seed + i for i in range(count)] if seed is None or isinstance(seed, int) else seed
+    )
+    images = images if len(images) else [()] * count
+    for what, given in (("images", images), ("seeds", seeds)):
+        if len(given) != count:
+            raise ValueError(f"{what} for {len(given)} prompts were given, and there are {count}")
+    if max_together < 1:
+        raise ValueError(f"max_together is {max_together}; it must be 1 or more")
+    if unknown := {"cache", "progress", "taps"} & set(settings):
+        raise ValueError(f"{min(unknown)} is for one text alone, not for several together")
+
+    def begin(i: int) -> tuple[Answer, Token]:
+        cache = model.new_cache(model.config.context)
+        tokens = stream_generate(model, prompts[i], images[i], seed=seeds[i], cache=cache, **settings)
+        token = next(tokens)
+        return Answer(cache, tokens, token.token), token
+
+    return _together(model, begin, count, max_together)
+
+
+def _together(model: Decoder, begin: Any, count: int, most: int) -> Iterator[Token]:
+    """Answers 0 … count - 1, at most `most` at once; begin(i) reads a prompt."""
+    answers: dict[int, Answer] = {}
+    waiting = iter(range(count))
+    while True:
+        while len(answers) < most and (i := next(waiting, None)) is not None:
+            answers[i], token = begin(i)
+            if token.finish_reason:
+                del answers[i]
+            yield replace(token, index=i)
+        if not answers:
+            return
+        places, several = list(answers), list(answers.values())
+        rows: Sequence[F32 | None] = [None]  # one alone goes its own way, by the coarse copy of the head
+        if len(several) > 1:
+            rows = list(forward_together(model, [each.latest for each in several], [each.cache for each in several]))
+        for i, answer, row in zip(places, several, rows, strict=True):
+            token = answer.tokens.send(row)
+            answers[i] = answer._replace(latest=token.token)
+            if token.finish_reason:
+                del answers[i]
+            yield replace(token, index=i)

@@ -1,0 +1,56 @@
+"""Texts that are written together: each is the text of its prompt alone."""
+
+import numpy as np
+import pytest
+
+import minigemma as mg
+from minigemma.cli.random_weights import random_model
+from tests.support.small_models import LOCAL_GLOBAL, RECURRENT
+
+PROMPTS = [np.random.default_rng(i).integers(3, 300, 1 + 5 * i).tolist() for i in range(5)]
+
+
+def tokens_of(pieces):
+    found = [[] for _ in PROMPTS]
+    for piece in pieces:
+        found[piece.index].append(piece.token)
+    return found
+
+
+@pytest.mark.parametrize("config", [LOCAL_GLOBAL, RECURRENT], ids=lambda config: config.family)
+@pytest.mark.parametrize("together", [1, 3, 16])
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "top_k": 20, "seed": 7}])
+def test_each_text_is_that_of_its_prompt_alone(config, together, sampling):
+    """30 tokens pass the window of 8 three times; texts that end early let the next prompt join."""
+    model = random_model(config, "f32")
+    found = tokens_of(mg.generate_batch(model, PROMPTS, max_together=together, max_new_tokens=30, **sampling))
+    for i, prompt in enumerate(PROMPTS):
+        alone = sampling | ({"seed": 7 + i} if "seed" in sampling else {})
+        pieces = mg.stream_generate(model, prompt, max_new_tokens=30, **alone)
+        assert found[i] == [piece.token for piece in pieces]
+
+
+def test_the_last_piece_of_each_says_why_it_ended():
+    pieces = list(mg.generate_batch(random_model(LOCAL_GLOBAL, "f32"), PROMPTS, max_new_tokens=4, temperature=0))
+    for i in range(len(PROMPTS)):
+        reasons = [piece.finish_reason for piece in pieces if piece.index == i]
+        assert reasons[-1] in ("stop", "length") and not any(reasons[:-1])
+
+
+def test_no_prompts_no_pieces():
+    assert list(mg.generate_batch(random_model(LOCAL_GLOBAL, "f32"), [])) == []
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"prompts": "one text"}, "give a list"),
+        ({"seed": [1, 2]}, "seeds for 2 prompts"),
+        ({"images": [()]}, "images for 1 prompts"),
+        ({"max_together": 0}, "max_together is 0"),
+        ({"cache": None}, "cache is for one text alone"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        mg.generate_batch(random_model(LOCAL_GLOBAL, "f32"), **({"prompts": PROMPTS} | wrong))
