@@ -25,7 +25,7 @@ from minigemma.formulas.two_pass_head import in_few_bits, widened
 from minigemma.kernels.matvec import FEW
 from minigemma.layouts import LAYOUTS, Weight
 from minigemma.layouts.gguf_blocks import dequantize
-from minigemma.layouts.int4 import from_q4_0
+from minigemma.layouts.int4 import from_gguf
 from minigemma.taps import NO_TAPS
 
 for module in pkgutil.walk_packages(minigemma.__path__, "minigemma."):
@@ -63,7 +63,11 @@ def int8(rows, columns):
 
 
 def int4(rows, columns):
-    return Weight(LAYOUTS["int4"], from_q4_0(blocks(rows, columns, 18)), (rows, columns))
+    return Weight(LAYOUTS["int4-symmetric"], from_gguf("Q4_0", blocks(rows, columns, 18)), (rows, columns))
+
+
+def int4_with_minimum(rows, columns):
+    return Weight.pack(LAYOUTS["int4"], normal(rows, columns))
 
 
 def attention_case(T, S, N, K, H, window, cap, *, bf16=False, shuffled=False, image=1):
@@ -107,7 +111,8 @@ CASES = {
     "dequantize_blocks": KINDS,
     "int8_blocks": KINDS,
     "quantize_blocks": [
-        (np.concatenate([normal(50, 32), np.zeros((1, 32), np.float32), normal(2, 32) * 1e-7]), bits) for bits in (4, 8)
+        (np.concatenate([normal(50, 32), np.zeros((1, 32), np.float32), normal(2, 32) * 1e-7]), kind)
+        for kind in (0, 1, 4)  # Q4_0, Q4_1, Q8_0
     ],
     "rms_norm": [(normal(*shape) * 40, normal(shape[-1]), 1e-6) for shape in ((1, 7), (3, 640), (5, 2, 20), (600, 96))],
     "rope": [
@@ -150,6 +155,7 @@ CASES = {
             (1120, packed("bf16", normal(64, 1120))),
             *((D, int8(R, D)) for R, D in ((1, 32), (3, 64), (7, 96), (101, 1056), (35, 2336))),
             *((D, int4(R, D)) for R, D in ((16, 32), (80, 96), (112, 1056), (32, 2336))),
+            *((D, int4_with_minimum(R, D)) for R, D in ((16, 32), (80, 96), (112, 1056))),
         )
     ],
     "in_few_bits": [(packed(kind, normal(32, 128)), order(128)) for kind in ("f32", "bf16", "int8")],
@@ -305,7 +311,7 @@ def rounding(name, case):
         return 6 / 12**0.5 / 127 * np.abs(x).max() * np.linalg.norm(widened(case[1], case[2]), axis=-1)
     if weight.layout.name in ("f32", "bf16"):
         return 0
-    if weight.layout.name == "int4":
+    if weight.layout.name.startswith("int4"):
         step = np.repeat(np.abs(x.reshape(len(x), x.shape[1] // 32, 32)).max(-1), 32, axis=-1) / 127
         return 6 / 12**0.5 * np.sqrt(step**2 @ (weight.widen() ** 2).T)
     step = np.abs(x).max(-1, keepdims=True) / 32767

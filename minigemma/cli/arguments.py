@@ -13,7 +13,14 @@ from typing import Any, NoReturn
 from .. import __version__
 
 DEMO = "gemma-3-270m"
-NARROW = ["int8", "int4", "sfp8", "int8-row", "int4-row"]  # the formats of fewer than 16 bits per weight
+NARROW = [
+    "int8",
+    "int4",
+    "int4-symmetric",
+    "sfp8",
+    "int8-row",
+    "int4-row",
+]  # fewer than 16 bits per weight
 LONGEST_TEXT = 20_000_000  # bytes, more than any context holds
 Flags = Callable[[argparse.ArgumentParser], None]
 

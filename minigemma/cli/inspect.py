@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +58,8 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"check       {report['check']}")
     for label, row in zip(chain(["tensors"], repeat("")), report["tensors"], strict=False):
         size, shape = bytes_text(row["bytes"]), str(row["shape"])
-        lines.append(f"{label:12}{row['count']:3} × {row['format']:8} {shape:16} {size:>9}  {row['name']}")
+        runs = f"{row['runs_as']:14} {bytes_text(row['memory']):>9}"
+        lines.append(f"{label:12}{row['count']:3} × {row['format']:8} {shape:16} {size:>9} → {runs}  {row['name']}")
     if v := report["vision"]:
         lines.append(
             f"vision      {v['parameters']:,} parameters, {v['layers']} layers: {v['side']} x {v['side']} pixels → "
@@ -121,7 +121,7 @@ def summary(about: Description, config: TextConfig) -> dict[str, Any]:
         "pattern": "".join(kind[0] for kind in kinds),
         "window": config.attention(kinds.index("local")).window if "local" in kinds else None,
         "vision": vision_summary(config.vision),
-        "tensors": tensor_kinds(about.tensors),
+        "tensors": tensor_kinds(about),
         "memory": {"weights": about.weight_bytes, "cache": cache, "total": about.weight_bytes + cache},
     }
 
@@ -134,16 +134,16 @@ def vision_summary(vision: VisionConfig | None) -> dict[str, int] | None:
     return told | {"patches": vision.grid**2}
 
 
-def tensor_kinds(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> list[dict[str, Any]]:
-    """One row for all layers' tensors of one role, format and shape."""
+def tensor_kinds(about: Description) -> list[dict[str, Any]]:
+    """One row for all layers' tensors of one role, format and shape: bytes in the file, layout and bytes in memory."""
     rows: dict[tuple, dict[str, Any]] = {}
-    for name, (form, shape, size) in tensors.items():
-        role = re.sub(r"\.\d+\.", ".*.", name)
-        row = rows.setdefault(
-            (role, form, shape), {"name": role, "format": form, "shape": list(shape), "count": 0, "bytes": 0}
-        )
+    for name, (form, shape, size) in about.tensors.items():
+        role, (runs, held) = re.sub(r"\.\d+\.", ".*.", name), about.held[name]
+        new = {"name": role, "format": form, "shape": list(shape), "count": 0, "bytes": 0, "runs_as": runs, "memory": 0}
+        row = rows.setdefault((role, form, shape), new)
         row["count"] += 1
         row["bytes"] += size
+        row["memory"] += held
     return list(rows.values())
 
 

@@ -22,8 +22,6 @@ from ..files.convert import FORMS, NARROW, Stored, converted, form_for, is_matri
 from ..files.open import open_files
 from ..files.resolve import resolve
 from ..files.safetensors_file import write_safetensors
-from ..layouts import int4
-from ..layouts.gguf_blocks import dequantize
 from ..models.registry import FAMILIES
 from .inspect import bytes_text
 from .progress import Progress, print_json
@@ -154,8 +152,7 @@ def _entry(ours: str, tensor: Stored, dtype: str) -> tuple[str, str, tuple[int, 
         kind = {np.dtype(np.uint8): "U8", np.dtype(np.int8): "I8"}.get(tensor.array.dtype, tensor.kind)
         return tensor.name, kind, tensor.array.shape
     R, D = tensor.shape
-    shape = (R, D // 32, 18) if wanted == "int4" and R % int4.SIDE else FORMS[wanted].data_shape(R, D)
-    return tensor.name, "I8" if wanted == "int8-row" else "U8", shape
+    return tensor.name, "I8" if wanted == "int8-row" else "U8", FORMS[wanted].data_shape(R, D)
 
 
 def _parts(ours: str, tensor: Stored, dtype: str, report: Report) -> Iterator[np.ndarray]:
@@ -167,9 +164,7 @@ def _parts(ours: str, tensor: Stored, dtype: str, report: Report) -> Iterator[np
     role = ".".join(part for part in ours.split(".") if not part.isdigit())
     sums = report.squares.setdefault(role, [0.0, 0.0])
     for rows in some_rows(tensor):
-        made, wide = converted(tensor.kind, rows, wanted, tensor.shape), widened(tensor.kind, rows)
-        apart = wanted == "int4" and tensor.shape[0] % int4.SIDE
-        found = dequantize("Q4_0", made) if apart else FORMS[wanted].unpack(made)
-        sums[0] += float(np.square(found - wide, dtype=np.float64).sum())
+        made, wide = converted(tensor.kind, rows, wanted), widened(tensor.kind, rows)
+        sums[0] += float(np.square(FORMS[wanted].unpack(made) - wide, dtype=np.float64).sum())
         sums[1] += float(np.square(wide, dtype=np.float64).sum())
         yield made

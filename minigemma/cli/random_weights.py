@@ -14,14 +14,13 @@ import numpy as np
 
 from ..arrays import read_only
 from ..config import TextConfig
-from ..files.convert import FORMATS, RUNS_AS
+from ..files.convert import FORMATS, RUNS_AS, in_eight_bits
 from ..layouts import LAYOUTS, Weight
-from ..layouts.int4 import SIDE
 from ..models.decoder import Decoder
 from ..models.parameters import assembled
 from ..models.registry import FAMILIES, RELEASED, all_names
 
-SPREAD = {"int8": 74.0, "int4": 4.6}  # the standard deviation of evenly spread bytes, and of nibbles
+SPREAD = {"int8": 74.0, "int4": 4.6, "int4-symmetric": 4.6}  # the standard deviation of random bytes and nibbles
 
 
 def random_model(
@@ -64,7 +63,7 @@ def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtyp
     if name.endswith("recurrent.decay"):  # a between 0.9 and 0.999, as the paper begins (§2.4)
         return read_only((-np.log(random.uniform(0.9, 0.999, shape)) / 8).astype(np.float32))
     if len(shape) == 2 and not name.endswith("_bias") and name != "vision.positions":
-        return random_matrix(random, *shape, dtype.replace("int4", "int8") if name == "embedding" else dtype)
+        return random_matrix(random, *shape, in_eight_bits(name, dtype))
     if len(shape) == 3 and dtype != "f32":
         return read_only(random_matrix(random, shape[0] * shape[1], shape[2], "bf16").data.reshape(shape))
     gain = 1 if re.search(r"^vision\..*norm[12]?$", name) and name != "vision.soft_norm" else 0  # of a LayerNorm
@@ -85,8 +84,10 @@ def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: s
         data &= np.uint16(0x807F)
         data |= np.uint16((127 + round(np.log2(size / 1.5))) << 7)
     else:
-        scales = np.full(SIDE if layout.name == "int4" else 1, size / SPREAD[layout.name], np.float16)
+        scales = np.full(layout.rows, size / SPREAD[layout.name], np.float16)
         data[..., : scales.nbytes] = scales.view(np.uint8)
+        if layout.name == "int4":
+            data[..., scales.nbytes : 2 * scales.nbytes] = (scales * np.float16(-7.5)).view(np.uint8)
     return Weight(layout, data, (rows, columns))
 
 

@@ -1,11 +1,13 @@
 """A tensor as a file stores it → the weight that the models run.
 
-bf16, float32, Q8_0 and interleaved int4 run where the file is mapped. All others are converted while loading, some rows
-at a time, so that no float32 copy of a model is ever held: layouts/__init__.py says what each becomes and takes.
+bf16, float32, Q8_0 and the int4 of `minigemma quantize` run where the file is mapped. All others are converted while
+loading, some rows at a time, so that no float32 copy of a model is ever held: layouts/__init__.py says what each
+becomes and takes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,12 +23,14 @@ from ..layouts.gguf_blocks import KINDS, dequantize, to_int8
 
 CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another layout
 READABLE = ("F32", "F16", "BF16", *KINDS)
-NARROW = ("int8", "int4", *STORED)
+EIGHT_BITS = {"int4": "int8", "int4-symmetric": "int8", "int4-row": "int8-row"}  # of weights that need them
+NARROW = ("int8", "int4", "int4-symmetric", *STORED)
 FORMS = LAYOUTS | STORED  # what `dtype` may be
 FORMATS = tuple(FORMS)
-OURS = {"INT4": "int4"} | {name.upper(): name for name in STORED}  # what files call the forms that we alone write
-AS_STORED = OURS | {"F32": "f32", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4"}
-RUNS_AS = {"sfp8": "bf16", "int8-row": "int8", "int4-row": "int4"}
+FOUR_BITS = ("int4", "int4-symmetric")
+OURS = {name.upper(): name for name in (*FOUR_BITS, *STORED)}  # what files call the forms that we alone write
+AS_STORED = OURS | int4.KINDS | {"F32": "f32", "BF16": "bf16", "Q8_0": "int8"}
+RUNS_AS = {"sfp8": "bf16", "int8-row": "int8", "int4-row": "int4-symmetric"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ def stored_tensor(name: str, dtype: str, array: NDArray) -> Stored:
     if dtype not in ("U8", "I8"):
         return Stored(name, dtype, array.shape, array)
     shape, size = array.shape, array.shape[-1] if array.ndim else 0
-    blocks = {34: ("Q8_0", 1), 18: ("Q4_0", 1), int4.BYTES: ("INT4", int4.SIDE)}
+    blocks = {34: ("Q8_0", 1), 18: ("Q4_0", 1)}
+    blocks |= {int4.BYTES: ("INT4", int4.SIDE), int4.SYMMETRIC_BYTES: ("INT4-SYMMETRIC", int4.SIDE)}
     if dtype == "U8" and array.ndim == 3 and size in blocks:
         kind, together = blocks[size]
         return Stored(name, kind, (shape[0] * together, shape[1] * 32), array)
@@ -55,14 +60,20 @@ def stored_tensor(name: str, dtype: str, array: NDArray) -> Stored:
     return Stored(name, dtype, shape, array)  # which is refused
 
 
+def runs_as(ours: str, tensor: Stored, dtype: str | None) -> str:
+    """The name of the layout in which a tensor runs once loaded with this dtype."""
+    tensor = _laid_out(ours, tensor)
+    if is_matrix(ours, tensor):
+        return layout_for(tensor, form_for(tensor, dtype, ours)).name
+    return "bf16" if ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32" else "f32"
+
+
 def held_bytes(ours: str, tensor: Stored, dtype: str | None) -> int:
     """How much memory a tensor takes once loaded with this dtype."""
-    weights, tensor = int(np.prod(tensor.shape)), _laid_out(ours, tensor)
-    if not is_matrix(ours, tensor):
-        as_stored = ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32"
-        return (2 if as_stored else 4) * weights
-    R, D = tensor.shape
-    return layout_for(tensor, form_for(tensor, dtype, ours)).nbytes(R, D)
+    layout = LAYOUTS[runs_as(ours, tensor, dtype)]
+    if is_matrix(ours, tensor := _laid_out(ours, tensor)):
+        return layout.nbytes(*tensor.shape)
+    return int(layout.bits) // 8 * int(np.prod(tensor.shape))
 
 
 def converted_weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float, pages: LargePages) -> Any:
@@ -101,17 +112,30 @@ def is_matrix(ours: str, tensor: Stored) -> bool:
 
 
 def form_for(tensor: Stored, dtype: str | None, ours: str) -> str:
-    """The form that a matrix is rounded to: what `dtype` says, or the nearest of ours to the stored one."""
-    wanted = dtype or ("bf16" if tensor.kind == "F16" else AS_STORED.get(tensor.kind, "int8"))
-    if ours in ("embedding", "head") and AS_STORED.get(tensor.kind) != wanted:
-        wanted = wanted.replace("int4", "int8")
+    """The form that a matrix is rounded to: what `dtype` says, or the nearest of ours to the stored one. Symmetric
+    weights stay so where int4 is asked for: they are the same in fewer bits.
+    """
+    stored = "bf16" if tensor.kind == "F16" else AS_STORED.get(tensor.kind, "int8")
+    wanted = stored if dtype is None or (dtype == "int4" and stored in FOUR_BITS) else dtype
+    if wanted in FOUR_BITS and tensor.shape[0] % int4.SIDE:
+        wanted = "int8"
+    if stored != wanted:
+        wanted = in_eight_bits(ours, wanted)
     if tensor.shape[1] % FORMS[wanted].columns:
         return "f32" if tensor.kind == "F32" else "bf16"  # rows that do not divide into blocks
     return wanted
 
 
+def in_eight_bits(ours: str, form: str) -> str:
+    """The form of a weight that is rounded to `form`: eight bits instead of four for the embedding, and for q, k and v.
+    On the 270M, v costs 7 % of perplexity in four bits with a thirtieth of a layer's weights: docs/accuracy.md.
+    """
+    sensitive = ours in ("embedding", "head") or (form == "int4" and re.search(r"attention\.[qkv]$", ours))
+    return EIGHT_BITS.get(form, form) if sensitive else form
+
+
 def layout_for(tensor: Stored, form: str) -> Layout:
-    """The layout in which a matrix of this form runs; int4 whose rows do not divide by sixteen runs as int8."""
+    """The layout in which a matrix of this form runs; int4-row whose rows do not divide by sixteen runs as int8."""
     layout = LAYOUTS[RUNS_AS.get(form, form)]
     return layout if tensor.shape[0] % layout.rows == 0 else LAYOUTS["int8"]
 
@@ -119,10 +143,10 @@ def layout_for(tensor: Stored, form: str) -> Layout:
 def _matrix(tensor: Stored, dtype: str | None, ours: str, pages: LargePages) -> Weight:
     """The matrix in its layout: where it lies if it is stored in that one, else converted, in large pages."""
     form, shape = form_for(tensor, dtype, ours), (tensor.shape[0], tensor.shape[1])
-    if AS_STORED.get(tensor.kind) == form and form in LAYOUTS and tensor.kind != "Q4_0":
+    if _is_stored_as(tensor.kind, form) and form in LAYOUTS:
         return Weight(LAYOUTS[form], tensor.array, shape)
     for layout in (layout_for(tensor, form), LAYOUTS["bf16"]):  # bf16 where a row's scale is no normal float16
-        made = [_in_layout(form, converted(tensor.kind, part, form, shape), layout) for part in some_rows(tensor)]
+        made = [_in_layout(form, converted(tensor.kind, part, form), layout) for part in some_rows(tensor)]
         parts = [part for part in made if part is not None]
         if len(parts) == len(made):
             break
@@ -142,20 +166,22 @@ def widened(kind: str, array: NDArray) -> F32:
     return FORMS[OURS[kind]].unpack(array) if kind in OURS else dequantize(kind, array)
 
 
-def converted(kind: str, part: NDArray, form: str, shape: tuple[int, ...]) -> NDArray:
-    """Rows of a matrix of some shape, stored as `kind`, in one of FORMS; int4 whose rows do not divide by sixteen as
-    Q4_0.
-    """
-    if AS_STORED.get(kind) == form and kind != "Q4_0":
+def converted(kind: str, part: NDArray, form: str) -> NDArray:
+    """Rows of a matrix, stored as `kind`, in one of FORMS."""
+    if _is_stored_as(kind, form):
         return part
-    if kind == "INT4":
-        kind, part = "Q4_0", int4.to_q4_0(part)
+    if OURS.get(kind) in FOUR_BITS:
+        kind, part = "Q4_1" if kind == "INT4" else "Q4_0", int4.to_gguf(part)
     if form == "int8":
         return to_int8(kind, part) if kind not in OURS else int8.pack(widened(kind, part))
-    if form == "int4":
-        blocks = part if kind == "Q4_0" else int4.quantize_q4_0(widened(kind, part))
-        return blocks if shape[0] % int4.SIDE else int4.from_q4_0(blocks)
+    if int4.KINDS.get(kind) == form:
+        return int4.from_gguf(kind, part)
     return FORMS[form].pack(widened(kind, part))
+
+
+def _is_stored_as(kind: str, form: str) -> bool:
+    """Do the bytes in the file have this form? The four bits of GGUF's types are still to be interleaved."""
+    return AS_STORED.get(kind) == form and kind not in int4.KINDS
 
 
 def _in_layout(form: str, part: NDArray, layout: Layout) -> NDArray | None:
@@ -167,4 +193,4 @@ def _in_layout(form: str, part: NDArray, layout: Layout) -> NDArray | None:
     blocks = rows.in_blocks(part) if form.endswith("-row") else part
     if blocks is None or form == "int8-row":
         return blocks
-    return int4.from_q4_0(blocks) if layout.name == "int4" else to_int8("Q4_0", blocks)
+    return int4.from_gguf("Q4_0", blocks) if layout.name == "int4-symmetric" else to_int8("Q4_0", blocks)

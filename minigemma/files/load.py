@@ -30,6 +30,7 @@ from .convert import (
     Stored,
     converted_weight,
     held_bytes,
+    runs_as,
     widened,
 )
 from .memory import check_memory, fits_memory
@@ -38,7 +39,7 @@ from .resolve import resolve
 from .statements import Statements
 from .tokenizer import REMEDY, Tokenizer, stop_ids
 
-Dtype = Literal["f32", "bf16", "int8", "int4", "sfp8", "int8-row", "int4-row"]
+Dtype = Literal["f32", "bf16", "int8", "int4", "int4-symmetric", "sfp8", "int8-row", "int4-row"]
 ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's tokenizer would leave 6,144 of a Gemma 3's
 
 
@@ -49,7 +50,8 @@ class Description:
     config: TextConfig
     files: tuple[Path, ...]
     tensors: dict[str, tuple[str, tuple[int, ...], int]]  # name → (type in the file, shape, bytes)
-    weight_bytes: int  # of all of them as they are held in memory once loaded
+    held: dict[str, tuple[str, int]]  # name → (what it runs as, bytes in memory once loaded)
+    weight_bytes: int  # of all of them in memory
     instruction_tuned: bool | None  # None: there is no file that says
 
 
@@ -66,8 +68,8 @@ def load(
 ) -> Decoder:
     """The model in a folder or file, by a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
-    dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4", "sfp8", "int8-row", "int4-row", which
-             layouts/ describes; the embedding of an int4 model is int8
+    dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4", "int4-symmetric", "sfp8", "int8-row",
+             "int4-row", which layouts/ describes; the embedding of an int4 model is int8
     backend  "numba": kernels; "numpy": the definitions alone, which a debugger can step through
     threads  how many cores a kernel uses; None: all that this process may use
     vision   False: do not load the vision tower of a model that has one in its file
@@ -203,5 +205,5 @@ def _described(
     config: TextConfig, files: tuple[Path, ...], stored: dict[str, Stored], dtype: str | None, tuned: bool | None
 ) -> Description:
     tensors = {ours: (t.kind, t.shape, t.array.nbytes) for ours, t in stored.items()}
-    held = sum(held_bytes(ours, t, dtype) for ours, t in stored.items())
-    return Description(config, files, tensors, held, tuned)
+    held = {ours: (runs_as(ours, t, dtype), held_bytes(ours, t, dtype)) for ours, t in stored.items()}
+    return Description(config, files, tensors, held, sum(size for _, size in held.values()), tuned)

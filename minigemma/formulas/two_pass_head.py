@@ -19,8 +19,8 @@ columns it would be 0.5.
 Logits of likely tokens are exact, and so is their order; docs/accuracy.md shows what the errors of the others cost.
 Only sampling uses it (text/generation.py): `forward` returns exact logits.
 
-Ê is uint8 [R/16, blocks, 288], sixteen rows interleaved as in layouts/int4.py: first blocks of int4 (32 columns), then
-blocks in two bits (64 columns), with a float16 scale d for each row and weight = d · (2 q - 3).
+Ê is uint8 [R/16, blocks, 288], sixteen rows interleaved as in layouts/int4.py: first blocks of int4-symmetric (32
+columns), then blocks in two bits (64 columns), with a float16 scale d for each row and weight = d · (2 q - 3).
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from ..definition import definition, require
 from ..kernels import two_pass_head as kernels
 from ..kernels.two_pass_head import COARSE, DEVIATIONS, STEP
 from ..kernels.weights import of
-from ..layouts import LAYOUTS, Weight
-from ..layouts.int4 import BLOCK, BYTES, SIDE, interleave, separate
+from ..layouts import Weight
+from ..layouts.int4 import BLOCK, SIDE, interleave, separate, unpack
+from ..layouts.int4 import SYMMETRIC_BYTES as BYTES
 from .linear import linear
 
 FROM = ("f32", "bf16", "int8")  # layouts of a head that can have a coarse copy
@@ -81,7 +82,7 @@ def widened(packed: U8, order: I32) -> F32:
     scales, q = separate(packed[:, fine // BLOCK :], 2)
     w = ((2 * q.astype(np.float32) - 3) * scales.view(np.float16)).reshape(len(q), len(order) - fine)
     out = np.empty((len(w), len(order)), np.float32)
-    out[:, order] = np.concatenate([LAYOUTS["int4"].unpack(packed[:, : fine // BLOCK]), w], axis=1)
+    out[:, order] = np.concatenate([unpack(packed[:, : fine // BLOCK]), w], axis=1)
     return out
 
 

@@ -14,10 +14,9 @@ from ..arrays import F32, U16, aligned
 from ..layouts.int4 import BLOCK, SIDE
 from . import amx
 from .compiler import by_type, jit, jit_inner, workers_for
-from .int4 import WORDS
 from .parallel import chunk, parallel_for
 from .simd import bf16_bits, round_int4_block
-from .weights import BF16Rows, Int8Rows, widen_row
+from .weights import BF16Rows, Int8Rows, block_words, factor_of_minima, minima_at, widen_row
 
 DEPTH = 2304  # columns of 32 rows that are rounded to bf16 together
 HEIGHT = 32
@@ -131,11 +130,13 @@ def unpack_tiles(x, weight, part, panel):
 @jit_inner
 def unpack_tiles_b(x, weight, part, panel):
     """Sixteen interleaved rows at a time as B."""
-    blocks = weight.columns // BLOCK
+    blocks, size = weight.columns // BLOCK, block_words(weight)
+    minima, factor = minima_at(weight), factor_of_minima(weight)
     for side in range(part.rows // SIDE):
-        at = ((part.top // SIDE + side) * blocks + part.first // BLOCK) * WORDS
+        at = ((part.top // SIDE + side) * blocks + part.first // BLOCK) * size
         for step in range(part.width // BLOCK):
-            round_int4_block(weight.data, at + step * WORDS, panel.numbers, (step * 2 + side) * amx.TILE)
+            tile = (step * 2 + side) * amx.TILE
+            round_int4_block(weight.data, at + step * size, minima, factor, panel.numbers, tile)
 
 
 @jit_inner

@@ -43,6 +43,7 @@ TABLE: dict[tuple[str, str], dict[str, Path]] = {
     ("int8", "many"): {"vectors": _PAIRS, "AMX": _TILES},
     ("int4", "many"): {"vectors": _FOURS, "AMX": _TILES._replace(pack=tile_tokens_a)},
 }
+TABLE |= {("int4-symmetric", work): TABLE["int4", work] for work in ("few", "many")}  # the same kernels
 
 
 def processor() -> str:

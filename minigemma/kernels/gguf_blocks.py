@@ -20,6 +20,7 @@ from ..layouts.gguf_blocks import (
     Q5_K,
     Q6_K,
     Q8_0,
+    RANGES,
     SCALES,
     SHARED,
     STEPS,
@@ -225,34 +226,89 @@ def _int4_block(x, scales, r, room, out):
         r[j] = x[j] / farthest if farthest != 0 else float32(0)
     store_half(out, 0, _best_scale(r, scales, room) * farthest)
     d = load_half(out, 0)
-    for j in range(16):
-        low = x[j] / d + float32(8.5) if d != 0 else float32(8.5)
-        high = x[j + 16] / d + float32(8.5) if d != 0 else float32(8.5)
-        low, high = min(max(low, float32(0)), float32(15)), min(max(high, float32(0)), float32(15))
-        out[2 + j] = np.uint8(low) | np.uint8(high) << 4
+    _store_nibbles(x, d, float32(8.5), out, 2)
 
 
 @jit_inner
-def _quantize_some(worker, workers, x, bits, scales, out, whole):
-    r, room = np.empty(32, np.float32), np.empty(2 * scales.size, np.float32)
+def _store_nibbles(x, d, zero, out, to):
+    """q = ⌊x / d + zero⌋ of 32 weights, clipped to 0 … 15, in out[to : to + 16]."""
+    for j in range(16):
+        low = x[j] / d + zero if d != 0 else zero
+        high = x[j + 16] / d + zero if d != 0 else zero
+        low, high = min(max(low, float32(0)), float32(15)), min(max(high, float32(0)), float32(15))
+        out[to + j] = np.uint8(low) | np.uint8(high) << 4
+
+
+@jit_inner
+def _best_line(r, ranges, room):
+    """The slope and center of the line through r [32], weights from -1 to 1, that leaves the least error: one for each
+    of `ranges`, the lanes of this search. `room` [3 · 16] is for the sums of each.
+    """
+    count, mean = ranges.size, float32(0)
+    for j in range(32):
+        mean += r[j] / float32(32)
+    for i in range(0, count, LANES):
+        up, total, along, square = load(ranges, i) * splat(float32(0.5)), zeros(), zeros(), zeros()
+        for j in range(32):
+            w = splat(load_one(r, j))
+            q = round_lanes(w * up + splat(float32(7.5)))
+            p = minimum(maximum(q, zeros()), splat(float32(15))) - splat(float32(7.5))
+            total, along, square = total + p, fma(w, p, along), fma(p, p, square)
+        store(room, i, total)
+        store(room, count + i, along)
+        store(room, 2 * count + i, square)
+    slope, center, most = float32(0), mean, float32(0)
+    for i in range(count):
+        average = room[i] / float32(32)
+        along, square = room[count + i] - mean * room[i], room[2 * count + i] - average * room[i]
+        if square > 0 and along * along / square > most:
+            slope, most = along / square, along * along / square
+            center = mean - slope * average
+    return slope, center
+
+
+@jit_inner
+def _block_with_minimum(x, ranges, r, room, out):
+    """32 weights as a block of Q4_1."""
+    low, high = x[0], x[0]
+    for j in range(32):
+        low, high = min(low, x[j]), max(high, x[j])
+    middle, half = (low + high) / float32(2), (high - low) / float32(2)
+    for j in range(32):
+        r[j] = (x[j] - middle) / half if half > 0 else float32(0)
+    slope, center = _best_line(r, ranges, room)
+    store_half(out, 0, half * slope)
+    store_half(out, 2, half * (center - float32(7.5) * slope) + middle)
+    lowest = load_half(out, 2)
+    for j in range(32):
+        r[j] = x[j] - lowest
+    _store_nibbles(r, load_half(out, 0), float32(0.5), out, 4)
+
+
+@jit_inner
+def _quantize_some(worker, workers, x, kind, tried, out, whole):
+    r, room = np.empty(32, np.float32), np.empty(3 * tried.size, np.float32)
     for b in chunk(worker, workers, x.size // 32):
-        if bits == 8:
+        w = x[32 * b : 32 * b + 32]
+        if kind == Q8_0:
             _int8_block(x, 32 * b, _largest(x, 32 * b) / float32(127), out, whole, 34 * b)
+        elif kind == Q4_0:
+            _int4_block(w, tried, r, room, out[18 * b : 18 * b + 18])
         else:
-            _int4_block(x[32 * b : 32 * b + 32], scales, r, room, out[18 * b : 18 * b + 18])
+            _block_with_minimum(w, tried, r, room, out[20 * b : 20 * b + 20])
 
 
 @jit
-def _quantize_all(workers, x, bits, scales, out, whole):
-    parallel_for(_quantize_some, workers, (x, bits, scales, out, whole))
+def _quantize_all(workers, x, kind, tried, out, whole):
+    parallel_for(_quantize_some, workers, (x, kind, tried, out, whole))
 
 
 @quantize_blocks.kernel
-def _quantize(x, bits):
+def _quantize(x, kind):
     require(x.ndim == 2 and x.shape[1] == 32, "quantize_blocks", x)
-    out = np.empty((len(x), 34 if bits == 8 else 18), np.uint8)
+    out, tried = np.empty((len(x), BYTES[kind]), np.uint8), RANGES if kind == Q4_1 else SCALES
     flat = out.reshape(-1)
-    _quantize_all(get_num_threads(), np.ascontiguousarray(x).reshape(-1), bits, SCALES, flat, flat.view(np.int8))
+    _quantize_all(get_num_threads(), np.ascontiguousarray(x).reshape(-1), kind, tried, flat, flat.view(np.int8))
     return out
 
 

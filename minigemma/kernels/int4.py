@@ -1,4 +1,5 @@
-"""Products with int4 weights, sixteen rows interleaved (layouts/int4.py): each lane holds one row.
+"""Products with int4 weights, sixteen rows interleaved (layouts/int4.py): each lane holds one row. One loop serves the
+blocks with minima and those without: their minima are their scales, times -8.
 
 For up to 16 tokens x is in 8 bits in blocks of 32 (prepare.py), and a block of weights is unpacked in registers. For
 more, DEPTH columns of 2 · LANES rows are unpacked to bytes, which stay in the cache and meet all tokens (matmul.py).
@@ -11,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import F32, I32, aligned
-from ..layouts.int4 import BLOCK, BYTES, SIDE
+from ..arrays import F32, aligned
+from ..layouts.int4 import BLOCK, SIDE
 from .amx import on_cache_line
 from .compiler import jit, jit_inner, workers_for
 from .parallel import chunk, parallel_for
@@ -27,15 +28,16 @@ from .simd import (
     byte_tile_add_scaled,
     byte_tile_zeros,
     four_row_sums_zeros,
-    load,
     prefetch,
     prefetch_ahead,
     row_sums_zeros,
     store_row_sums,
+    unpack_halves,
     unpack_int4_block,
 )
+from .weights import block_words, factor_of_minima, minima_at
 
-WORDS = BYTES // 4  # of a block
+LONGEST = 80  # words of a block
 QUADS = BLOCK // 4
 DEPTH = 1024  # columns that are unpacked together
 
@@ -45,19 +47,20 @@ def few_rows(x, weight, group, other, y):
     """y[:, 16 group : 16 group + 16] = the products of a group of rows with each token; same for `other`. One token
     reads both groups at once if there are two STREAMS (pairs.py).
     """
-    (whole, scales, starts), out, (T, R), blocks = x, y.reshape(-1), y.shape, weight.columns // BLOCK
-    words = weight.data
+    (whole, scales), out, (T, R), blocks = x, y.reshape(-1), y.shape, weight.columns // BLOCK
+    words, size, minima = weight.data, block_words(weight), minima_at(weight)
     if T == 1:
-        one, two, at, there = row_sums_zeros(), row_sums_zeros(), group * blocks * WORDS, other * blocks * WORDS
+        one, two, at, there = row_sums_zeros(), row_sums_zeros(), group * blocks * size, other * blocks * size
         for block in range(blocks):
-            for line in range(0, WORDS, 16):
+            scale, total = scales[2 * block], scales[2 * block + 1]
+            for line in range(0, LONGEST, 16):
                 prefetch_ahead(words, at + line)
                 if STREAMS == 2:
                     prefetch_ahead(words, there + line)
-            one = add_int4_block(one, words, at, whole, block * BLOCK, scales[block], starts[block])
+            one = add_int4_block(one, words, at, minima, whole, block * BLOCK, scale, total)
             if STREAMS == 2:
-                two = add_int4_block(two, words, there, whole, block * BLOCK, scales[block], starts[block])
-            at, there = at + WORDS, there + WORDS
+                two = add_int4_block(two, words, there, minima, whole, block * BLOCK, scale, total)
+            at, there = at + size, there + size
         store_row_sums(one, out, group * SIDE)
         if STREAMS == 2:
             store_row_sums(two, out, other * SIDE)
@@ -65,12 +68,12 @@ def few_rows(x, weight, group, other, y):
     for stream in range(STREAMS):
         sixteen = other if stream else group
         for t in range(0, T, 4):
-            four, at = four_row_sums_zeros(), sixteen * blocks * WORDS
+            four, at = four_row_sums_zeros(), sixteen * blocks * size
             for block in range(t * blocks, t * blocks + blocks):
-                for line in range(0, WORDS if t == 0 else 0, 16):
+                for line in range(0, LONGEST if t == 0 else 0, 16):
                     prefetch_ahead(words, at + line)
-                four = add_int4_block_to_four(four, words, at, whole, scales, starts, block, blocks)
-                at += WORDS
+                four = add_int4_block_to_four(four, words, at, minima, whole, scales, block, blocks)
+                at += size
             for i in range(min(4, T - t)):
                 store_row_sums(four[i], out, (t + i) * R + sixteen * SIDE)
 
@@ -79,11 +82,10 @@ def few_rows(x, weight, group, other, y):
 
 
 class ByteTokens(NamedTuple):
-    """x [T, D] as int8 in blocks of 32, padded to a multiple of ROWS tokens."""
+    """x [T, D] as int8 in blocks of 32, padded to a multiple of ROWS tokens; `scales`: of each block, and its total."""
 
     whole: NDArray[np.int8]
     scales: F32
-    starts: I32
     tokens: int
     columns: int
     height: int
@@ -91,24 +93,23 @@ class ByteTokens(NamedTuple):
 
 
 @jit_inner
-def _round_some(worker, workers, x, whole, scales, starts):
+def _round_some(worker, workers, x, whole, scales):
     mine = chunk(worker, workers, x.size // BLOCK)
-    round_blocks(x, mine.start, mine.stop, whole, scales, starts)
+    round_blocks(x, mine.start, mine.stop, whole, scales, 1)
 
 
 @jit
-def _round_all(workers, x, whole, scales, starts):
-    parallel_for(_round_some, workers, (x, whole, scales, starts))
+def _round_all(workers, x, whole, scales):
+    parallel_for(_round_some, workers, (x, whole, scales))
 
 
 def byte_tokens(x: F32) -> ByteTokens:
     """x [T, D] rounded to 8 bits, for int4 rows."""
     (T, D), tokens = x.shape, -(-len(x) // ROWS) * ROWS
-    whole, blocks = aligned(tokens * D, np.int8), tokens * D // BLOCK
-    scales, starts = np.zeros(blocks, np.float32), np.zeros(blocks, np.int32)
+    whole, scales = aligned(tokens * D, np.int8), np.zeros(tokens * D // BLOCK * 2, np.float32)
     whole[T * D :] = 0
-    _round_all(workers_for(x), x.reshape(-1), whole, scales, starts)
-    return ByteTokens(whole, scales, starts, tokens, D, 2 * LANES, DEPTH)
+    _round_all(workers_for(x), x.reshape(-1), whole, scales)
+    return ByteTokens(whole, scales, tokens, D, 2 * LANES, DEPTH)
 
 
 class Panel(NamedTuple):
@@ -124,21 +125,25 @@ def open_byte_panel(x):
     """A panel for a thread."""
     lanes = 2 * LANES
     numbers = on_cache_line(np.zeros(DEPTH * lanes + 64, np.uint8), DEPTH * lanes)
-    return Panel(numbers, np.zeros(DEPTH // BLOCK * lanes, np.float32), np.empty(x.tokens * lanes, np.float32))
+    return Panel(numbers, np.zeros(DEPTH // BLOCK * 2 * lanes, np.float32), np.empty(x.tokens * lanes, np.float32))
 
 
 @jit_inner
 def unpack_bytes(x, weight, part, panel):
-    """Unpacks some columns of 2 · LANES rows to bytes and their scales; prefetches the next rows."""
-    lanes, blocks = 2 * LANES, weight.columns // BLOCK
+    """Unpacks some columns of 2 · LANES rows to bytes, and the scales and minima of each block; prefetches the next
+    rows.
+    """
+    lanes, blocks, size, minima = 2 * LANES, weight.columns // BLOCK, block_words(weight), minima_at(weight)
     for side in range(part.rows // SIDE):
-        at = ((part.top // SIDE + side) * blocks + part.first // BLOCK) * WORDS
+        at = ((part.top // SIDE + side) * blocks + part.first // BLOCK) * size
         for block in range(part.width // BLOCK):
-            to, there = block * BLOCK * lanes + side * 4 * SIDE, block * lanes + side * SIDE
-            unpack_int4_block(weight.data, at, panel.numbers, to, 4 * lanes, panel.scales, there)
-            for line in range(0, WORDS, 16):
-                prefetch(weight.data, at + lanes // SIDE * blocks * WORDS + line)
-            at += WORDS
+            to, there = block * BLOCK * lanes + side * 4 * SIDE, block * 2 * lanes + side * SIDE
+            unpack_int4_block(weight.data, at, minima, panel.numbers, to, 4 * lanes)
+            unpack_halves(weight.data, at, 1, panel.scales, there)
+            unpack_halves(weight.data, at + minima, factor_of_minima(weight), panel.scales, there + lanes)
+            for line in range(0, LONGEST, 16):
+                prefetch(weight.data, at + lanes // SIDE * blocks * size + line)
+            at += size
 
 
 @jit_inner
@@ -153,8 +158,7 @@ def multiply_bytes(x, part, panel):
             for four in range(QUADS):
                 k, to = here * BLOCK + 4 * four, (block * QUADS + four) * 4 * lanes
                 tile = byte_tile_add(tile, x.whole, k, x.columns, numbers, to)
-            own = load(scales, block * lanes), load(scales, block * lanes + LANES)
-            byte_tile_add_scaled(tile, own, x.scales, x.starts, here, blocks, sums, t * lanes)
+            byte_tile_add_scaled(tile, scales, block * 2 * lanes, x.scales, here, blocks, sums, t * lanes)
 
 
 @jit_inner

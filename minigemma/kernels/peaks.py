@@ -137,7 +137,7 @@ class Fours(NamedTuple):
 
     x: int4.ByteTokens
     panel: U8
-    scales: F32
+    scales: F32  # and minima
 
 
 class Tiles(NamedTuple):
@@ -172,8 +172,7 @@ def _multiply_fours(operands, steps, out):
         tile = byte_tile_zeros()
         for four in range(int4.QUADS):
             tile = byte_tile_add(tile, x.whole, 4 * four, BLOCK, panel, four * 8 * LANES)
-        own = load(scales, 0), load(scales, LANES)
-        byte_tile_add_scaled(tile, own, x.scales, x.starts, step % 2, 1, out, 0)
+        byte_tile_add_scaled(tile, scales, 0, x.scales, step % 2, 1, out, 0)
 
 
 @jit_inner
@@ -226,7 +225,7 @@ def fours_peak() -> float:
     panel = aligned(BLOCK * 2 * LANES, np.uint8)
     panel[:] = 0
     x = int4.byte_tokens(np.ones((2 * ROWS, BLOCK), np.float32))
-    return _peak(Fours(x, panel, np.ones(2 * LANES, np.float32)), ROWS * 8 * LANES)
+    return _peak(Fours(x, panel, np.ones(4 * LANES, np.float32)), ROWS * 8 * LANES)
 
 
 def amx_peak() -> float:

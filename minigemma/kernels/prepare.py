@@ -7,7 +7,7 @@
 An instruction multiplies twice as many integers as floats, and sums of integers are exact. Rounding to 16 bits changes
 a number by at most 2⁻¹⁶ of the token's largest x: in the worst case, a single nonzero x, y is off by √D / 113,000 of
 its usual size, for D = 2,304 a tenth of the error of bf16. Rounding to 8 bits changes less than four bits did to the
-weights (docs/accuracy.md). Each int4 sum begins at -8 Σ x, for the 8 in q - 8.
+weights (docs/accuracy.md). Σ x of a block, as rounded, is what its minimum multiplies.
 
 Several tokens are stored in fours, so that each load of two rows meets four tokens and eight sums stay in registers:
 
@@ -22,7 +22,7 @@ import numpy as np
 from numba import float32
 from numpy.typing import NDArray
 
-from ..arrays import F32, I32
+from ..arrays import F32
 from ..layouts.int4 import BLOCK
 from .amx import on_cache_line
 from .compiler import by_type, jit_inner
@@ -40,7 +40,7 @@ from .simd import (
     to_even_odd,
     zeros,
 )
-from .weights import BF16Rows, F32Rows, Int4Rows, Int8Rows
+from .weights import BF16Rows, F32Rows, Int4Rows, Int8Rows, factor_of_minima
 
 
 class Numbers(NamedTuple):
@@ -51,11 +51,12 @@ class Numbers(NamedTuple):
 
 
 class Bytes(NamedTuple):
-    """x [T, D] as int8; x = whole · scale of the block of 32. `starts`: -8 Σ whole of each block."""
+    """x [T, D] as int8; x = whole · scale of the block of 32. `scales`: of each block the scale and Σ x, times -8 for
+    weights without minima.
+    """
 
     whole: NDArray[np.int8]
     scales: F32
-    starts: I32
 
 
 @jit_inner
@@ -78,12 +79,12 @@ def round_whole(x, k, count, top, whole, to, step):
 
 
 @jit_inner
-def round_blocks(x, first, last, whole, scales, starts):
-    """Rounds blocks of 32 first … last - 1 of x to 8 bits, for int4."""
+def round_blocks(x, first, last, whole, scales, factor):
+    """Rounds blocks of 32 first … last - 1 of x to 8 bits, for int4; scales[2 b :] = the scale and factor · Σ x."""
     for block in range(first, last):
         k = block * BLOCK
-        scales[block], total = round_whole(x, k, BLOCK, 127, whole, k, BLOCK)
-        starts[block] = np.int32(-8 * total)
+        scale, total = round_whole(x, k, BLOCK, 127, whole, k, BLOCK)
+        scales[2 * block], scales[2 * block + 1] = scale, float32(factor) * total * scale
 
 
 @jit_inner
@@ -120,10 +121,9 @@ def _in_16_bits(x, weight):
 def _in_8_bits(x, weight):
     T, D = x.shape
     room, blocks = D if T == 1 else (T + 3) // 4 * 4 * D, T * D // BLOCK
-    whole = np.zeros(room, np.int8)
-    scales, starts = np.zeros(room // BLOCK, np.float32), np.zeros(room // BLOCK, np.int32)
-    round_blocks(x.reshape(-1), 0, blocks, whole, scales, starts)
-    return Bytes(whole, scales, starts)
+    whole, scales = np.zeros(room, np.int8), np.zeros(room // BLOCK * 2, np.float32)
+    round_blocks(x.reshape(-1), 0, blocks, whole, scales, factor_of_minima(weight))
+    return Bytes(whole, scales)
 
 
 prepare = by_type(

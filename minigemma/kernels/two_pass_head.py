@@ -17,10 +17,9 @@ import numpy as np
 from numba import float32
 from numpy.typing import NDArray
 
-from ..arrays import F32, I32
+from ..arrays import F32
 from ..layouts.int4 import BLOCK, SIDE
 from .compiler import jit, jit_inner
-from .int4 import WORDS
 from .matvec import dot
 from .pairs import pairs_of_task, stream_of
 from .parallel import barrier, chunk, new_counters, next_task, parallel_for
@@ -42,6 +41,7 @@ from .simd import (
     sum_lanes,
     zeros,
 )
+from .weights import SYMMETRIC_WORDS as WORDS
 from .weights import row_length, widen_row
 
 DEVIATIONS = 2.0  # above the mean of coarse logits: from here on a row is read in full
@@ -63,8 +63,7 @@ class Rounded(NamedTuple):
 
     whole: NDArray[np.int8]
     spread: NDArray[np.int8]
-    scales: F32
-    starts: I32
+    scales: F32  # of each block the scale and Σ x, times what takes the place of a minimum: -8 d or -3 d
 
 
 class Shared(NamedTuple):
@@ -140,7 +139,7 @@ def pack(workers, weight, order, fine, out):
 @jit_inner
 def _coarse_rows(x, coarse, groups, y):
     """y[0, 16 · group :] = the coarse logits of groups of sixteen rows, two groups at a time (pairs.py)."""
-    blocks, words, fine = x.scales.size, coarse.words, coarse.fine // BLOCK
+    blocks, words, fine = x.scales.size // 2, coarse.words, coarse.fine // BLOCK
     for group in range(groups.first, groups.first + groups.length):
         other = stream_of(groups, group)
         one, two, at, there = row_sums_zeros(), row_sums_zeros(), group * blocks * WORDS, other * blocks * WORDS
@@ -149,15 +148,15 @@ def _coarse_rows(x, coarse, groups, y):
                 prefetch_ahead(words, at + line)
                 if STREAMS == 2:
                     prefetch_ahead(words, there + line)
-            scale, start, k = x.scales[block], x.starts[block], (block - fine) * COARSE * LANES
+            scale, total, k = x.scales[2 * block], x.scales[2 * block + 1], (block - fine) * COARSE * LANES
             if block < fine:
-                one = add_int4_block(one, words, at, x.whole, block * BLOCK, scale, start)
+                one = add_int4_block(one, words, at, 0, x.whole, block * BLOCK, scale, total)
                 if STREAMS == 2:
-                    two = add_int4_block(two, words, there, x.whole, block * BLOCK, scale, start)
+                    two = add_int4_block(two, words, there, 0, x.whole, block * BLOCK, scale, total)
             else:
-                one = add_int2_block(one, words, at, x.spread, k, scale, start)
+                one = add_int2_block(one, words, at, x.spread, k, scale, total)
                 if STREAMS == 2:
-                    two = add_int2_block(two, words, there, x.spread, k, scale, start)
+                    two = add_int2_block(two, words, there, x.spread, k, scale, total)
             at, there = at + WORDS, there + WORDS
         store_row_sums(one, y.reshape(-1), group * SIDE)
         if STREAMS == 2:
@@ -226,16 +225,16 @@ def _likely_some(worker, workers, rounded, coarse, x, weight, shared, y):
 def _round(ordered, fine):
     """x in the coarse copy's order as `Rounded`."""
     D, blocks = ordered.size, fine // BLOCK + (ordered.size - fine) // COARSE
-    whole, scales, starts = np.empty(D, np.int8), np.empty(blocks, np.float32), np.empty(blocks, np.int32)
-    round_blocks(ordered, 0, fine // BLOCK, whole, scales, starts)
+    whole, scales = np.empty(D, np.int8), np.empty(2 * blocks, np.float32)
+    round_blocks(ordered, 0, fine // BLOCK, whole, scales, -8)
     for block in range(fine // BLOCK, blocks):
         k = fine + (block - fine // BLOCK) * COARSE
-        scales[block], total = round_whole(ordered, k, COARSE, 127, whole, k, BLOCK)
-        starts[block] = np.int32(-3 * total)
+        scale, total = round_whole(ordered, k, COARSE, 127, whole, k, BLOCK)
+        scales[2 * block], scales[2 * block + 1] = scale, float32(-3) * total * scale
     fours, spread = whole.view(np.uint32), np.empty((D - fine) // 4 * LANES, np.uint32)
     for i in range(spread.size):
         spread[i] = fours[fine // 4 + i // LANES]
-    return Rounded(whole, spread.view(np.int8), scales, starts)
+    return Rounded(whole, spread.view(np.int8), scales)
 
 
 @jit

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from ..arrays import F32, read_only
 from ..layouts import Weight
+from ..layouts.int4 import SIDE, SYMMETRIC_BYTES
 from ..layouts.int8 import BLOCK, BYTES
 from .compiler import by_type, jit_inlined, jit_inner
 from .simd import LANES, load, splat_half, store
 
+SYMMETRIC_WORDS = SYMMETRIC_BYTES // 4  # of a block without minima
 SHORTEST, PADDED = 16, 32  # columns of the longest vector; rows are padded to a multiple of PADDED
 
 
@@ -49,7 +51,7 @@ class Int8Rows(NamedTuple):
 
 
 class Int4Rows(NamedTuple):
-    """Blocks of 72 words, in which sixteen rows are interleaved (layouts/int4.py)."""
+    """Blocks of 80 words, or of 72 without minima, in which sixteen rows are interleaved (layouts/int4.py)."""
 
     data: NDArray[np.uint32]
     rows: int
@@ -62,6 +64,7 @@ TYPES: dict[str, tuple[type, type]] = {
     "bf16": (BF16Rows, np.uint16),
     "int8": (Int8Rows, np.int8),
     "int4": (Int4Rows, np.uint32),
+    "int4-symmetric": (Int4Rows, np.uint32),
 }
 
 
@@ -161,3 +164,24 @@ def arrays_at(typingctx, table, row, like):
         return context.make_tuple(builder, like, arrays)
 
     return like(table, row, like), codegen
+
+
+# ---- int4: what differs between blocks with minima and those without
+
+
+@jit_inlined
+def block_words(weight):
+    """The words of a block of sixteen rows."""
+    return weight.data.size // max(1, weight.rows // SIDE * (weight.columns // BLOCK))
+
+
+@jit_inlined
+def minima_at(weight):
+    """The word of a block at which the minima begin; 0: there are none, and its scales take their place."""
+    return block_words(weight) - SYMMETRIC_WORDS
+
+
+@jit_inlined
+def factor_of_minima(weight):
+    """What those numbers are multiplied by."""
+    return np.float32(1 if minima_at(weight) else -8)

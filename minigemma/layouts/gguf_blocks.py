@@ -18,7 +18,7 @@ A block of 32 or 256 weights shares its scales. All numbers are little-endian; d
     IQ4_XS d, 16 upper bits and 4 bytes of low nibbles of scales, 128 of nibbles     w = d (s - 32) c(q), 8 × 32
 
 Crumbs are two bits: in each 32 bytes, all lowest pairs stand for 32 weights, then all second pairs, and so on.
-Q8_0 is the layout int8 and runs where the file is mapped. Q4_0 becomes int4, reordered; every other type becomes int8.
+Q8_0 is the layout int8 and runs where the file is mapped. Q4_0, Q4_1 and Q4_K become int4, every other type int8.
 
 (ggml's quants; see https://github.com/ggml-org/ggml/blob/master/docs/gguf.md for the file around them.)
 """
@@ -41,7 +41,8 @@ TRIED = 16
 STEPS = 127 - 2 * np.arange(TRIED, dtype=np.float32)  # of an int8's 127, how many a block's largest weight may take
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, Q2_K, Q3_K, TQ1_0, TQ2_0, IQ4_NL, IQ4_XS = range(14)
 ONE_SCALE = (Q4_0, Q5_0, TQ1_0, TQ2_0, IQ4_NL)  # and no minimum, and integers that fit into int8
-SCALES = np.arange(9, 5, -0.25, dtype=np.float32)  # steps that the largest weight of a block may be, of int4's 8
+SCALES = np.arange(9, 5, -0.25, dtype=np.float32)  # steps that the largest weight of a block may be, of Q4_0's 8
+RANGES = np.arange(16, 10.4, -0.35, dtype=np.float32)  # steps from the smallest to the largest weight, of Q4_1's 15
 TOO_LARGE = 65_520.0  # what is rounded to infinity in float16
 SHARED = 1 << 18  # blocks of one tensor that several threads convert; smaller ones are converted side by side
 
@@ -179,7 +180,7 @@ def to_int8(kind: str, blocks: NDArray) -> U8:
     """
     if kind not in KINDS:
         wide = dequantize(kind, blocks)
-        return quantize_blocks(wide.reshape(-1, 32), 8).reshape(len(wide), -1, 34)
+        return quantize_blocks(wide.reshape(-1, 32), Q8_0).reshape(len(wide), -1, 34)
     return int8_blocks(blocks.reshape(-1, blocks.shape[-1]), KINDS.index(kind)).reshape(*blocks.shape[:-2], -1, 34)
 
 
@@ -201,18 +202,24 @@ def _with_scale_of(x: F32, d: F32) -> U8:
 
 
 @definition
-def quantize_blocks(x: F32, bits: int) -> U8:
-    """int8 (bits = 8) or int4 blocks of 32 weights each      [Q8_0 and Q4_0]
+def quantize_blocks(x: F32, kind: int) -> U8:
+    """Blocks of 32 weights each      [Q8_0, Q4_0 or Q4_1]
 
-    int8: d = max |w| / 127 as float16, q = round(w / d). int4: the best of sixteen scales, by least squares. Of the
+    Q8_0: d = max |w| / 127 as float16, q = round(w / d). Q4_0: the best of sixteen scales, by least squares. Of the
     steps -8 d … 7 d the longer half goes to the side of the weight farthest from 0, which may be k = 5.25 … 9 of them.
     Each k gives whole numbers q; the d that suits them best is Σ u w q / Σ u q², and leaves an error of
     Σ u w² - (Σ u w q)² / Σ u q². A weight counts u = w² + mean w²: an error in a large one matters more.
 
-    x [B, 32] float32 → [B, bytes] uint8, 34 or 18 bytes
+    Q4_1: the best of sixteen ranges, by least squares: from the smallest to the largest weight there are k = 10.75 … 16
+    steps. Each k gives integers p, centered: q - 7.5. The line d p + c through the weights has d = cov(w, p) / var p
+    and leaves an error of 32 (var w - cov(w, p)² / var p).
+
+    x [B, 32] float32 → [B, bytes] uint8, 34, 18 or 20 bytes
     """
-    if bits == 8:
+    if kind == Q8_0:
         return _with_scale_of(x, np.abs(x).max(axis=-1, keepdims=True) / np.float32(127))
+    if kind == Q4_1:
+        return _with_minimum(x)
     farthest = np.take_along_axis(x, np.abs(x).argmax(axis=-1)[:, None], axis=-1)
     r = np.divide(x, farthest, out=np.zeros_like(x), where=farthest != 0)
     u, best, most = r * r + np.mean(r * r, axis=-1, keepdims=True), np.zeros_like(farthest), np.zeros_like(farthest)
@@ -226,6 +233,38 @@ def quantize_blocks(x: F32, bits: int) -> U8:
     q = np.divide(x, stored, out=np.zeros_like(x), where=stored != 0) + np.float32(8.5)
     nibbles = np.clip(q, 0, 15).astype(np.uint8)
     return _with_scale(d, nibbles[:, :16] | nibbles[:, 16:] << 4)
+
+
+def _with_minimum(x: F32) -> U8:
+    """Q4_1 of `quantize_blocks`."""
+    low, high = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+    middle, half = (low + high) / 2, (high - low) / 2
+    r = np.divide(x - middle, half, out=np.zeros_like(x), where=half > 0)  # from -1 to 1
+    mean, d, most = r.mean(axis=-1, keepdims=True), np.zeros_like(half), np.zeros_like(half)
+    center = mean
+    for k in RANGES:
+        p = np.clip(np.rint(r * (k / 2) + np.float32(7.5)), 0, 15) - np.float32(7.5)
+        average = p.mean(axis=-1, keepdims=True)
+        along, square = ((each * (p - average)).sum(axis=-1, keepdims=True) for each in (r, p))
+        slope = np.divide(along, square, out=np.zeros_like(d), where=square > 0)
+        better = along * slope > most
+        d, center = np.where(better, slope, d), np.where(better, mean - slope * average, center)
+        most = np.where(better, along * slope, most)
+    d, m = half * d, half * (center - np.float32(7.5) * d) + middle
+    scale, lowest = (each.astype(np.float16) for each in (d, m))
+    stored, above = scale.astype(np.float32), x - lowest.astype(np.float32)
+    q = np.divide(above, stored, out=np.zeros_like(x), where=stored != 0) + np.float32(0.5)
+    q = np.clip(q, 0, 15).astype(np.uint8)
+    return np.concatenate([scale.view(np.uint8), lowest.view(np.uint8), q[:, :16] | q[:, 16:] << 4], axis=-1)
+
+
+def q4_1_blocks(blocks: U8) -> U8:
+    """Q4_K blocks as Q4_1: [B, 144] → [8 B, 20]. Scales and minima are rounded to float16, integers stay."""
+    s, t = _sub_scales(blocks[:, 4:16])
+    d, m = _half(blocks[:, :2])[..., None] * s, _half(blocks[:, 2:4])[..., None] * -t.astype(np.float32)
+    q = _nibbles(blocks[:, -128:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    halves = [each.astype(np.float16).view(np.uint8) for each in (d, m)]
+    return np.concatenate([*halves, q[..., :16] | q[..., 16:] << 4], axis=-1).reshape(-1, 20)
 
 
 @definition

@@ -17,7 +17,7 @@ BYTES = 2 + BLOCK  # of a block
 
 def pack(x: F32) -> U8:
     """float32 [R, D] → int8 [R, D/32, 34]: d = max |w| / 127 as float16, q = round(w / d)."""
-    return quantize_blocks(x.reshape(-1, BLOCK), 8).reshape(len(x), -1, BYTES)
+    return quantize_blocks(x.reshape(-1, BLOCK), Q8_0).reshape(len(x), -1, BYTES)
 
 
 def unpack(data: U8) -> F32:

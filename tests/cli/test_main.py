@@ -402,6 +402,7 @@ def described(monkeypatch, tmp_path):
         config=RELEASED["gemma-3-1b"],
         files=(file,),
         tensors=tensors,
+        held={name: ("bf16", size) for name, (_, _, size) in tensors.items()},
         weight_bytes=2_000_000_000,
         instruction_tuned=True,
     )
@@ -418,6 +419,7 @@ def test_inspect_adds_up_weights_and_cache(described, capsys):
     assert report["memory"] == {"weights": 2_000_000_000, "cache": cache, "total": 2_000_000_000 + cache}
     assert report["pattern"] == "lllllg" * 4 + "ll" and report["kind"] == "instruction-tuned"
     assert report["tensors"][0]["count"] == 26 and report["tensors"][0]["bytes"] == 26 * 6912 * 1152 * 2
+    assert report["tensors"][0]["runs_as"] == "bf16" and report["tensors"][0]["memory"] == 26 * 6912 * 1152 * 2
     assert round(report["parameters"] / 1e6) == 1000 and report["embedding_parameters"] == 262_144 * 1152
 
 

@@ -14,7 +14,7 @@ import minigemma as mg
 from minigemma.arrays import round_bf16
 from minigemma.cli.main import main
 from minigemma.cli.quantize import quantize
-from minigemma.files.convert import NARROW, RUNS_AS
+from minigemma.files.convert import EIGHT_BITS, NARROW, RUNS_AS
 from minigemma.files.load import describe
 from minigemma.files.safetensors_file import write_safetensors
 
@@ -48,7 +48,7 @@ def test_it_loads_as_it_was_written(folder, tmp_path, dtype):
     assert small.eos == wanted.eos == (1, 106)
     gate, runs = small.weights.blocks[0].ffn.gate, RUNS_AS.get(dtype, dtype)
     assert gate.layout.name == runs
-    assert small.weights.embedding.layout.name == runs.replace("int4", "int8")
+    assert small.weights.embedding.layout.name == EIGHT_BITS.get(runs, runs)
     assert mapped(gate.data) == (runs == dtype), "mapped, not copied, if it runs as it is stored"
     assert describe(tmp_path / "small").weight_bytes == describe(folder, dtype).weight_bytes
     stored = sum(size for *_, size in describe(tmp_path / "small").tensors.values())
@@ -61,7 +61,8 @@ def test_it_loads_as_it_was_written(folder, tmp_path, dtype):
     "dtype, low, high",
     [
         ("int8", 0.002, 0.01),
-        ("int4", 0.04, 0.12),
+        ("int4", 0.03, 0.1),
+        ("int4-symmetric", 0.04, 0.12),
         ("sfp8", 0.01, 0.04),
         ("int8-row", 0.004, 0.012),
         ("int4-row", 0.08, 0.13),
@@ -71,14 +72,15 @@ def test_reported_errors_are_those_of_the_format(folder, tmp_path, dtype, low, h
     report = quantize(folder, tmp_path / "small", dtype)
     assert {"embedding", "blocks.attention.q", "blocks.ffn.down"} <= set(report.errors)
     for role, error in report.errors.items():
-        if role != "embedding" or "int4" not in dtype:  # else int8
+        in_eight = ("embedding", "blocks.attention.q", "blocks.attention.k", "blocks.attention.v")
+        if "int4" not in dtype or role not in in_eight[: 4 if dtype == "int4" else 1]:
             assert low < error < high, role
 
 
 def test_it_can_be_read_by_the_safetensors_library(folder, tmp_path):
     quantize(folder, tmp_path / "small", "int4")
     tensors = dict(safetensors.deserialize((tmp_path / "small" / "model.safetensors").read_bytes()))
-    assert tensors["model.layers.0.mlp.up_proj.weight"]["shape"][-1] == 288  # sixteen rows side by side
+    assert tensors["model.layers.0.mlp.up_proj.weight"]["shape"][-1] == 320  # sixteen rows side by side
 
 
 @pytest.mark.oracle
@@ -87,7 +89,7 @@ def test_it_can_be_read_by_torch(folder, tmp_path):
 
     quantize(folder, tmp_path / "small", "int4")
     tensors = load_file(tmp_path / "small" / "model.safetensors")
-    assert tensors["model.layers.0.mlp.up_proj.weight"].shape[-1] == 288
+    assert tensors["model.layers.0.mlp.up_proj.weight"].shape[-1] == 320
 
 
 def test_a_quantized_folder_can_be_loaded_in_another_dtype(folder, tmp_path):
@@ -99,12 +101,14 @@ def test_a_quantized_folder_can_be_loaded_in_another_dtype(folder, tmp_path):
 
 
 def test_int4_files_keep_their_weights_in_other_formats(folder, tmp_path):
-    """Sixteen rows side by side are the same whole numbers: int8 and float32 lose none of them, int4 is the file."""
+    """Sixteen rows side by side are the same numbers: float32 loses nothing, int8 little, int4 is the file."""
     quantize(folder, tmp_path / "small", "int4")
     there = mg.load(tmp_path / "small").weights.blocks[1].ffn.down
+    wide = there.widen()
     for dtype in ("int8", "f32"):
         same = mg.load(tmp_path / "small", dtype=dtype).weights.blocks[1].ffn.down
-        assert same.layout.name == dtype and np.array_equal(same.widen(), there.widen())
+        assert same.layout.name == dtype
+        assert np.abs(same.widen() - wide).max() <= (np.abs(wide).max() / 127 if dtype == "int8" else 0)
     again = mg.load(tmp_path / "small", dtype="int4").weights.blocks[1].ffn.down
     assert np.array_equal(again.data, there.data) and mapped(again.data)
 

@@ -13,18 +13,26 @@ from minigemma.models.registry import RELEASED
 
 
 @pytest.mark.parametrize(
-    "dtype, bits", [("f32", 32), ("bf16", 16), ("int8", 8.5), ("int4", 4.5), ("int8-row", 8.5), ("int4-row", 4.5)]
+    "dtype, bits",
+    [
+        *(("f32", 32), ("bf16", 16), ("int8", 8.5), ("int4", 5), ("int4-symmetric", 4.5)),
+        *(("int8-row", 8.5), ("int4-row", 4.5)),
+    ],
 )
 def test_random_weights_take_the_bytes_that_the_format_says(dtype, bits):
     config = RELEASED["gemma-3-270m"]
     model = random_model(config, dtype, layers=2)
-    matrices = replace(config, layers=2).non_embedding_parameters * bits / 8
-    embedding = config.embedding_parameters * (bits + 4 if "int4" in dtype else bits) / 8
-    assert weight_bytes(model.weights) == pytest.approx(matrices + embedding, rel=2e-3), "norms are float32"
+    sizes, wide = replace(config, layers=2), {"int4": 8.5, "int4-symmetric": 8.5, "int4-row": 8.5}.get(dtype, bits)
+    in_eight = config.embedding_parameters  # of an int4 model, and what attention begins with
+    if dtype == "int4":
+        in_eight += 2 * (config.heads + 2 * config.kv_heads) * config.head_dim * config.width
+    in_four = sizes.embedding_parameters + sizes.non_embedding_parameters - in_eight
+    expected = (in_eight * wide + in_four * bits) / 8
+    assert weight_bytes(model.weights) == pytest.approx(expected, rel=2e-3), "norms are float32"
     assert model.weights.blocks[1].ffn.down.layout.name == RUNS_AS.get(dtype, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int8-row", "int4-row"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4", "int4-symmetric", "int8-row", "int4-row"])
 @pytest.mark.parametrize("config", [RECURRENT, LOCAL_GLOBAL, SEEING], ids=["recurrent", "gemma 2", "gemma 3"])
 def test_random_models_run_and_their_values_keep_their_size(config, dtype):
     model = random_model(config, dtype)

@@ -10,14 +10,14 @@ from support.synthetic import config_json
 
 import minigemma as mg
 from minigemma.arrays import LargePages
-from minigemma.files.convert import FORMATS, RUNS_AS, Stored, converted_weight, held_bytes
+from minigemma.files.convert import EIGHT_BITS, FORMATS, RUNS_AS, Stored, converted_weight, held_bytes, stored_tensor
 from minigemma.files.gguf_file import open_gguf
 from minigemma.files.load import describe
+from minigemma.layouts import LAYOUTS, Weight
 from minigemma.layouts import STORED as STORED_FORMS
-from minigemma.layouts import Weight
-from minigemma.layouts.gguf_blocks import dequantize
-from minigemma.layouts.int4 import quantize_q4_0, to_q4_0
-from minigemma.models.registry import layer_tensors
+from minigemma.layouts.gguf_blocks import Q4_0, dequantize, quantize_blocks
+from minigemma.layouts.int4 import to_gguf
+from minigemma.models.registry import RELEASED, all_names, layer_tensors
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -30,7 +30,8 @@ def test_a_gguf_file_is_the_same_model_as_the_folder_it_was_made_from(family, tm
     np.testing.assert_allclose(file.forward(ids), folder.forward(ids), atol=2e-4 * np.abs(folder.forward(ids)).max())
 
 
-STORED = {"F32": "f32", "F16": "bf16", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "int4", "Q5_0": "int8", "Q4_1": "int8"}
+STORED = {"F32": "f32", "F16": "bf16", "BF16": "bf16", "Q8_0": "int8", "Q5_0": "int8", "Q5_1": "int8"}
+STORED |= {"Q4_0": "int4-symmetric", "Q4_1": "int4"}
 
 
 @pytest.mark.parametrize("kind", STORED)
@@ -41,8 +42,8 @@ def test_gguf_types_run_in_the_nearest_layout(kind, tmp_path):
     assert matrix.layout.name == STORED[kind]
     assert not matrix.data.flags.writeable
     exact = mg.load(tmp_path / "model.gguf", dtype="f32").weights.blocks[3].ffn.down.data
-    assert np.abs(matrix.widen() - exact).max() <= (np.abs(exact).max() / 200 if kind in ("F16", "Q4_1") else 0)
-    in_place = kind in ("F32", "BF16", "Q8_0")  # Q4_0 is interleaved while loading
+    assert np.abs(matrix.widen() - exact).max() <= (np.abs(exact).max() / 200 if kind in ("F16", "Q5_1") else 0)
+    in_place = kind in ("F32", "BF16", "Q8_0")  # Q4_0 and Q4_1 are interleaved while loading
     assert in_place == _in_mapping(matrix.data)
 
 
@@ -66,19 +67,20 @@ def test_a_type_without_kernels_of_its_own_runs_as_int8(kind, tmp_path, monkeypa
     assert np.isfinite(model.forward(ids)).all()
 
 
-def test_q4_0_is_interleaved_whether_int4_is_named_or_not(tmp_path):
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_four_bits_are_interleaved_whether_int4_is_named_or_not(kind, tmp_path):
     """The same weights, in the order that is fastest, and no byte more in memory."""
     config, weights = CONFIGS["gemma3"], random_weights(CONFIGS["gemma3"])
-    path = write_gguf(tmp_path / "model.gguf", config, weights, "Q4_0")
+    path = write_gguf(tmp_path / "model.gguf", config, weights, kind)
     stored, asked = mg.load(path), mg.load(path, dtype="int4")
     one, other = stored.weights.blocks[3].ffn.down, asked.weights.blocks[3].ffn.down
-    assert np.array_equal(one.data, other.data) and np.array_equal(to_q4_0(one.data), _blocks_of(path, one.data))
-    assert asked.weights.embedding.layout.name == stored.weights.embedding.layout.name == "int4"
+    assert np.array_equal(one.data, other.data) and np.array_equal(to_gguf(one.data), _blocks_of(path, one.data))
+    assert asked.weights.embedding.layout.name == stored.weights.embedding.layout.name == STORED[kind]
     np.testing.assert_array_equal(asked.forward(ids), stored.forward(ids))
 
 
 def _blocks_of(path, data):
-    """The tensor of a GGUF file with as many bytes of Q4_0, row by row, as these have."""
+    """The tensor of a GGUF file with as many bytes, row by row, as these have."""
     name = "blk.3.ffn_down.weight"
     blocks = open_gguf(path).tensors[name].blocks
     assert blocks.nbytes == data.nbytes
@@ -86,16 +88,71 @@ def _blocks_of(path, data):
 
 
 def test_int4_of_rows_that_do_not_divide_by_sixteen_runs_as_int8():
-    """Losslessly: from Q4_0 blocks and from a float32 tensor that is rounded to them."""
-    blocks = quantize_q4_0(np.random.default_rng(0).standard_normal((19, 96), np.float32))
-    wide, pages = dequantize("Q4_0", blocks), LargePages()
-    for kind, array in (("Q4_0", blocks), ("F32", wide)):
-        weight = converted_weight("blocks.0.ffn.up", Stored("up", kind, (19, 96), array), "int4", 0.0, pages)
-        assert weight.layout.name == "int8" and np.array_equal(weight.widen(), wide)
-        assert held_bytes("blocks.0.ffn.up", Stored("up", kind, (19, 96), array), "int4") == weight.nbytes
+    """From Q4_0 blocks losslessly."""
+    x = np.random.default_rng(0).standard_normal((19, 96), np.float32)
+    blocks = quantize_blocks(x.reshape(-1, 32), Q4_0).reshape(19, 3, 18)
+    for kind, array in (("Q4_0", blocks), ("F32", x)):
+        tensor = Stored("up", kind, (19, 96), array)
+        weight, wide = converted_weight("blocks.0.ffn.up", tensor, "int4", 0.0, LargePages()), dequantize(kind, array)
+        assert weight.layout.name == "int8"
+        assert np.abs(weight.widen() - wide).max() <= (0 if kind == "Q4_0" else np.abs(wide).max() / 250)
+        assert held_bytes("blocks.0.ffn.up", tensor, "int4") == weight.nbytes
 
 
-@pytest.mark.parametrize("form, becomes", [("int8-row", "int8"), ("int4-row", "int4"), ("sfp8", "bf16")])
+def test_q4_k_takes_five_bits_and_is_its_own_exact_model(tmp_path, monkeypatch):
+    """Rounding products of scales to float16, and x to 8 bits, hardly moves a distribution; `describe` says so."""
+    plain = gguf_files.quantize
+
+    def quantize(values, wanted):
+        if wanted != "Q4_K" or values.shape[1] % 256:
+            return plain(values, "Q8_0" if wanted == "Q4_K" else wanted)
+        made = gguf_files.random_blocks("Q4_K", len(values), values.shape[1] // 256)
+        made[..., :4] = np.array([3e-4, 2.2e-3], np.float16).view(np.uint8)  # 6-bit scales: weights around 0
+        return made.reshape(len(values), -1)
+
+    monkeypatch.setattr(gguf_files, "quantize", quantize)
+    config = CONFIGS["gemma2"]
+    path = write_gguf(tmp_path / "model.gguf", config, random_weights(config), "Q4_K")
+    model, exact = mg.load(path), mg.load(path, dtype="f32")
+    gate = model.weights.blocks[0].ffn.gate
+    assert gate.layout.name == "int4" and gate.nbytes == gate.shape[0] * gate.shape[1] * 5 // 8
+    wide = exact.weights.blocks[0].ffn.gate.data
+    assert np.abs(gate.widen() - wide).max() < 2**-10 * np.abs(wide).max()
+    assert describe(path).held["blocks.0.ffn.gate"] == ("int4", gate.nbytes)
+    logits = [np.float64(each.forward(ids)) for each in (model, exact)]
+    q, p = (each - np.log(np.exp(each).sum(axis=-1, keepdims=True)) for each in logits)
+    assert (np.exp(p) * (p - q)).sum(axis=-1).mean() < 0.002
+
+
+def test_27b_in_q4_k_m_fits_into_24_gb():
+    """llama.cpp's mix: half of v and down, and the embedding, in Q6_K, which runs as int8."""
+    config, held = RELEASED["gemma-3-27b"], 0
+    for name, _, shape in all_names(config, 1):
+        layer = int(name.split(".")[1]) if name.startswith("blocks.") else 0
+        more = layer < config.layers // 8 or layer >= 7 * config.layers // 8 or (layer - config.layers // 8) % 3 == 2
+        wide = name == "embedding" or (more and name.endswith((".attention.v", ".ffn.down")))
+        kind = "Q6_K" if wide else "Q4_K"
+        if not name.startswith("vision."):
+            held += held_bytes(name, Stored(name, kind if len(shape) == 2 else "F32", shape, np.empty(0)), None)
+    cache = config.cache_bytes(8192)
+    assert 18e9 < held < 20.5e9 and held + cache < 22.5e9, f"{held / 1e9:.1f} GB and {cache / 1e9:.1f} GB"
+
+
+@pytest.mark.parametrize("dtype", [None, "int4"])
+def test_files_of_int4_without_minima_are_read(dtype):
+    """As `minigemma quantize --dtype int4` wrote them before int4 had minima; they run where they lie."""
+    x = np.random.default_rng(0).standard_normal((32, 96), np.float32)
+    data = LAYOUTS["int4-symmetric"].pack(x)
+    tensor = stored_tensor("up", "U8", data)
+    assert (tensor.kind, tensor.shape) == ("INT4-SYMMETRIC", (32, 96))
+    weight = converted_weight("blocks.0.ffn.up", tensor, dtype, 0.0, LargePages())
+    assert np.shares_memory(weight.data, data) and weight.layout.name == "int4-symmetric"
+    for other in ("int8", "f32"):  # the same integers and scales
+        same = converted_weight("blocks.0.ffn.up", tensor, other, 0.0, LargePages())
+        assert same.layout.name == other and np.array_equal(same.widen(), weight.widen())
+
+
+@pytest.mark.parametrize("form, becomes", [("int8-row", "int8"), ("int4-row", "int4-symmetric"), ("sfp8", "bf16")])
 @pytest.mark.parametrize("size", [1, 1e-9])
 def test_stored_forms_become_layouts_that_run(form, becomes, size):
     """A row's scale is rounded to float16, codes of eight bits to bf16; what has no normal float16 becomes bf16."""
@@ -121,17 +178,22 @@ def _in_mapping(array):
 
 
 @pytest.mark.parametrize(
-    "dtype, step", [("bf16", 2**-8), ("int8", 1 / 127), ("int4", 1 / 7), ("int8-row", 1 / 127), ("int4-row", 2 / 3)]
+    "dtype, step",
+    [
+        *(("bf16", 2**-8), ("int8", 1 / 127), ("int4", 1 / 14), ("int4-symmetric", 1 / 7)),
+        *(("int8-row", 1 / 127), ("int4-row", 2 / 3)),
+    ],
 )
 def test_other_layouts_on_request(dtype, step, tmp_path):
     config, weights = CONFIGS["gemma2"], random_weights(CONFIGS["gemma2"])
     folder = write_folder(tmp_path / "hf", config, weights)
     model = mg.load(folder, dtype=dtype)
     runs = RUNS_AS.get(dtype, dtype)
-    assert model.weights.blocks[0].attention.q.layout.name == runs
-    assert model.weights.embedding.layout.name == runs.replace("int4", "int8")
-    exact = weights["model.layers.0.self_attn.q_proj.weight"]
-    assert 0 < np.abs(model.weights.blocks[0].attention.q.widen() - exact).max() <= np.abs(exact).max() * step
+    assert model.weights.blocks[0].attention.o.layout.name == runs
+    assert model.weights.blocks[0].attention.q.layout.name == ("int8" if dtype == "int4" else runs)
+    assert model.weights.embedding.layout.name == EIGHT_BITS.get(runs, runs)
+    exact = weights["model.layers.0.self_attn.o_proj.weight"]
+    assert 0 < np.abs(model.weights.blocks[0].attention.o.widen() - exact).max() <= np.abs(exact).max() * step
 
 
 def test_describe_reads_sizes_from_the_headers(tmp_path):

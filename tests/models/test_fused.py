@@ -28,7 +28,7 @@ CONFIGS = {
 GRIFFIN = {**SIZES, "layers": 5, "kv_heads": 1, "lru_width": 128, "gate_blocks": 2, "window": 7}
 CONFIGS["recurrentgemma"] = RecurrentGemmaConfig(**GRIFFIN)
 OFF = mg.Taps("final_norm")  # with taps the definitions run
-OFF_BY = {"int8": 5e-4, "int8-row": 5e-4, "int4-row": 5e-4, "int4": 2e-2}
+OFF_BY = {"int8": 5e-4, "int8-row": 5e-4, "int4-row": 5e-4, "int4": 2e-2, "int4-symmetric": 2e-2}
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_models_of_another_kind_keep_their_blocks(calls):
 
 def test_weights_of_several_formats(calls):
     """A file may hold its layers' matrices in different blocks, as llama.cpp's mixed formats do."""
-    few, many = (random_model(CONFIGS["gemma3"], dtype) for dtype in ("int4", "int8"))
+    few, many = (random_model(CONFIGS["gemma3"], dtype) for dtype in ("int4-symmetric", "int8"))
     blocks = tuple(
         replace(a, attention=replace(a.attention, v=b.attention.v), ffn=replace(a.ffn, down=b.ffn.down))
         for a, b in zip(few.weights.blocks, many.weights.blocks, strict=True)

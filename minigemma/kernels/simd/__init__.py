@@ -46,6 +46,7 @@ from .interleaved import (
     round_int4_block,
     row_sums_zeros,
     store_row_sums,
+    unpack_halves,
     unpack_int4_block,
 )
 from .products import dot_32, unpack_32

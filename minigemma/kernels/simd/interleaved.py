@@ -1,7 +1,12 @@
 """Operations on weights interleaved by 16 rows (layouts/int4.py), whose blocks lie in an array of uint32 words.
 
-A lane is a row: a block's 16 scales, then words of four bytes a row, of which each byte has columns in its bits. x is
-int8. Sums of products are exact in 16 bits: at most 8 columns of 15 · 127, or of 4 · 3 · 127, in each half of a lane.
+A lane is a row: a block's 16 scales d and 16 minima m, then words of four bytes a row, of which each byte has columns
+in its bits. `minima` is the word of a block at which they begin: SCALES, or 0 in a block without any, whose minima are
+its scales times a factor. x is int8 with a scale; `total` is Σ x of a block, times that factor. A block's product is
+
+    Σ w x = d · scale of x · Σ q · int8  +  m · total
+
+Sums of products are exact in 16 bits: at most 8 columns of 15 · 127, or of 4 · 3 · 127, in each half of a lane.
 """
 
 from __future__ import annotations
@@ -21,11 +26,9 @@ from .operation import (
     Array,
     Float,
     Index,
-    Int,
     Lanes,
     LanesType,
     Pointer,
-    TwoVectors,
     constant,
     multiply_add,
     operation,
@@ -44,18 +47,19 @@ TYPES["FourRowSums"] = types.UniTuple(TYPES["RowSums"], 4)  # and for each of fo
 TYPES["ByteTile"] = LanesType(f"fours{LANES}x{ROWS}x2", FOURS.element, FOURS.count, ROWS * 2)  # products of bytes
 
 
-def _scales(block: Pointer, part: int) -> Lanes:
-    return half_to_float(block + part * LANES // 2, LANES)
+def _halves(at: Pointer, part: int) -> Lanes:
+    """Scales or minima of LANES rows."""
+    return half_to_float(at + part * LANES // 2, LANES)
 
 
-def _word(block: Pointer, word: int, part: int) -> Lanes:
+def _word(words: Pointer, word: int, part: int) -> Lanes:
     """A word of LANES rows, in 16 bits."""
-    return (block + (SCALES + word * SIDE + part * LANES)).load(I16, 2 * LANES)
+    return (words + (word * SIDE + part * LANES)).load(I16, 2 * LANES)
 
 
-def _nibbles(block: Pointer, word: int, part: int) -> list[Lanes]:
+def _nibbles(words: Pointer, word: int, part: int) -> list[Lanes]:
     """q of columns 8 word … 8 word + 3, then of the next four: 4 · LANES bytes each, LANES of the rows."""
-    eight = _word(block, word, part)
+    eight = _word(words, word, part)
     return [(half & 0x0F0F).bits(I8) for half in (eight, eight >> 4)]
 
 
@@ -64,9 +68,9 @@ def _four_columns(at: Pointer) -> Lanes:
     return at.load(I32, 0).splat().bits(I8)
 
 
-def _add_scaled(sums: Lanes, products: Lanes, start: Lanes, scale: Lanes) -> Lanes:
-    """sums + (start + the sums of products) · scale: LANES float32."""
-    return multiply_add((sums_of_fours(products) + start).to_float(), scale, sums)
+def _add_scaled(sums: Lanes, products: Lanes, scale: Lanes, minimum: Lanes, total: Lanes) -> Lanes:
+    """sums + the sums of products · scale + minimum · total: LANES float32."""
+    return multiply_add(minimum, total, multiply_add(sums_of_fours(products).to_float(), scale, sums))
 
 
 @operation
@@ -76,24 +80,27 @@ def row_sums_zeros() -> RowSums:
 
 
 @operation
-def add_int4_block(sums: RowSums, weight: Array, at: Index, x: Array, k: Index, scale: Float, start: Int) -> RowSums:
-    """sums + the products of the block at weight[at] with int8 x[k : k + 32], times the scales of both; start is
-    -8 Σ x.
-    """
-    block, totals = weight[at], [no_fours()] * VECTORS
+def add_int4_block(
+    sums: RowSums, weight: Array, at: Index, minima: Index, x: Array, k: Index, scale: Float, total: Float
+) -> RowSums:
+    """sums + the products of the block at weight[at] with int8 x[k : k + 32]."""
+    block, products = weight[at], [no_fours()] * VECTORS
+    own = block + minima
     for word in range(4):
         columns = [_four_columns(x[k] + (8 * word + i)) for i in (0, 4)]
         for part in range(VECTORS):
-            for q, four in zip(_nibbles(block, word, part), columns, strict=True):
-                totals[part] = add_products_of_fours(totals[part], q, four)
-    start, scale = start.splat(), scale.splat()
-    return [_add_scaled(sums[i], totals[i], start, _scales(block, i) * scale) for i in range(VECTORS)]
+            for q, four in zip(_nibbles(own + SCALES, word, part), columns, strict=True):
+                products[part] = add_products_of_fours(products[part], q, four)
+    scale, total = scale.splat(), total.splat()
+    for i in range(VECTORS):
+        sums[i] = _add_scaled(sums[i], products[i], _halves(block, i) * scale, _halves(own, i), total)
+    return sums
 
 
 @operation
-def add_int2_block(sums: RowSums, weight: Array, at: Index, x: Array, k: Index, scale: Float, start: Int) -> RowSums:
-    """The same of a block of 64 columns in two bits; start is -3 Σ x. In x, from x[k] on, each four columns stand
-    LANES times, so that a product takes them without an instruction to spread them.
+def add_int2_block(sums: RowSums, weight: Array, at: Index, x: Array, k: Index, scale: Float, total: Float) -> RowSums:
+    """The same of a block of 64 columns in two bits, without minima. In x, from x[k] on, each four columns stand LANES
+    times, so that a product takes them without an instruction to spread them.
 
     Of a byte's four columns two are multiplied where they are, four times too large, which saves shifting them.
     """
@@ -101,15 +108,15 @@ def add_int2_block(sums: RowSums, weight: Array, at: Index, x: Array, k: Index, 
     once, fourfold = ([no_fours()] * VECTORS for _ in range(2))
     for word in range(4):
         for part in range(VECTORS):
-            sixteen = _word(block, word, part)
+            sixteen = _word(block + SCALES, word, part)
             masked = [(half & mask).bits(I8) for half in (sixteen, sixteen >> 4) for mask in (0x0303, 0x0C0C)]
             for i, q in enumerate(masked):
-                total, four = fourfold if i % 2 else once, (x[k] + (4 * word + i) * 4 * LANES).load(I8, 4 * LANES)
-                total[part] = add_products_of_fours(total[part], q, four)
-    start, scale = start.splat(), scale.splat()
+                products, four = fourfold if i % 2 else once, (x[k] + (4 * word + i) * 4 * LANES).load(I8, 4 * LANES)
+                products[part] = add_products_of_fours(products[part], q, four)
+    scale, total = scale.splat(), total.splat()
     for i in range(VECTORS):
-        twice = (once[i] << 1) + fourfold[i].shift_signed(1)
-        sums[i] = _add_scaled(sums[i], twice, start, _scales(block, i) * scale)
+        twice, own = (once[i] << 1) + fourfold[i].shift_signed(1), _halves(block, i)
+        sums[i] = _add_scaled(sums[i], twice, own * scale, own, total)
     return sums
 
 
@@ -131,24 +138,25 @@ def four_row_sums_zeros() -> FourRowSums:
 
 @operation
 def add_int4_block_to_four(
-    sums: FourRowSums, weight: Array, at: Index, x: Array, scales: Array, starts: Array, block: Index, blocks: Index
+    sums: FourRowSums, weight: Array, at: Index, minima: Index, x: Array, scales: Array, block: Index, blocks: Index
 ) -> FourRowSums:
-    """`add_int4_block` for four tokens, of which x, the scales and the starts have `blocks` each: blocks `block`,
-    `block + blocks` and so on. What is unpacked of the weights meets all four.
+    """`add_int4_block` for four tokens, of which x has `blocks` blocks each: `block`, `block + blocks` and so on;
+    `scales` has the scale and the total of each. What is unpacked of the weights meets all four tokens.
     """
     words, own = weight[at], [block + blocks * i for i in range(4)]
-    numbers, totals = [x[which * 32] for which in own], [[no_fours()] * VECTORS for _ in range(4)]
+    numbers, products = [x[which * 32] for which in own], [[no_fours()] * VECTORS for _ in range(4)]
     for word in range(4):
-        unpacked = [_nibbles(words, word, part) for part in range(VECTORS)]
-        for address, total in zip(numbers, totals, strict=True):
+        unpacked = [_nibbles(words + minima + SCALES, word, part) for part in range(VECTORS)]
+        for address, made in zip(numbers, products, strict=True):
             for half in range(2):
                 four = _four_columns(address + (8 * word + 4 * half))
                 for part in range(VECTORS):
-                    total[part] = add_products_of_fours(total[part], unpacked[part][half], four)
-    for token, total, which in zip(sums, totals, own, strict=True):
-        scale, start = (array[which].load_element().splat() for array in (scales, starts))
+                    made[part] = add_products_of_fours(made[part], unpacked[part][half], four)
+    for token, made, which in zip(sums, products, own, strict=True):
+        scale, total = ((scales[which * 2] + i).load_element().splat() for i in range(2))
         for part in range(VECTORS):
-            token[part] = _add_scaled(token[part], total[part], start, _scales(words, part) * scale)
+            d, m = _halves(words, part) * scale, _halves(words + minima, part)
+            token[part] = _add_scaled(token[part], made[part], d, m, total)
     return sums
 
 
@@ -156,35 +164,38 @@ def add_int4_block_to_four(
 
 
 @operation
-def unpack_int4_block(
-    weight: Array, at: Index, panel: Array, to: Index, stride: Index, scales: Array, there: Index
-) -> None:
+def unpack_int4_block(weight: Array, at: Index, minima: Index, panel: Array, to: Index, stride: Index) -> None:
     """The block at weight[at] as bytes q: columns 4 i … 4 i + 3 of all rows at panel[to + i · stride :], the four of a
-    row together; uint8. Its scales at scales[there :], float32.
+    row together; uint8.
     """
-    block = weight[at]
+    words = weight[at] + minima + SCALES
     for word in range(4):
         for part in range(VECTORS):
-            for i, four in enumerate(_nibbles(block, word, part)):
+            for i, four in enumerate(_nibbles(words, word, part)):
                 panel[to + stride * (2 * word + i) + part * 4 * LANES].store(four)
-    for part in range(VECTORS):
-        scales[there + part * LANES].store(_scales(block, part))
 
 
 @operation
-def round_int4_block(weight: Array, at: Index, panel: Array, to: Index) -> None:
+def unpack_halves(weight: Array, at: Index, factor: Float, out: Array, to: Index) -> None:
+    """out[to : to + 16] = the sixteen float16 from weight[at] on, times a factor; float32."""
+    for part in range(VECTORS):
+        out[to + part * LANES].store(_halves(weight[at], part) * factor.splat())
+
+
+@operation
+def round_int4_block(weight: Array, at: Index, minima: Index, factor: Float, panel: Array, to: Index) -> None:
     """The block at weight[at] as bf16, a tile of AMX (amx.py): columns 2 i and 2 i + 1 of all rows, in pairs, at
-    panel[to + 32 i :]; uint16.
+    panel[to + 32 i :]; uint16. `factor`: of its minima.
     """
     block = weight[at]
-    scales = half_to_float(block, SIDE)
+    scales, lowest = half_to_float(block, SIDE), half_to_float(block + minima, SIDE) * factor.splat(SIDE)
 
     def rounded(eight: Lanes, shift: int) -> Lanes:
         """Its upper 16 bits are the bf16."""
-        return round_off((((eight >> shift & 15) - 8).to_float() * scales).bits(I32), 16)
+        return round_off(multiply_add((eight >> shift & 15).to_float(), scales, lowest).bits(I32), 16)
 
     for word in range(4):
-        eight = (block + (SCALES + word * SIDE)).load(I32, SIDE)
+        eight = (block + minima + (SCALES + word * SIDE)).load(I32, SIDE)
         for i, shift in enumerate((0, 16, 4, 20)):
             pair = rounded(eight, shift) >> 16 | rounded(eight, shift + 8) & -65536
             panel[to + (4 * word + i) * 2 * SIDE].store(pair.bits(I16))
@@ -213,22 +224,16 @@ def byte_tile_add(tile: ByteTile, x: Array, start: Index, stride: Index, panel: 
 
 @operation
 def byte_tile_add_scaled(
-    tile: ByteTile,
-    row_scales: TwoVectors,
-    x_scales: Array,
-    starts: Array,
-    first: Index,
-    step: Index,
-    out: Array,
-    index: Index,
+    tile: ByteTile, halves: Array, own: Index, scales: Array, block: Index, blocks: Index, out: Array, index: Index
 ) -> None:
-    """out[index + t · 2 · LANES :] += tile[t, :], the products of a block, times the scales of the rows and those of
-    ROWS tokens t: x_scales[first + t · step], which start at starts[first + t · step].
+    """out[index + t · 2 · LANES :] += tile[t, :], the products of a block of x and 2 · LANES rows, whose scales, then
+    minima, begin at halves[own]. `scales` has the scale and the total of the block of each of ROWS tokens: blocks
+    `block`, `block + blocks` and so on.
     """
-    row, scale, start = out[index], x_scales[first], starts[first]
+    row, of_token, of_rows = out[index], scales[block * 2], [(halves[own] + i * LANES).load(F32) for i in range(4)]
     for t in range(ROWS):
-        its_scale, its_start = scale.load_element().splat(), start.load_element().splat()
+        scale, total = ((of_token + i).load_element().splat() for i in range(2))
         for half in range(2):
-            place = row + (2 * t + half) * LANES
-            place.store(_add_scaled(place.load(F32), tile[2 * t + half], its_start, row_scales[half] * its_scale))
-        scale, start = scale + step, start + step
+            place, d = row + (2 * t + half) * LANES, of_rows[half] * scale
+            place.store(_add_scaled(place.load(F32), tile[2 * t + half], d, of_rows[2 + half], total))
+        of_token = of_token + blocks * 2
