@@ -34,8 +34,7 @@ from ..kernels import two_pass_head as kernels
 from ..kernels.two_pass_head import COARSE, DEVIATIONS, STEP
 from ..kernels.weights import of
 from ..layouts import Weight
-from ..layouts.int4 import BLOCK, SIDE, interleave, separate, unpack
-from ..layouts.int4 import SYMMETRIC_BYTES as BYTES
+from ..layouts.int4 import BLOCK, SIDE, SYMMETRIC_BYTES, interleave, separate, unpack
 from .linear import linear
 
 FROM = ("f32", "bf16", "int8")  # layouts of a head that can have a coarse copy
@@ -104,7 +103,7 @@ def _in_few_bits(weight, order):
     fits = R > 0 and R % SIDE == 0 and D % COARSE == 0 and weight.layout.name in FROM
     fits = fits and order.dtype == np.int32 and np.array_equal(np.sort(order), np.arange(D))
     require(fits, "in_few_bits", weight, order)
-    out = np.empty((R // SIDE, coarse_bytes(SIDE, D) // BYTES, BYTES), np.uint8)
+    out = np.empty((R // SIDE, coarse_bytes(SIDE, D) // SYMMETRIC_BYTES, SYMMETRIC_BYTES), np.uint8)
     kernels.pack(get_num_threads(), of(weight), np.ascontiguousarray(order), fine_columns(D), out)
     return out
 
@@ -114,7 +113,7 @@ def _likely_logits(x, packed, order, weight):
     (V, D), made = weight.shape, packed.dtype == np.uint8 and packed.ndim == 3
     fits = x.shape == (1, D) and x.dtype == np.float32 and np.array_equal(np.sort(order), np.arange(D, dtype=np.int32))
     fits = fits and order.dtype == np.int32 and weight.layout.name in FROM and D % COARSE == 0 and V % SIDE == 0
-    fits = fits and made and packed.shape == (V // SIDE, coarse_bytes(SIDE, D) // BYTES, BYTES)
+    fits = fits and made and packed.shape == (V // SIDE, coarse_bytes(SIDE, D) // SYMMETRIC_BYTES, SYMMETRIC_BYTES)
     require(fits, "likely_logits", x, packed, order, weight)
     coarse = kernels.Coarse(read_only(np.ascontiguousarray(packed).reshape(-1).view(np.uint32)), fine_columns(D))
     y, order = np.empty((1, V), np.float32), read_only(np.array(order))
@@ -141,7 +140,7 @@ class CoarseHead:
 def coarse_bytes(rows: int, columns: int) -> int:
     """Bytes of the coarse copy of a head [R, D]: 18 for 32 columns in four bits, or for 64 in two."""
     fine = fine_columns(columns)
-    return rows * (fine // BLOCK + (columns - fine) // COARSE) * (BYTES // SIDE)
+    return rows * (fine // BLOCK + (columns - fine) // COARSE) * (SYMMETRIC_BYTES // SIDE)
 
 
 def coarse_head_of(head: Weight, final_norm: F32) -> CoarseHead | None:

@@ -57,7 +57,7 @@ def _permitted() -> bool:
 def choice() -> tuple[str, str]:
     """The path of a matmul, and why: "AMX", "emulated" (AMX in plain loops) or "vectors"."""
     asked = os.environ.get("MINIGEMMA_CPU", "")
-    if asked in ("emulated", "generic", "vectors"):
+    if asked in ("emulated", "generic", "vectors", "dots"):
         return "emulated" if asked == "emulated" else "vectors", f"as MINIGEMMA_CPU={asked} asks"
     return ("AMX", "it is there") if _permitted() else ("vectors", "this processor has no AMX-BF16")
 

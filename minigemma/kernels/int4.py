@@ -1,4 +1,5 @@
-"""Products with int4 weights, sixteen rows interleaved (layouts/int4.py): each lane holds one row. One loop serves the
+"""Products of bytes: weights of four bits, sixteen rows interleaved (layouts/int4.py), and for many tokens int8; each
+lane holds one row. One loop serves the
 blocks with minima and those without: their minima are their scales, times -8.
 
 For up to 16 tokens x is in 8 bits in blocks of 32 (prepare.py), and a block of weights is unpacked in registers. For
@@ -10,12 +11,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import float32
 from numpy.typing import NDArray
 
 from ..arrays import F32, aligned
 from ..layouts.int4 import BLOCK, SIDE
+from ..layouts.int8 import BYTES as INT8_BYTES
 from .amx import on_cache_line
-from .compiler import jit, jit_inner, workers_for
+from .compiler import by_type, jit, jit_inner, workers_for
 from .parallel import chunk, parallel_for
 from .prepare import round_blocks
 from .simd import (
@@ -28,14 +31,16 @@ from .simd import (
     byte_tile_add_scaled,
     byte_tile_zeros,
     four_row_sums_zeros,
+    load_half,
     prefetch,
     prefetch_ahead,
     row_sums_zeros,
     store_row_sums,
     unpack_halves,
     unpack_int4_block,
+    unpack_int8_block,
 )
-from .weights import block_words, factor_of_minima, minima_at
+from .weights import Int4Rows, Int8Rows, block_words, factor_of_minima, minima_at, row_length
 
 LONGEST = 80  # words of a block
 QUADS = BLOCK // 4
@@ -104,7 +109,7 @@ def _round_all(workers, x, whole, scales):
 
 
 def byte_tokens(x: F32) -> ByteTokens:
-    """x [T, D] rounded to 8 bits, for int4 rows."""
+    """x [T, D] rounded to 8 bits, for rows of int4 or int8."""
     (T, D), tokens = x.shape, -(-len(x) // ROWS) * ROWS
     whole, scales = aligned(tokens * D, np.int8), np.zeros(tokens * D // BLOCK * 2, np.float32)
     whole[T * D :] = 0
@@ -129,7 +134,7 @@ def open_byte_panel(x):
 
 
 @jit_inner
-def unpack_bytes(x, weight, part, panel):
+def _unpack_int4(x, weight, part, panel):
     """Unpacks some columns of 2 · LANES rows to bytes, and the scales and minima of each block; prefetches the next
     rows.
     """
@@ -144,6 +149,30 @@ def unpack_bytes(x, weight, part, panel):
             for line in range(0, LONGEST, 16):
                 prefetch(weight.data, at + lanes // SIDE * blocks * size + line)
             at += size
+
+
+@jit_inner
+def _unpack_int8(x, weight, part, panel):
+    """The same of int8, as q = w + 128 and m = -128 d: the instruction takes unsigned bytes."""
+    lanes, length, data = 2 * LANES, row_length(weight), weight.data
+    for r in range(part.rows):
+        at = (part.top + r) * length + part.first // BLOCK * INT8_BYTES
+        for block in range(part.width // BLOCK):
+            scale, to = load_half(data, at), block * 2 * lanes + r
+            panel.scales[to], panel.scales[to + lanes] = scale, float32(-128) * scale
+            unpack_int8_block(data, at + 2, panel.numbers, block * BLOCK * lanes + 4 * r, 4 * lanes)
+            at += INT8_BYTES
+        for k in range(0, part.width // BLOCK * INT8_BYTES, 64):
+            prefetch(data, at + (lanes - 1) * length + k)
+
+
+_unpack_rows = by_type("unpack_rows", {Int4Rows: _unpack_int4, Int8Rows: _unpack_int8}, on="weight")
+
+
+@jit_inner
+def unpack_bytes(x, weight, part, panel):
+    """Unpacks some columns of 2 · LANES rows."""
+    _unpack_rows(x, weight, part, panel)
 
 
 @jit_inner

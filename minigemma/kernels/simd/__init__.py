@@ -27,13 +27,14 @@ from .accumulators import (
     int_tile_add_scaled,
     int_tile_zeros,
     store_sums,
+    tile_add_bf16_pairs,
     tile_add_outer,
     tile_add_pairs,
     tile_load,
     tile_store,
     tile_zeros,
 )
-from .cpu import AHEAD, F16C, FORCED, LANES, ROWS, STREAMS, VNNI, paths
+from .cpu import AHEAD, BF16, DOTS, F16C, FORCED, LANES, ROWS, STREAMS, VNNI, paths
 from .interleaved import (
     SCALES,
     add_int2_block,
@@ -48,6 +49,7 @@ from .interleaved import (
     store_row_sums,
     unpack_halves,
     unpack_int4_block,
+    unpack_int8_block,
 )
 from .products import dot_32, unpack_32
 from .vectors import (

@@ -20,7 +20,7 @@ from .operation import (
     multiply_add,
     operation,
 )
-from .products import dot_of_32, integers_of_32, products_of_pairs
+from .products import add_products_of_bf16, dot_of_32, integers_of_32, products_of_pairs
 from .vectors import even_odd, splat_of_half
 
 # ---- eight sums: of two rows of a weight and four tokens
@@ -111,6 +111,20 @@ def tile_add_outer(tile: Tile, a: Array, start: Index, stride: Index, b: Array, 
         number = left.load_element().splat()
         for half in range(2):
             tile[2 * r + half] = multiply_add(number, right[half], tile[2 * r + half])
+        left = left + stride
+    return tile
+
+
+@operation
+def tile_add_bf16_pairs(tile: Tile, a: Array, start: Index, stride: Index, b: Array, index: Index) -> Tile:
+    """tile[r, i] += the products of the bf16 pairs a[start + r · stride : … + 2] and b[index + 2 i : … + 2], for r in
+    0 … ROWS - 1 and i in 0 … 2 · LANES - 1. a, b uint16.
+    """
+    right, left = [(b[index] + half * 2 * LANES).load(I32) for half in range(2)], a[start]
+    for r in range(ROWS):
+        pair = left.load(I32, 0).splat()
+        for half in range(2):
+            tile[2 * r + half] = add_products_of_bf16(tile[2 * r + half], pair, right[half])
         left = left + stride
     return tile
 

@@ -7,9 +7,10 @@ import os
 import numba
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name, initialize_native_asmparser
 
-# MINIGEMMA_CPU forces a path below the processor's own, so that tests can run it: "vectors" disables AMX, "emulated"
-# emulates it with plain loops (amx.py), "generic" disables AVX-512 and F16C as well. Numba's cache is keyed by these
-# features, so code compiled for one path never runs on another.
+# MINIGEMMA_CPU forces a path below the processor's own, so that tests can run it: "dots" disables AMX, "vectors" also
+# AVX-512's dot products in matmul, "generic" all of AVX-512 and F16C as well. "emulated" emulates AMX with plain loops
+# (amx.py), "dots" the dot products that the processor lacks. Numba's cache is keyed by these features, so code compiled
+# for one path never runs on another.
 FORCED = os.environ.get("MINIGEMMA_CPU", "")
 _features = get_host_cpu_features()
 _disabled = ("avx512", "avx10", "amx", "f16c") if FORCED == "generic" else ("amx",) if FORCED else ()
@@ -21,11 +22,15 @@ if any(_features[name] and name.startswith(_disabled) for name in _features):
 LANES = 16 if _features.get("avx512f") else 8  # float32 numbers in a vector: AVX-512, else AVX2 or two of NEON
 ROWS = 12 if LANES == 16 else 6  # of a tile: its sums take 24 of 32 registers, or 12 of 16
 F16C = bool(_features.get("f16c"))  # converts float16 in one instruction
-VNNI = LANES == 16 and bool(_features.get("avx512vnni"))  # multiplies and adds four pairs of bytes in one instruction
+VNNI = LANES == 16 and bool(_features.get("avx512vnni"))  # vpdpbusd: multiplies and adds four pairs of bytes
+BF16 = LANES == 16 and bool(_features.get("avx512bf16"))  # vdpbf16ps: multiplies and adds two pairs of bf16
+# The instructions that matmul uses beside float32 and int16, in order of preference.
+_there = {"vdpbf16ps": BF16, "vpdpbusd": VNNI}
+DOTS = tuple(name for name in _there if FORCED == "dots" or (FORCED == "" and _there[name]))
 # Places from which a thread reads weights at once: AMD's Zen reads up to a quarter faster from two, Intel's slower.
 STREAMS = 2 if get_host_cpu_name().startswith("znver") else 1
 AHEAD = 8192  # bytes to prefetch ahead in a weight: the processor's own prefetcher stops at each page of 4 KiB
-if VNNI:
+if VNNI or BF16:
     initialize_native_asmparser()
 
 

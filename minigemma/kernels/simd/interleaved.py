@@ -176,6 +176,13 @@ def unpack_int4_block(weight: Array, at: Index, minima: Index, panel: Array, to:
 
 
 @operation
+def unpack_int8_block(row: Array, at: Index, panel: Array, to: Index, stride: Index) -> None:
+    """32 int8 from row[at] on as uint8, 128 larger, four of them at panel[to + i · stride :] for i in 0 … 7."""
+    for i in range(8):
+        panel[to + stride * i].store((row[at] + 4 * i).load(I32, 0) ^ -0x7F7F7F80)
+
+
+@operation
 def unpack_halves(weight: Array, at: Index, factor: Float, out: Array, to: Index) -> None:
     """out[to : to + 16] = the sixteen float16 from weight[at] on, times a factor; float32."""
     for part in range(VECTORS):

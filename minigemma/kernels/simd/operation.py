@@ -114,6 +114,9 @@ class Lanes:
     def __or__(self, other: Lanes | int) -> Lanes:
         return self._apply("or_", other)
 
+    def __xor__(self, other: Lanes | int) -> Lanes:
+        return self._apply("xor", other)
+
     def __lshift__(self, places: int) -> Lanes:
         return self._apply("shl", places)
 

@@ -6,8 +6,9 @@ import platform
 
 from llvmlite import ir
 
-from .cpu import LANES, VNNI
+from .cpu import BF16, FORCED, LANES, VNNI
 from .operation import (
+    F32,
     I8,
     I16,
     I32,
@@ -19,12 +20,14 @@ from .operation import (
     assembly,
     call,
     constant,
+    multiply_add,
     operation,
     select,
 )
 
 # Sums of products of bytes, of which four belong to a lane: in 32 bits, or two in 16 bits that are still to be added.
-FOURS = ir.VectorType(I32, LANES) if VNNI else ir.VectorType(I16, 2 * LANES)
+IN_32 = VNNI or FORCED == "dots"
+FOURS = ir.VectorType(I32, LANES) if IN_32 else ir.VectorType(I16, 2 * LANES)
 
 
 def hide(vector: Lanes) -> Lanes:
@@ -55,6 +58,11 @@ def add_products_of_fours(total: Lanes, unsigned: Lanes, signed: Lanes) -> Lanes
     """
     if VNNI:
         return assembly("vpdpbusd $3, $2, $0", "=v,0,v,v", total, unsigned, signed)
+    if IN_32:  # emulated
+        for i in range(4):
+            a, b = (numbers.shuffle(range(i, 4 * LANES, 4)) for numbers in (unsigned, signed))
+            total = total + a.zero_extended(I32) * b.sign_extended(I32)
+        return total
     if LANES == 16:
         return total + call("llvm.x86.avx512.pmaddubs.w.512", total.value.type, unsigned, signed)
     unsigned, products = hide(unsigned), []
@@ -69,7 +77,17 @@ def add_products_of_fours(total: Lanes, unsigned: Lanes, signed: Lanes) -> Lanes
 
 def sums_of_fours(total: Lanes) -> Lanes:
     """LANES sums in int32 from a `total` of such products."""
-    return total if VNNI else products_of_pairs(total, hide(total.filled(1)))
+    return total if IN_32 else products_of_pairs(total, hide(total.filled(1)))
+
+
+def add_products_of_bf16(total: Lanes, a: Lanes, b: Lanes) -> Lanes:
+    """total, LANES float32, + the products of two bf16 numbers in each word of a and b. Emulated in the order of the
+    instruction: the upper numbers, then the lower ones, each a product and a sum that are rounded once.
+    """
+    if BF16:
+        return assembly("vdpbf16ps $3, $2, $0", "=v,0,v,v", total, a, b)
+    total = multiply_add((a & -65536).bits(F32), (b & -65536).bits(F32), total)
+    return multiply_add((a << 16).bits(F32), (b << 16).bits(F32), total)
 
 
 def integers_of_32(at: Pointer) -> list[Lanes]:
