@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# bf16 against float64 products of x rounded to bf16, int8 and int4 against those of x rounded to 8 bits in blocks of 32.
+# bf16 against float64 products of x rounded to bf16; int8, int4 against those of x rounded to 8 bits in blocks of 32.
 PROGRAM = """
 import numpy as np
 from minigemma.arrays import round_bf16, widen_bf16
