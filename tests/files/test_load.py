@@ -106,7 +106,7 @@ def test_q4_k_takes_five_bits_and_is_its_own_exact_model(tmp_path, monkeypatch):
     def quantize(values, wanted):
         if wanted != "Q4_K" or values.shape[1] % 256:
             return plain(values, "Q8_0" if wanted == "Q4_K" else wanted)
-        made = gguf_files.random_blocks("Q4_K", len(values), values.shape[1] // 256)
+        made = gguf_files.random_blocks("Q4_K", len(values), values.shape[1] // 256).copy()
         made[..., :4] = np.array([3e-4, 2.2e-3], np.float16).view(np.uint8)  # 6-bit scales: weights around 0
         return made.reshape(len(values), -1)
 
