@@ -24,9 +24,8 @@ ROWS = 12 if LANES == 16 else 6  # of a tile: its sums take 24 of 32 registers, 
 F16C = bool(_features.get("f16c"))  # converts float16 in one instruction
 VNNI = LANES == 16 and bool(_features.get("avx512vnni"))  # vpdpbusd: multiplies and adds four pairs of bytes
 BF16 = LANES == 16 and bool(_features.get("avx512bf16"))  # vdpbf16ps: multiplies and adds two pairs of bf16
-# The instructions that matmul uses beside float32 and int16, in order of preference.
-_there = {"vdpbf16ps": BF16, "vpdpbusd": VNNI}
-DOTS = tuple(name for name in _there if FORCED == "dots" or (FORCED == "" and _there[name]))
+# The instructions that matmul uses beside float32 and int16. int8 weights keep x in 16 bits unless "dots" is asked for.
+DOTS = ("vdpbf16ps", "vpdpbusd") if FORCED == "dots" else ("vdpbf16ps",) if BF16 and not FORCED else ()
 # Places from which a thread reads weights at once: AMD's Zen reads up to a quarter faster from two, Intel's slower.
 STREAMS = 2 if get_host_cpu_name().startswith("znver") else 1
 AHEAD = 8192  # bytes to prefetch ahead in a weight: the processor's own prefetcher stops at each page of 4 KiB
