@@ -34,6 +34,7 @@ from .simd import (
     load,
     prefetch_four,
     sum_lanes,
+    tile_add_bf16_pairs,
     tile_add_outer,
     tile_add_pairs,
     tile_store,
@@ -124,6 +125,13 @@ class Floats(NamedTuple):
     b: F32
 
 
+class Rounded(NamedTuple):
+    """Operands of a tile of bf16 products."""
+
+    a: U16
+    b: U16
+
+
 class Pairs(NamedTuple):
     """Operands of a tile of 16-bit integers."""
 
@@ -157,6 +165,15 @@ def _multiply_floats(operands, steps, out):
 
 
 @jit_inner
+def _multiply_rounded(operands, steps, out):
+    tile = tile_zeros()
+    for step in range(steps):
+        at = step % 64 * 2
+        tile = tile_add_bf16_pairs(tile, operands.a, at, 128, operands.b, at * 2 * LANES)
+    tile_store(tile, out, 0, 2 * LANES)
+
+
+@jit_inner
 def _multiply_pairs(operands, steps, out):
     for step in range(steps // 16):
         tile = int_tile_zeros()
@@ -185,7 +202,14 @@ def _multiply_tiles(operands, steps, out):
 
 
 _multiply = by_type(
-    "multiply", {Floats: _multiply_floats, Pairs: _multiply_pairs, Fours: _multiply_fours, Tiles: _multiply_tiles}
+    "multiply",
+    {
+        Floats: _multiply_floats,
+        Rounded: _multiply_rounded,
+        Pairs: _multiply_pairs,
+        Fours: _multiply_fours,
+        Tiles: _multiply_tiles,
+    },
 )
 
 
@@ -213,6 +237,12 @@ def arithmetic_peak() -> float:
     return _peak(Floats(a, b), ROWS * 2 * LANES)
 
 
+def rounded_peak() -> float:
+    """The same of bf16, two products per lane."""
+    a, b = np.zeros(128 * (ROWS + 1), np.uint16), np.zeros(128 * 2 * LANES, np.uint16)
+    return _peak(Rounded(a, b), ROWS * 4 * LANES)
+
+
 def pairs_peak() -> float:
     """The same of 16-bit integers, with a scale per 32."""
     a, b = np.ones(BLOCK * ROWS, np.int16), aligned(BLOCK * 2 * LANES, np.int16)
@@ -237,6 +267,7 @@ def amx_peak() -> float:
 
 PEAKS = {
     dispatch.FLOATS: arithmetic_peak,
+    dispatch.ROUNDED: rounded_peak,
     dispatch.PAIRS: pairs_peak,
     dispatch.FOURS: fours_peak,
     dispatch.TILES: amx_peak,
