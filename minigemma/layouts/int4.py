@@ -84,8 +84,13 @@ def pack(x: F32) -> U8:
 
 
 def pack_symmetric(x: F32) -> U8:
-    """float32 [R, D] → int4-symmetric, with the best of sixteen scales by least squares."""
-    return from_gguf("Q4_0", quantize_blocks(x.reshape(-1, BLOCK), Q4_0).reshape(len(x), -1, 18))
+    """float32 [R, D] → int4-symmetric."""
+    return from_gguf("Q4_0", quantize_q4_0(x))
+
+
+def quantize_q4_0(x: F32) -> U8:
+    """float32 [R, D] → Q4_0 blocks [R, D/32, 18] with the best of sixteen scales, by least squares."""
+    return quantize_blocks(x.reshape(-1, BLOCK), Q4_0).reshape(len(x), -1, 18)
 
 
 def unpack(data: U8) -> F32:

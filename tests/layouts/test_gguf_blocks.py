@@ -16,19 +16,13 @@ from minigemma.files.gguf_file import open_gguf
 from minigemma.layouts import int8, rows
 from minigemma.layouts.gguf_blocks import (
     KINDS,
-    Q4_0,
     dequantize,
-    quantize_blocks,
     to_int8,
 )
+from minigemma.layouts.int4 import quantize_q4_0
 from minigemma.layouts.rows import quantize_int4_rows, quantize_int8_rows
 
 EXACT_HALVES = [0.0, -0.0, 2.0**-24, -(2.0**-24), 1023 * 2.0**-24, 2.0**-14, 1.0, -2.5, 65504.0]
-
-
-def quantize_q4_0(x):
-    """float32 [R, D] → Q4_0 blocks [R, D/32, 18]."""
-    return quantize_blocks(x.reshape(-1, 32), Q4_0).reshape(len(x), -1, 18)
 
 
 both = pytest.mark.parametrize("definitions", [False, True], ids=["kernel", "definition"])
