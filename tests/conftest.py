@@ -14,6 +14,8 @@ from support import oracles
 # processors that have one, and test_amx.py runs with it.
 os.environ.setdefault("MINIGEMMA_CPU", "vectors")
 
+collect_ignore = ["files/fuzz_headers.py"]  # a program of its own, which imports atheris
+
 PROSE = Path(__file__).parent / "data" / "prose.txt"
 
 

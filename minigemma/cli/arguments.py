@@ -67,14 +67,19 @@ def build_parser() -> argparse.ArgumentParser:
         made.set_defaults(command=name, parser=made)
         return made
 
-    talking = (add_model, add_mmproj, add_machine, add_sampling)
+    talking = (add_model, add_mmproj, add_machine, add_talking)
     made = command("generate", "Continue a text; an instruction-tuned model answers it.", add_text, *talking, add_json)
-    turns = made.add_mutually_exclusive_group()
-    turns.add_argument("--raw", action="store_true", default=None, help="continue the text as it is, without turns")
-    turns.add_argument("--turns", action="store_false", dest="raw", help="Gemma's turns, whatever the chat template")
+    add_turns(made)
     made.add_argument("--stream", action="store_true", help="with --json: one JSON object per token, then the summary")
     made = command("chat", "Hold a conversation; /help lists the commands.", *talking)
     made.add_argument("--json", action="store_true", help="print one JSON object per answer")
+    doc = "Answer each line of a JSONL file; several decode together, and a run that was killed goes on."
+    made = command("batch", doc, add_model, add_machine, add_sampling)
+    made.add_argument("input", type=Path, metavar="IN.jsonl", help='lines {"prompt": "…"}, or of OpenAI\'s batch form')
+    made.add_argument("output", type=Path, metavar="OUT.jsonl", help="a line per answer; what it has already stays")
+    together = "texts that decode together (default: %(default)s)"
+    made.add_argument("--parallel", type=number(int, 1, 256), default=16, metavar="N", help=together)
+    add_turns(made)
     doc = "Say how likely a text is: perplexity and, with -v, each token."
     command("score", doc, add_text, add_model, add_machine, add_json)
     doc = "Print the embedding of each text, for EmbeddingGemma (-m google/embeddinggemma-300m)."
@@ -96,20 +101,6 @@ def _commands_about_files(command: Callable[..., argparse.ArgumentParser]) -> No
     made.add_argument("model", metavar="SRC", help="folder, name or Hugging Face id of safetensors files")
     made.add_argument("target", metavar="DST", help="the folder to write, which must not exist yet")
     made.add_argument("--dtype", choices=NARROW, required=True, help="the format of matrices")
-    made = command("vocab", "Make a small vocabulary: of a text alone, or of the pieces of a model's own.", add_json)
-    made.add_argument("--data", nargs="+", required=True, metavar="FILE", help="plain text or jsonl, also .gz and .xz")
-    made.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write the tokenizer's files into")
-    made.add_argument("--size", type=number(int, 512), default=4096, metavar="N", help="pieces (default: %(default)s)")
-    made.add_argument("--from", dest="model", default="", metavar="MODEL", help="cut this model's vocabulary")
-    doc = "Write a model as a folder for transformers, or as a GGUF file for llama.cpp (Gemma 1, 2 and 3)."
-    made = command("export", doc, add_json)
-    made.add_argument("model", metavar="MODEL", help="folder, file, name or Hugging Face id")
-    made.add_argument("target", metavar="OUT", help="what to write, which must not exist yet")
-    made.add_argument("--to", choices=["hf", "gguf"], help="default: gguf where OUT ends in .gguf, else hf, a folder")
-    doc = (
-        "the format of matrices; f16, int8 (Q8_0) and int4 (Q4_0) in GGUF alone (default: bf16, or f32 where stored so)"
-    )
-    made.add_argument("--dtype", choices=["f32", "bf16", "f16", "int8", "int4"], help=doc)
     made = command("download", "Fetch a model from the Hugging Face hub into its cache (extra [hub]).", add_json)
     made.add_argument("model", help="Hugging Face id, such as google/gemma-3-1b-it")
     made.add_argument("--revision", help="branch, tag or commit (default: main)")
@@ -170,6 +161,13 @@ def add_text(to: argparse.ArgumentParser) -> None:
     to.add_argument("--control-tokens", action="store_true", help="names of control tokens in the text become tokens")
 
 
+def add_turns(to: argparse.ArgumentParser) -> None:
+    """Whether a text becomes the user's turn of a conversation."""
+    turns = to.add_mutually_exclusive_group()
+    turns.add_argument("--raw", action="store_true", default=None, help="continue the text as it is, without turns")
+    turns.add_argument("--turns", action="store_false", dest="raw", help="Gemma's turns, whatever the chat template")
+
+
 def add_texts(to: argparse.ArgumentParser) -> None:
     """The texts to embed, and for which task."""
     source = to.add_mutually_exclusive_group(required=True)
@@ -192,11 +190,17 @@ def add_dtype(to: argparse.ArgumentParser) -> None:
     to.add_argument("--dtype", choices=["f32", "bf16", *NARROW], help="hold the weights so (default: as stored)")
 
 
-def add_sampling(to: argparse.ArgumentParser) -> None:
-    """What the model is told, and how its next token is chosen."""
+def add_talking(to: argparse.ArgumentParser) -> None:
+    """What the model is told and shown, and how it answers."""
     to.add_argument("--system", type=unicode, metavar="TEXT", help="an instruction for the whole conversation")
     to.add_argument("--image", action="append", default=[], metavar="FILE", help="show the model an image; repeatable")
     to.add_argument("--pan-and-scan", action="store_true", help="show it crops of wide and tall images too")
+    to.add_argument("--exact-logits", action="store_true", help="no shortcut for the logits of unlikely tokens")
+    add_sampling(to)
+
+
+def add_sampling(to: argparse.ArgumentParser) -> None:
+    """How the next token is chosen, and where the text ends."""
     kinds = {name: kind for name, (kind, _) in SETTINGS.items()}
     flags, most = ("-n", "--max-new-tokens", "--max-tokens"), SETTINGS["max_new_tokens"]
     to.add_argument(*flags, type=most[0], default=most[1], metavar="N", help="(default: %(default)s)")
@@ -207,7 +211,6 @@ def add_sampling(to: argparse.ArgumentParser) -> None:
     to.add_argument("--min-p", type=kinds["min_p"], metavar="X", help="… at least X times as likely as the first")
     to.add_argument("-s", "--seed", type=kinds["seed"], metavar="N", help="make sampling repeatable")
     to.add_argument("--stop", action="append", default=[], type=nonempty, metavar="TEXT", help="end before; repeatable")
-    to.add_argument("--exact-logits", action="store_true", help="no shortcut for the logits of unlikely tokens")
 
 
 def add_bench(to: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: minigemma generate | chat | score | embed | explore | train | distill | vocab | export |
+"""The command line: minigemma generate | chat | batch | score | embed | explore | train | distill | vocab | export |
 bench | inspect | quantize | download | list | remove | completion.
 
 stdout carries the answer and nothing else; timings, progress and warnings go to stderr. No colors are used.

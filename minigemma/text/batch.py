@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 
     cache: Cache
     tokens: Generator[Token, F32 | None, None]
-    latest: int  # its latest token, which is not in the cache yet
+    latest: Token  # which is not in the cache yet
 
 
 def generate_batch(
@@ -58,34 +58,40 @@ def generate_batch(
     if unknown := {"cache", "progress", "taps"} & set(settings):
         raise ValueError(f"{min(unknown)} is for one text alone, not for several together")
 
-    def begin(i: int) -> tuple[Answer, Token]:
-        cache = model.new_cache(model.config.context)
-        tokens = stream_generate(model, prompts[i], images[i], seed=seeds[i], cache=cache, **settings)
-        token = next(tokens)
-        return Answer(cache, tokens, token.token), token
+    def begin(i: int) -> Answer:
+        return started(model, prompts[i], images[i], seed=seeds[i], **settings)
 
-    return _together(model, begin, count, max_together)
+    return together(model, begin, count, max_together)
 
 
-def _together(model: Decoder, begin: Any, count: int, most: int) -> Iterator[Token]:
-    """Answers 0 … count - 1, at most `most` at once; begin(i) reads a prompt."""
+def started(model: Decoder, prompt: Prompt, images: Any = (), **settings: Any) -> Answer:
+    """A prompt that is read and has its first token; arguments and errors are those of `stream_generate`."""
+    cache = model.new_cache(model.config.context)
+    tokens = stream_generate(model, prompt, images, cache=cache, **settings)
+    return Answer(cache, tokens, next(tokens))
+
+
+def together(model: Decoder, begin: Callable[[int], Answer | None], count: int, most: int) -> Iterator[Token]:
+    """The tokens of answers 0 … count - 1, at most `most` at once; begin(i) reads a prompt; None: no answer."""
     answers: dict[int, Answer] = {}
     waiting = iter(range(count))
     while True:
         while len(answers) < most and (i := next(waiting, None)) is not None:
-            answers[i], token = begin(i)
-            if token.finish_reason:
-                del answers[i]
-            yield replace(token, index=i)
+            if (answer := begin(i)) is None:
+                continue
+            if not answer.latest.finish_reason:
+                answers[i] = answer
+            yield replace(answer.latest, index=i)
         if not answers:
             return
         places, several = list(answers), list(answers.values())
         rows: Sequence[F32 | None] = [None]  # one alone goes its own way, by the coarse copy of the head
         if len(several) > 1:
-            rows = list(forward_together(model, [each.latest for each in several], [each.cache for each in several]))
+            ids, caches = [each.latest.token for each in several], [each.cache for each in several]
+            rows = list(forward_together(model, ids, caches))
         for i, answer, row in zip(places, several, rows, strict=True):
             token = answer.tokens.send(row)
-            answers[i] = answer._replace(latest=token.token)
+            answers[i] = answer._replace(latest=token)
             if token.finish_reason:
                 del answers[i]
             yield replace(token, index=i)

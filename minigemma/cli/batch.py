@@ -1,0 +1,245 @@
+"""`minigemma batch`: a file of prompts in, a file of answers out; several decode together.
+
+A line of the input is {"prompt": "…"}, or a request of OpenAI's batch form, {"custom_id", "url", "body"}. A line of the
+output is written when its text ends, and says which line it answers. A run that was killed goes on where it stopped:
+with the lines that have no answer yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import FileError
+from ..models.decoder import Decoder
+from ..text.batch import Answer, started, together
+from ..text.generation import Token, prompt_ids
+from ..text.prompt import conversation_ids
+from .main import Interrupt
+from .opening import open_model
+from .progress import Progress, note, share_done
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+LENGTHS = ("max_new_tokens", "max_tokens", "max_completion_tokens")
+KNOWN = {"prompt", "messages", "seed", "stop", *SAMPLING, *LENGTHS}
+HARMLESS = {"id", "custom_id", "model", "user", "metadata", "store", "service_tier"}  # say nothing about the text
+FIXED = {"n": 1, "stream": False, "logprobs": False, "echo": False, "best_of": 1}  # the only values that run here
+
+
+class Line(NamedTuple):
+    """A line of the input: its number from 1, and what it says, or why it cannot be read."""
+
+    number: int
+    row: dict[str, Any]
+    fault: str = ""
+
+    @property
+    def openai(self) -> bool:
+        """Is it of OpenAI's batch form?"""
+        return "body" in self.row
+
+
+def run(args: argparse.Namespace, progress: Progress) -> None:
+    """Answer every line of the input that has no answer in the output yet."""
+    lines = read_lines(args.input)
+    done = answered(args.output, lines)
+    if done:
+        note(args, f"{args.output} has {len(done):,} of {len(lines):,} answers; going on with the others")
+    waiting = [line for line in lines if line.number not in done]
+    if not waiting:
+        return
+    model = open_model(args, progress)
+    progress(f"0 of {len(waiting):,} answers")
+    with args.output.open("a", encoding="utf-8") as out:
+        failed = Answers(out, len(waiting), progress).write(model, waiting, args)
+    progress("")
+    if failed:
+        raise FileError(args.input, f"{failed:,} of its lines could not be answered", f"{args.output} says why")
+
+
+class Answers:
+    """The output while it is written."""
+
+    def __init__(self, out: Any, count: int, progress: Progress) -> None:
+        self.out, self.count, self.progress = out, count, progress
+        self.began, self.written, self.tokens = time.monotonic(), 0, 0
+
+    def write(self, model: Decoder, lines: Sequence[Line], args: argparse.Namespace) -> int:
+        """Write an answer to each line; returns how many are errors."""
+        failed, texts = 0, dict[int, list[Token]]()
+
+        def begin(i: int) -> Answer | None:
+            nonlocal failed
+            try:
+                ids, settings = asked(model, lines[i], args)
+                return started(model, ids, **settings)
+            except ValueError as error:
+                self.put(lines[i], error_row(lines[i], str(error)))
+                failed += 1
+                return None
+
+        for token in together(model, begin, len(lines), args.parallel):
+            Interrupt.check()
+            own = texts.setdefault(token.index, [])
+            own.append(token)
+            if token.finish_reason:
+                self.put(lines[token.index], answer_row(lines[token.index], texts.pop(token.index), model.name))
+        return failed
+
+    def put(self, line: Line, row: dict[str, Any]) -> None:
+        """Write one line, whole, at once."""
+        self.out.write(json.dumps({"line": line.number, **row}) + "\n")
+        self.out.flush()
+        self.written += 1
+        self.tokens += row.get("generation_tokens", 0)
+        speed = self.tokens / max(time.monotonic() - self.began, 1e-9)
+        done = share_done(self.written, self.count, self.began)
+        self.progress.doing = f"{self.written:,} of {self.count:,} answers, {speed:,.0f} tokens/s, {done}"
+
+
+# ---- the input
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of the input. Raises FileError for a file that has none; a line that is wrong has a `fault`."""
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileError(path, f"is not UTF-8 (near byte {error.start:,})", "convert it first") from None
+    lines = [_line(number, text) for number, text in enumerate(content.split("\n"), 1) if text.strip()]
+    if not lines:
+        raise FileError(path, "has no lines", 'give it one {"prompt": "…"} per line')
+    return lines
+
+
+def _line(number: int, text: str) -> Line:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Line(number, {}, f"is not JSON ({error})")
+    if not isinstance(row, dict) or not isinstance(row.get("body", {}), dict):
+        return Line(number, {}, 'is no object {"prompt": "…"}, nor a request with a body')
+    return Line(number, row)
+
+
+def asked(model: Decoder, line: Line, args: argparse.Namespace) -> tuple[Sequence[int], dict[str, Any]]:
+    """The ids and settings of a line, those of the flags where it says none. Raises ValueError."""
+    if line.fault:
+        raise ValueError(f"line {line.number} {line.fault}")
+    body: Mapping[str, Any] = line.row.get("body", line.row)
+    for name, value in body.items():
+        if name in FIXED and value not in (None, FIXED[name]):
+            raise ValueError(f"{name} is {value!r}; here it is always {json.dumps(FIXED[name])}")
+        if name not in KNOWN | HARMLESS | FIXED.keys():
+            raise ValueError(f"the field {name!r} is not supported")
+    given = {name: body[name] for name in KNOWN & body.keys() if body[name] is not None}
+    settings = {name: _number(given, name, getattr(args, name)) for name in SAMPLING}
+    if settings["temperature"] == 0:  # flags for other lines have no effect on this one
+        settings |= {name: None for name in SAMPLING[1:] if name not in given}
+    lengths = [_number(given, name, None, whole=True) for name in LENGTHS if name in given]
+    settings["max_new_tokens"] = (lengths or [args.max_new_tokens])[0]
+    settings["seed"] = _number(given, "seed", args.seed, whole=True)
+    stop = settings["stop"] = given.get("stop", args.stop)
+    if not isinstance(stop, (str, list)) or not all(isinstance(each, str) for each in stop):
+        raise ValueError("stop must be a text, or a list of texts")
+    return _ids(model, given, args.raw), settings | {"exact_logits": True}
+
+
+def _number(given: Mapping[str, Any], name: str, default: Any, whole: bool = False) -> Any:
+    value = given.get(name, default)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int if whole else (int, float))):
+        raise ValueError(f"{name} is {value!r}; it must be {'an integer' if whole else 'a number'}")
+    return value
+
+
+def _ids(model: Decoder, given: Mapping[str, Any], raw: bool | None) -> Sequence[int]:
+    """The ids of a prompt, or of messages laid out in turns."""
+    if ("prompt" in given) == ("messages" in given):
+        raise ValueError("a line has either a prompt or messages")
+    if "prompt" in given:
+        if isinstance(given["prompt"], str):
+            return prompt_ids(model, given["prompt"], raw=raw)
+        if not isinstance(given["prompt"], list):
+            raise ValueError("prompt must be a text, or a list of token ids")
+        return given["prompt"]
+    messages = given["messages"]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError('messages must be a list of {"role": …, "content": …}')
+    assert model.tokenizer, "open_model refuses a model without one"
+    return conversation_ids(model.tokenizer, model.config.family, [_plain(message) for message in messages])
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose content is one text, joined from OpenAI's parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise ValueError("a part of a message is no text; batch reads text only")
+        content = "".join(part["text"] for part in content)
+    return {"role": message.get("role"), "content": content}
+
+
+# ---- the output
+
+
+def answered(path: Path, lines: Sequence[Line]) -> set[int]:
+    """The numbers of the lines that have an answer in the output. A last line that was cut off is removed from it.
+
+    Raises FileError for an output of another input.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return set()
+    whole = content[: content.rfind(b"\n") + 1]
+    rows = {line.number: line.row for line in lines}
+    done = set()
+    for number, text in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(text)
+            fits = all(row.get(name) == rows[row["line"]].get(name) for name in ("id", "custom_id"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            fits = False
+        if not fits:
+            raise FileError(path, f"line {number:,} answers no line of this input", "name another file for the answers")
+        done.add(row["line"])
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return done
+
+
+def _named(line: Line) -> dict[str, Any]:
+    """What the input calls the line."""
+    return {name: line.row[name] for name in ("id", "custom_id") if line.row.get(name) is not None}
+
+
+def error_row(line: Line, message: str) -> dict[str, Any]:
+    """The answer to a line that cannot be answered."""
+    if not line.openai:
+        return _named(line) | {"error": message}
+    body = {"error": {"message": message, "type": "invalid_request_error"}}
+    return _named(line) | {"response": {"status_code": 400, "body": body}, "error": None}
+
+
+def answer_row(line: Line, tokens: Sequence[Token], name: str) -> dict[str, Any]:
+    """The answer to a line, in the line's own form."""
+    last, text = tokens[-1], "".join(token.text for token in tokens)
+    counts = {"prompt_tokens": last.prompt_tokens, "generation_tokens": last.generation_tokens}
+    if not line.openai:
+        return _named(line) | {"text": text, "finish_reason": last.finish_reason, **counts}
+    chat = "messages" in line.row["body"]
+    said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    total = last.prompt_tokens + last.generation_tokens
+    usage = {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.generation_tokens, "total_tokens": total}
+    body = {
+        "object": "chat.completion" if chat else "text_completion",
+        "model": name,
+        "choices": [{"index": 0, **said, "finish_reason": last.finish_reason}],
+        "usage": usage,
+    }
+    return _named(line) | {"response": {"status_code": 200, "body": body}, "error": None, **counts}
