@@ -108,12 +108,18 @@ def layer_types(config: TextConfig) -> list[str]:
     return [names[config.kind(i)] for i in range(config.layers)]
 
 
+def query_scalar(config: TextConfig) -> float:
+    """What scores are divided by the root of; a whole number as int, as transformers takes no other kind."""
+    scalar = config.query_pre_attn_scalar or config.head_dim
+    return int(scalar) if scalar == int(scalar) else scalar
+
+
 def to_json(config: Gemma2Config) -> Json:
     """The config.json that transformers reads, and `from_json`."""
     own = {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
-        "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
+        "query_pre_attn_scalar": query_scalar(config),
         "sliding_window": config.window,
         "attn_logit_softcapping": config.attention_cap,
         "final_logit_softcapping": config.logit_cap,

@@ -142,7 +142,7 @@ def to_json(config: Gemma3Config) -> Json:
     own = {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
-        "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
+        "query_pre_attn_scalar": gemma2.query_scalar(config),
         "sliding_window": config.window,
         "final_logit_softcapping": config.logit_cap,
     }

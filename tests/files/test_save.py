@@ -39,6 +39,7 @@ def test_what_is_read_and_saved_again_is_the_same_model_and_config(family, dtype
     for name in (stated.keys() | again.keys()) - NOT_OURS:
         if name in stated or name not in OURS_ALONE:
             assert (stated.get(name) or None) == (again.get(name) or None), name
+    assert type(again.get("query_pre_attn_scalar")) is type(stated.get("query_pre_attn_scalar"))
     ids = np.arange(25) % config.vocab
     assert (mg.load(folder).forward(ids) == mg.load(tmp_path / "two").forward(ids)).all()
 
