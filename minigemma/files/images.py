@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..arrays import F32
@@ -181,6 +182,16 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def _grey(values: NDArray, mode: str, name: str) -> NDArray:
+    """Grey of more than 8 bits, which Pillow would clip, as uint8: I;16 has 16 bits, I and F what their values say."""
+    low, high = float(values.min()), float(values.max())
+    bits = 16 if mode.startswith("I;16") or (mode == "I" and high > 255) else 8
+    if not (low >= 0 and high < 2**bits) or (mode == "F" and 0 < high <= 1):
+        problem = f"is of Pillow's mode {mode} with values from {low:g} to {high:g}"
+        raise ImageError(name, problem, "scale them to 0 … 255 and convert it to mode L")
+    return (values / (257 if bits == 16 else 1)).round().astype(np.uint8)
+
+
 def _rgb(image: Image.Image, name: str, tell: Notes) -> Image.Image:
     """Upright, without transparency, 8 bits a channel."""
     _check_size(image.size, name)
@@ -189,9 +200,8 @@ def _rgb(image: Image.Image, name: str, tell: Notes) -> Image.Image:
     if orientation in range(2, 9):
         image = ImageOps.exif_transpose(image)
         tell(f"{name} is turned upright, as its EXIF orientation ({orientation}) says")
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
-        grey = (np.asarray(image, np.float32) / 257).round().clip(0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_grey(np.asarray(image, np.float32), image.mode, name)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:

@@ -19,7 +19,7 @@ from ..formulas.softcap import soft_cap
 from ..kernels.parallel import threads
 from ..models.decoder import PREFILL_CHUNK, Decoder, chunks
 from ..taps import Taps
-from .prompt import conversation_ids, text_ids
+from .prompt import checked_prompt, conversation_ids, text_ids
 
 if TYPE_CHECKING:
     from ..files.images import PanAndScan
@@ -157,7 +157,7 @@ def stream_generate(
     sampler = sampler_for(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     random = _generator(seed)
     stops = _stop_strings(model, stop)
-    if max_new_tokens < 1:
+    if _whole("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
     seen = images if isinstance(images, Seen) else look_at(model, images, pan_and_scan) if len(images) else None
     follows = cache is not None and cache.position > 0
@@ -186,14 +186,22 @@ def _room(model: Decoder, cache: Cache | None, count: int) -> int:
     return limit - held - count
 
 
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name} is {value!r}; it must be an integer")
+    return int(value)
+
+
 def _generator(seed: int | None) -> np.random.Generator:
-    if seed is not None and seed < 0:
+    if seed is not None and _whole("seed", seed) < 0:
         raise ValueError(f"seed is {seed}; it must be 0 or more, or None for another one each time")
     return np.random.default_rng(seed)
 
 
 def _stop_strings(model: Decoder, stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    stops = (stop,) if isinstance(stop, (str, bytes)) else tuple(stop)
+    if not all(isinstance(each, str) for each in stops):
+        raise ValueError("a stop string is no text; give a text, or a list of texts")
     if not all(stops):
         raise ValueError("a stop string is empty; it would end every text before it begins")
     if stops and model.tokenizer is None:
@@ -206,7 +214,12 @@ def sampler_for(model: Decoder, **given: Any) -> Sampler:
 
     Raises ValueError for settings out of range, and for those that have no effect at temperature 0.
     """
+    if isinstance(model, (str, Path)):
+        raise ValueError(f"the model is the name {str(model)!r}; load it first, as with mg.load(name)")
     given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, (bool, str)) or not np.isscalar(value):
+            raise ValueError(f"{name} is {value!r}; it must be a number")
     if given.get("temperature") == 0:
         if useless := [name for name in given if name != "temperature"]:
             told = "which always takes the likeliest token; give a temperature, or leave it out"
@@ -256,19 +269,13 @@ def prompt_ids(
 
 def _checked_ids(model: Decoder, prompt: Prompt, crops: Sequence[int], raw: bool | None, follows: bool) -> list[int]:
     """The prompt as ids; a text that follows a filled cache is taken as it is, without BOS."""
+    prompt = checked_prompt(prompt)
     if isinstance(prompt, str):
-        return (
-            prompt_ids(model, prompt, raw=True, crops=crops)[1:]
-            if follows
-            else prompt_ids(model, prompt, raw=raw, crops=crops)
-        )
-    if isinstance(prompt, (bytes, bytearray)):
-        raise ValueError("the prompt is bytes; decode it to a text first")
-    if prompt is None or not len(prompt):
+        ids = prompt_ids(model, prompt, raw=True if follows else raw, crops=crops)
+        return ids[1:] if follows else ids
+    if not prompt:
         raise ValueError("the prompt has no ids; it takes one at least, such as that of <bos>")
-    if any(isinstance(i, str) for i in prompt):
-        raise ValueError("the prompt is a list of texts; give one text, or token ids")
-    return list(prompt)
+    return prompt
 
 
 class Choice(NamedTuple):

@@ -60,6 +60,22 @@ def text_ids(
     return [tokenizer.bos, *_joined(tokenizer, segments, vision, **({"control": True} if control else {}))]
 
 
+def checked_prompt(given: Any, what: str = "prompt") -> str | list[int]:
+    """A text as it is, or token ids as a list; ValueError for anything else, which says what was given."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        raise ValueError(f"the {what} is bytes; decode it first")
+    if given is None or isinstance(given, (Sequence, np.ndarray)):
+        given = [] if given is None else given
+        if any(isinstance(i, str) for i in given):
+            raise ValueError(f"the {what} is a list of texts; give one text, or token ids")
+        if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in given):
+            raise ValueError(f"the {what} has entries that are no token ids; ids are integers")
+        return [int(i) for i in given]
+    raise ValueError(f"the {what} is of type {type(given).__name__}; give one text, or a list of token ids")
+
+
 def conversation_ids(
     tokenizer: Vocabulary,
     family: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ..formulas.attention import softmax
 from ..formulas.sampling import logprob_of
 from ..models.decoder import Decoder
 from ..taps import Taps
-from .prompt import text_ids
+from .prompt import checked_prompt, text_ids
 
 TOGETHER = 64  # tokens whose logits exist at once: with 262,144 of them each, 67 MB
 
@@ -66,6 +67,8 @@ def choose(model: Decoder, text_or_ids: str | Sequence[int], answers: Sequence[s
     ids = _ids(model, text_or_ids)
     if model.tokenizer is None:
         raise ValueError("this checkpoint has no tokenizer, so its tokens have no texts")
+    if isinstance(answers, str):
+        raise ValueError("answers is one text; give a list of them")
     tokens = [model.tokenizer.encode(answer) for answer in answers]
     for answer, found in zip(answers, tokens, strict=True):
         if len(found) != 1:
@@ -73,15 +76,15 @@ def choose(model: Decoder, text_or_ids: str | Sequence[int], answers: Sequence[s
     return softmax(model.forward(ids, last_only=True)[0, np.ravel(tokens)])
 
 
-def _ids(model: Decoder, text_or_ids: str | Sequence[int]) -> list[int]:
+def _ids(model: Decoder, given: str | Sequence[int]) -> list[int]:
     """BOS and the text, or the ids; ValueError where they are more than the context, or a text has no tokenizer."""
-    if isinstance(text_or_ids, str):
+    if isinstance(model, (str, Path)):
+        raise ValueError(f"the model is the name {str(model)!r}; load it first, as with mg.load(name)")
+    ids = checked_prompt(given, "text")
+    if isinstance(ids, str):
         if model.tokenizer is None:
             raise ValueError("this checkpoint has no tokenizer; give the text as token ids")
-        text_or_ids = text_ids(model.tokenizer, text_or_ids)
-    if isinstance(text_or_ids, (bytes, bytearray, memoryview)):
-        raise ValueError("the text is bytes; decode it first")
-    ids = [int(i) for i in text_or_ids]
+        ids = text_ids(model.tokenizer, ids)
     if len(ids) > model.config.context:
         raise ValueError(f"the text has {len(ids):,} tokens and the context holds {model.config.context:,}; shorten it")
     return ids

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tokenizer import ways_in
+from support.tokenizers import ways_in
 
 import minigemma as mg
 from minigemma.cli import main

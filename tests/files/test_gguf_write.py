@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.tokenizers import ways_in
 from support.transformers_answers import libraries, run
-from test_tokenizer import ways_in
 
 import minigemma as mg
 from minigemma.files.gguf_write import FORMS, save_gguf

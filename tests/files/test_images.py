@@ -480,3 +480,25 @@ def test_damaged_files_open_or_are_refused(tmp_path_factory, seed, data):
         assert open_image(path).mode == "RGB"
     except ImageError as error:
         assert "\n" not in str(error)
+
+
+def grey_ramp(high, mode):
+    """A picture of 16 x 16 whose values rise evenly from 0 to `high`."""
+    values = np.linspace(0, high, 256).reshape(16, 16)
+    image = Image.fromarray(values.astype({"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]))
+    assert image.mode == mode
+    return image
+
+
+@pytest.mark.parametrize("mode, high", [("I", 255), ("I", 65535), ("I;16", 65535), ("F", 255)])
+def test_more_than_eight_bits_of_grey_are_scaled(mode, high):
+    """Mode I holds 8 bits where no value is above 255, and 16 bits else."""
+    seen = np.asarray(open_image(grey_ramp(high, mode)))
+    expected = np.linspace(0, 255, 256).round().astype(int).reshape(16, 16)
+    assert np.abs(seen.astype(int) - expected[:, :, None]).max() <= 1
+
+
+@pytest.mark.parametrize("mode, high", [("I", 70_000), ("I", -5), ("F", 1.0), ("F", 300), ("F", -1), ("F", np.nan)])
+def test_grey_of_an_unknown_scale_is_refused(mode, high):
+    with pytest.raises(ImageError, match=r"mode [IF] with values from"):
+        open_image(grey_ramp(high, mode))

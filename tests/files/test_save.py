@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.checkpoints import FAMILIES, write, write_embedding, write_recurrent
+from support.tokenizers import ways_in
 from support.transformers_answers import libraries, model_of, run
-from test_tokenizer import ways_in
 
 import minigemma as mg
 from minigemma.files.save import config_json, read_parameters, save_model

@@ -1,6 +1,7 @@
 """Generation with a toy in place of the model, whose next token is a function of all tokens before it."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,7 +344,22 @@ def test_a_text_after_a_filled_cache_gets_no_second_bos():
     assert cache.ids == [2, 9, 8, BYTES + 0xC3, BYTES + 0xA9]
 
 
-@pytest.mark.parametrize("prompt, why", [(b"hi", "bytes"), (["a", "b"], "list of texts"), (None, "no ids")])
+@pytest.mark.parametrize(
+    "prompt, why",
+    [
+        (b"hi", "bytes"),
+        (bytearray(b"hi"), "bytes"),
+        (memoryview(b"hi"), "bytes"),
+        (["a", "b"], "list of texts"),
+        (None, "no ids"),
+        (5, "of type int"),
+        (Path("x"), "of type Posix"),
+        ([2, 3.5], "ids are integers"),
+        (np.array([2.0]), "ids are integers"),
+        ([True], "ids are integers"),
+        (np.array([[2, 3]]), "ids are integers"),
+    ],
+)
 def test_prompts_that_are_neither_text_nor_ids_are_refused(prompt, why):
     with pytest.raises(ValueError, match=why):
         mg.generate(talker(), prompt)
@@ -352,3 +368,28 @@ def test_prompts_that_are_neither_text_nor_ids_are_refused(prompt, why):
 def test_a_misspelt_setting_of_a_chat_is_refused():
     with pytest.raises(TypeError, match="'temprature'"):
         mg.Chat(talker(), temprature=0.2)
+
+
+@pytest.mark.parametrize(
+    "settings, why",
+    [
+        ({"temperature": "0.5"}, "temperature is '0.5'; it must be a number"),
+        ({"top_p": [0.5]}, "it must be a number"),
+        ({"temperature": True}, "it must be a number"),
+        ({"seed": 1.5}, "seed is 1.5; it must be an integer"),
+        ({"seed": "1"}, "it must be an integer"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; it must be an integer"),
+        ({"stop": b"x"}, "a stop string is no text"),
+        ({"stop": [b"x"]}, "a stop string is no text"),
+        ({"stop": ["x", 5]}, "a stop string is no text"),
+    ],
+)
+def test_settings_of_another_type_are_refused(settings, why):
+    with pytest.raises(ValueError, match=why):
+        stream_generate(talker(), "Hello", **settings)
+
+
+@pytest.mark.parametrize("call", [mg.generate, mg.score])
+def test_a_name_is_no_model(call):
+    with pytest.raises(ValueError, match="the model is the name 'gemma-3-270m'; load it first"):
+        call("gemma-3-270m", "Hello")

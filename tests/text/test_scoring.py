@@ -102,3 +102,9 @@ def test_an_answer_is_one_token():
 def test_bytes_are_no_ids(text):
     with pytest.raises(ValueError, match="the text is bytes; decode it first"):
         mg.score(ToyModel(chaotic(300)), text)
+
+
+@pytest.mark.parametrize("ids", [[2.0, 3.0], np.array([[2, 3]]), ["a", "b"], 5])
+def test_what_is_neither_text_nor_ids_is_refused(ids):
+    with pytest.raises(ValueError, match=r"the text (has entries that|is)"):
+        mg.score(talker(), ids)

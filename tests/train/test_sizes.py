@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_tokenizer import ways_in
+from support.tokenizers import ways_in
 
 from minigemma.files.save import save_model
 from minigemma.train.initial import initial_parameters

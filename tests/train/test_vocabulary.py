@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from support.tokenizers import FOUND, ways_in
 from support.transformers_answers import libraries
-from test_tokenizer import FOUND, ways_in
 
 from minigemma.files.tokenizer import CONTROL, SPACE, USER_DEFINED
 from minigemma.train.sizes import TINY, config_named
