@@ -69,6 +69,7 @@ def torch_model(config: TextConfig, parameters: dict[str, F32]) -> Any:
     """transformers' model with the same weights."""
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     torch.set_num_threads(default_threads())
+    torch.set_grad_enabled(True)
     c = config
     sizes: dict[str, Any] = {"hidden_size": c.width, "num_hidden_layers": c.layers, "num_attention_heads": c.heads}
     sizes |= {"num_key_value_heads": c.kv_heads, "head_dim": c.head_dim, "vocab_size": c.vocab}

@@ -84,3 +84,16 @@ def test_24_products_of_a_tile_stay_in_registers(name):
     assert len(places) and len(places) % 24 == 0
     inner = lines[places[0] : places[-1]]
     assert not any("zmm" in words[-1] and "rsp" in words[-1] for words in inner)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions are x86-64's")
+@pytest.mark.parametrize(
+    "forced, multiplies",
+    [("", ["bf16", "8-bit integers", "float32"]), ("vectors", ["float32", "16-bit integers", "float32"])],
+)
+def test_a_processor_that_has_them_uses_them(forced, multiplies):
+    program = COMPILED[: COMPILED.index("import numba")] + (
+        "from minigemma.kernels.dispatch import path\n"
+        "print([path(name, 'many').multiplies for name in ('bf16', 'int8', 'f32')])"
+    )
+    assert run(program.format(features=FEATURES), MINIGEMMA_CPU=forced) == f"{multiplies}\n"

@@ -24,8 +24,10 @@ ROWS = 12 if LANES == 16 else 6  # of a tile: its sums take 24 of 32 registers, 
 F16C = bool(_features.get("f16c"))  # converts float16 in one instruction
 VNNI = LANES == 16 and bool(_features.get("avx512vnni"))  # vpdpbusd: multiplies and adds four pairs of bytes
 BF16 = LANES == 16 and bool(_features.get("avx512bf16"))  # vdpbf16ps: multiplies and adds two pairs of bf16
-# The instructions that matmul uses beside float32 and int16. int8 weights keep x in 16 bits unless "dots" is asked for.
-DOTS = ("vdpbf16ps", "vpdpbusd") if FORCED == "dots" else ("vdpbf16ps",) if BF16 and not FORCED else ()
+# The dot products that matmul uses beside float32 and int16. What rounding x for them costs can be measured on any
+# processor: MINIGEMMA_CPU=dots python docs/make_accuracy.py --only weights
+_dots = {"vdpbf16ps": BF16, "vpdpbusd": VNNI}
+DOTS = tuple(name for name, there in _dots.items() if FORCED == "dots" or (there and not FORCED))
 # Places from which a thread reads weights at once: AMD's Zen reads up to a quarter faster from two, Intel's slower.
 STREAMS = 2 if get_host_cpu_name().startswith("znver") else 1
 AHEAD = 8192  # bytes to prefetch ahead in a weight: the processor's own prefetcher stops at each page of 4 KiB
@@ -44,7 +46,8 @@ def paths() -> dict[str, str]:
     return {
         "vectors": f"{LANES} float32 numbers ({instructions}{missing})",
         "blocks of many tokens": f"{ROWS} x {2 * LANES} sums in registers",
-        "int8": f"16-bit products in pairs, {LANES} sums at once",
+        "int8": f"16-bit products in pairs, {LANES} sums at once"
+        + ("; of many tokens 8-bit products in fours" if "vpdpbusd" in DOTS else ""),
         "int4, 16 rows at once": "8-bit products in fours (VNNI)" if VNNI else "8-bit products in pairs",
         "places read from at once": f"{STREAMS}, the faster choice on {'AMD' if STREAMS > 1 else 'most'} processors",
         "float16 scales": "an instruction (F16C)" if F16C else f"bit operations{why}",
