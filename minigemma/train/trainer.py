@@ -155,10 +155,13 @@ class Training:
         """Are all steps, or all tokens, done?"""
         return self.settings.progress(self.counters.step, self.counters.tokens) >= 1
 
-    def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Make the teacher's targets, unless they are kept already. The first step does it where nobody did before."""
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Make the teacher's targets, unless they are kept already; else the first step does it.
+
+        progress: called with the windows done and all windows.
+        """
         if not self._prepared:
-            self.source.prepare(progress)
+            self.source.prepare(progress or (lambda done, total: None))
             self._prepared = True
 
     def step(self) -> Step:
