@@ -101,6 +101,20 @@ def _commands_about_files(command: Callable[..., argparse.ArgumentParser]) -> No
     made.add_argument("model", metavar="SRC", help="folder, name or Hugging Face id of safetensors files")
     made.add_argument("target", metavar="DST", help="the folder to write, which must not exist yet")
     made.add_argument("--dtype", choices=NARROW, required=True, help="the format of matrices")
+    made = command("vocab", "Make a small vocabulary: of a text alone, or of the pieces of a model's own.", add_json)
+    made.add_argument("--data", nargs="+", required=True, metavar="FILE", help="plain text or jsonl, also .gz and .xz")
+    made.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write the tokenizer's files into")
+    made.add_argument("--size", type=number(int, 512), default=4096, metavar="N", help="pieces (default: %(default)s)")
+    made.add_argument("--from", dest="model", default="", metavar="MODEL", help="cut this model's vocabulary")
+    doc = "Write a model as a folder for transformers, or as a GGUF file for llama.cpp (Gemma 1, 2 and 3)."
+    made = command("export", doc, add_json)
+    made.add_argument("model", metavar="MODEL", help="folder, file, name or Hugging Face id")
+    made.add_argument("target", metavar="OUT", help="what to write, which must not exist yet")
+    made.add_argument("--to", choices=["hf", "gguf"], help="default: gguf where OUT ends in .gguf, else hf, a folder")
+    doc = (
+        "the format of matrices; f16, int8 (Q8_0) and int4 (Q4_0) in GGUF alone (default: bf16, or f32 where stored so)"
+    )
+    made.add_argument("--dtype", choices=["f32", "bf16", "f16", "int8", "int4"], help=doc)
     made = command("download", "Fetch a model from the Hugging Face hub into its cache (extra [hub]).", add_json)
     made.add_argument("model", help="Hugging Face id, such as google/gemma-3-1b-it")
     made.add_argument("--revision", help="branch, tag or commit (default: main)")
