@@ -8,7 +8,7 @@ becomes and takes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,12 +35,26 @@ RUNS_AS = {"sfp8": "bf16", "int8-row": "int8", "int4-row": "int4-symmetric"}
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as its file has it: `kind` is the file's name of its type ("BF16", "Q5_0", …), `shape` [R, D] or [D]."""
+    """A tensor as its file has it: `kind` is the file's name of its type ("BF16", "Q5_0", …), `shape` [R, D] or [D].
+
+    eight_bits: int4 runs as int8, which `in_mostly_other_bits` decides.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     array: NDArray
+    eight_bits: bool = False
+
+
+def in_mostly_other_bits(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors; where less than a quarter of all weights would run as int4, they run as int8: that takes little more
+    memory, and x keeps 16 bits. The demo file has one matrix of a layer in Q4_K, files of 1B and larger most of them.
+    """
+    sizes = {ours: int(np.prod(tensor.shape)) for ours, tensor in tensors.items()}
+    four = [ours for ours, tensor in tensors.items() if AS_STORED.get(tensor.kind) == "int4"]
+    few = 4 * sum(sizes[ours] for ours in four) < sum(sizes.values())
+    return {**tensors, **({ours: replace(tensors[ours], eight_bits=True) for ours in four} if few else {})}
 
 
 def stored_tensor(name: str, dtype: str, array: NDArray) -> Stored:
@@ -116,6 +130,7 @@ def form_for(tensor: Stored, dtype: str | None, ours: str) -> str:
     weights stay so where int4 is asked for: they are the same in fewer bits.
     """
     stored = "bf16" if tensor.kind == "F16" else AS_STORED.get(tensor.kind, "int8")
+    stored = "int8" if tensor.eight_bits and dtype is None else stored
     wanted = stored if dtype is None or (dtype == "int4" and stored in FOUR_BITS) else dtype
     if wanted in FOUR_BITS and tensor.shape[0] % int4.SIDE:
         wanted = "int8"

@@ -19,6 +19,7 @@ from .convert import (
     AS_STORED,
     READABLE,
     Stored,
+    in_mostly_other_bits,
     stored_tensor,
 )
 from .gguf_file import GGUF, open_gguf
@@ -155,7 +156,7 @@ def _gguf_tensors(path: Path, gguf: GGUF, named: dict[str, str]) -> dict[str, St
         if tensor.kind not in (READABLE[:3] if ours == "vision.patch" else READABLE):
             remedy = f"take a file of {', '.join(READABLE)}"
             raise ModelFormatError(path, f"{tensor.name} is of type {tensor.kind}, which has no reader here", remedy)
-    return tensors
+    return in_mostly_other_bits(tensors)
 
 
 def _unswapped(named: dict[str, str], projector: GGUF, config: TextConfig) -> dict[str, str]:

@@ -102,7 +102,7 @@ def test_no_model_says_how_to_get_one(places, capsys):
 
 
 def test_memory_of_a_released_size_is_planned_without_files(capsys):
-    assert main(["inspect", "--shape", "gemma-2-9b", "--dtype", "int4", "-c", "4096", "--json"]) == 0
+    assert main(["inspect", "--shape", "gemma-2-9b", "--dtype", "int4-symmetric", "-c", "4096", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["parameters"] == 9_241_705_984 and report["files"] == {} and report["kind"] == "a released size"
     assert 0.55 < report["memory"]["weights"] / report["parameters"] < 0.7

@@ -10,7 +10,17 @@ from support.synthetic import config_json
 
 import minigemma as mg
 from minigemma.arrays import LargePages
-from minigemma.files.convert import EIGHT_BITS, FORMATS, RUNS_AS, Stored, converted_weight, held_bytes, stored_tensor
+from minigemma.files.convert import (
+    EIGHT_BITS,
+    FORMATS,
+    RUNS_AS,
+    Stored,
+    converted_weight,
+    held_bytes,
+    in_mostly_other_bits,
+    runs_as,
+    stored_tensor,
+)
 from minigemma.files.gguf_file import open_gguf
 from minigemma.files.load import describe
 from minigemma.layouts import LAYOUTS, Weight
@@ -428,3 +438,14 @@ def test_load_takes_up_what_the_checkpoint_states(tmp_path):
     with pytest.warns(UserWarning, match=r"its chat template writes <\|im_start\|>, not Gemma's turns"):
         model = mg.load(folder, backend="numpy")
     assert (model.eos, model.sampling, model.foreign_turns) == ((1, 7), {"temperature": 0.5}, "<|im_start|>")
+
+
+def test_a_file_with_few_weights_in_four_bits_runs_them_in_eight():
+    """As the demo's, whose only matrices in Q4_K are those of W_o; asked for int4, they stay what they are."""
+    few, most = (
+        {f"blocks.{i}.ffn.up": Stored("", kind, (64, 256), np.empty(0)) for i, kind in enumerate(kinds)}
+        for kinds in (["Q4_K", "Q5_K", "Q5_K", "Q6_K", "Q8_0"], ["Q4_K", "Q4_K", "Q6_K"])
+    )
+    assert [runs_as(name, t, None) for name, t in in_mostly_other_bits(few).items()] == ["int8"] * 5
+    assert [runs_as(name, t, None) for name, t in in_mostly_other_bits(most).items()] == ["int4", "int4", "int8"]
+    assert runs_as("blocks.0.ffn.up", in_mostly_other_bits(few)["blocks.0.ffn.up"], "int4") == "int4"
