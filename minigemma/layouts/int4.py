@@ -51,17 +51,21 @@ def interleave(scales: U8, q: U8, bits: int) -> U8:
     packed = q[..., 0, :].copy()
     for i in range(1, 8 // bits):
         packed |= q[..., i, :] << i * bits
-    scales = scales.reshape(R // SIDE, SIDE, B, -1, 2).transpose(0, 2, 3, 1, 4)
-    return np.concatenate([scales.reshape(R // SIDE, B, -1), packed.reshape(R // SIDE, B, 4 * WORDS * SIDE)], axis=-1)
+    size = scales.shape[-1]  # explicit, since there may be no blocks at all
+    scales = scales.reshape(R // SIDE, SIDE, B, size // 2, 2).transpose(0, 2, 3, 1, 4)
+    return np.concatenate(
+        [scales.reshape(R // SIDE, B, SIDE * size), packed.reshape(R // SIDE, B, 4 * WORDS * SIDE)], axis=-1
+    )
 
 
 def separate(data: U8, bits: int) -> tuple[U8, U8]:
     """The inverse: [R/16, B, 288 or 320] → scales [R, B, 2 or 4] and q [R, B, 128 / bits]."""
-    (groups, B, _), packed = data.shape, 4 * WORDS * SIDE
-    scales = data[..., :-packed].reshape(groups, B, -1, SIDE, 2).transpose(0, 3, 1, 2, 4)
+    (groups, B, size), packed = data.shape, 4 * WORDS * SIDE
+    numbers = (size - packed) // (2 * SIDE)  # float16 in a block: a scale, or a scale and a minimum
+    scales = data[..., :-packed].reshape(groups, B, numbers, SIDE, 2).transpose(0, 3, 1, 2, 4)
     words = data[..., -packed:].reshape(groups, B, WORDS, SIDE, 4).transpose(0, 3, 1, 2, 4)  # [R/16, row, B, word, j]
     q = np.stack([words >> i * bits & (1 << bits) - 1 for i in range(8 // bits)], axis=-2)
-    return scales.reshape(groups * SIDE, B, -1), q.reshape(groups * SIDE, B, 8 // bits * 4 * WORDS)
+    return scales.reshape(groups * SIDE, B, 2 * numbers), q.reshape(groups * SIDE, B, 8 // bits * 4 * WORDS)
 
 
 def from_gguf(kind: str, blocks: U8) -> U8:
