@@ -168,7 +168,7 @@ def test_command_line(command, model, pictures, capsys):
 def test_pictures_in_the_chat(model, pictures, monkeypatch, capsys):
     lines = iter([f"/image {pictures / 'one.png'}", f"/image {pictures / 'none.png'}", "What is this?", "/exit"])
     monkeypatch.setattr("minigemma.cli.opening.load", lambda *_, **__: model)
-    monkeypatch.setattr("minigemma.cli.chat.read_line", lambda: next(lines))
+    monkeypatch.setattr("minigemma.cli.terminal.Prompt.read", lambda self: next(lines))
     assert main(["chat", "--temp", "0", "-n", "3"]) == 0
     out, err = capsys.readouterr()
     assert "one.png, 60 x 70 pixels, goes with your next message" in err
