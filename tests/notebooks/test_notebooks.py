@@ -41,12 +41,7 @@ def test_it_says_what_it_follows_and_ends_with_asserts(path):
         assert cell.cell_type != "code" or longest_definition(cell.source) <= HELPER_LINES
 
 
-# The last asserts of 12 fail with the package as it is: it has the errors of the older int4.
-BEHIND = pytest.mark.xfail(reason="its asserts are behind the package", strict=False)
-RUN = [pytest.param(path, marks=BEHIND) if path.name[:2] == "12" else path for path in NOTEBOOKS]
-
-
-@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, demo_file):
     run(path)
 
