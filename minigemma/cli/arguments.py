@@ -1,16 +1,16 @@
-"""The flags of all commands, and where a text comes from. Nothing slow is imported, so that `--help` is instant."""
+"""The flags of all commands. Nothing slow is imported, so that `--help` is instant."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .. import __version__
+from .training_arguments import add_teacher, add_training
+from .values import SETTINGS, counts, nonempty, number, positions, unicode
 
 DEMO = "gemma-3-270m"
 NARROW = [
@@ -21,7 +21,6 @@ NARROW = [
     "int8-row",
     "int4-row",
 ]  # fewer than 16 bits per weight
-LONGEST_TEXT = 20_000_000  # bytes, more than any context holds
 Flags = Callable[[argparse.ArgumentParser], None]
 
 
@@ -239,135 +238,3 @@ def add_bench(to: argparse.ArgumentParser) -> None:
     to.add_argument("--positions", type=positions, default=[], metavar="N,…", help="time per token at these positions")
     to.add_argument("--image", action="store_true", help="time of an image, for a model with a vision tower")
     to.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the speeds under the roofline of this machine")
-
-
-def add_training(to: argparse.ArgumentParser) -> None:
-    """What is trained, on what, for how long and how; defaults are those of `Settings` (train/settings.py)."""
-    named = "a tiny model, or a config.json with its tokenizer beside it"
-    to.add_argument("-m", "--model", dest="named", metavar="NAME|CONFIG.json", help=named)
-    to.add_argument("--data", nargs="+", metavar="FILE", help='text, or jsonl of {"text": …}; .gz and .xz ones too')
-    to.add_argument("--out", metavar="DIR", help="the folder of the run, which must not be there yet")
-    to.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    to.add_argument("--steps", type=amount, metavar="N", help="the length of the training")
-    to.add_argument("--tokens", type=amount, metavar="N", help="… in tokens, such as 10M")
-    to.add_argument("--stop-after", type=number(int, 1), metavar="N", help="save and stop after N of the steps")
-    to.add_argument("--seed", type=int, metavar="N", help="of the first parameters and the order of the data (0)")
-    to.add_argument("--vocab", metavar="DIR", help="a folder with the tokenizer to use, in place of the model's own")
-    to.add_argument("--init", metavar="MODEL", help="begin with this model's parameters, not with random ones")
-    to.add_argument("--seq", type=amount, metavar="N", help="tokens that are seen together (256)")
-    to.add_argument("--batch-tokens", type=amount, metavar="N", help="tokens of a step (2048)")
-    to.add_argument("--micro-tokens", type=amount, metavar="N", help="… of which at once: bounds the memory (2048)")
-    to.add_argument("--lr", type=float, metavar="X", help="highest learning rate (0.002)")
-    to.add_argument("--warmup", type=share, metavar="X%%", help="part of the training in which it rises (5%%)")
-    to.add_argument("--min-lr", type=share, metavar="X%%", help="how much of it is left at the end (10%%)")
-    to.add_argument("--weight-decay", type=float, metavar="X", help="of matrices (0.1)")
-    to.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient (1.0)")
-    to.add_argument("--held-out", type=share, metavar="X%%", help="the end of the data, kept to measure on (5%%)")
-    to.add_argument("--eval-every", type=amount, metavar="N", help="steps between measurements (100)")
-    to.add_argument("--save-every", type=amount, metavar="N", help="steps between checkpoints (500)")
-    to.add_argument("--sample-every", type=amount, metavar="N", help="steps between texts that it writes (none)")
-    to.add_argument("--prompt", type=unicode, metavar="TEXT", help="what these begin with")
-    to.add_argument(
-        "--qat", metavar="DTYPE", help="run with matrices rounded as --dtype would: int4, int4-row, sfp8, …"
-    )
-    to.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves when it stops")
-    to.add_argument("-t", "--threads", type=number(int, 1), metavar="N", help="(default: all cores)")
-
-
-def add_teacher(to: argparse.ArgumentParser) -> None:
-    """Whom a student learns from, and what is kept of it (train/targets.py)."""
-    to.add_argument("--teacher", metavar="MODEL", help="folder, file, name or Hugging Face id of the larger model")
-    to.add_argument("--targets", metavar="DIR", help="where its answers are kept, once for all students (OUT/targets)")
-    kept = "256 draws of each distribution (default), set:256, top:64, or all of it, computed in every step"
-    to.add_argument("--draws", metavar="N|all|…", help=kept)
-    to.add_argument("--soft", type=share, metavar="X%%", help="its share; the rest is the text's next token (100%%)")
-
-
-# ---- types of arguments
-
-
-def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
-    """An argparse type: a number from `low` (exclusive, if `above`) to `high`."""
-
-    def parse(text: str) -> int | float:
-        value = kind(text)
-        if not (low <= value <= high) or (above and value == low):
-            bounds = f"{'above' if above else 'at least'} {low:g} and at most {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is not {bounds.removesuffix(' and at most inf')}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse says "invalid int value"
-    return parse
-
-
-# What `/set` of a chat may change: the type of its value, and its default.
-SETTINGS: dict[str, tuple[Callable[[str], Any], Any]] = {
-    "temperature": (number(float, 0), None),
-    "top_k": (number(int, 1), None),
-    "top_p": (number(float, 0, 1, above=True), None),
-    "min_p": (number(float, 0, 1), None),
-    "seed": (number(int, 0, 2**64 - 1), None),
-    "max_new_tokens": (number(int, 1), 256),
-}
-
-
-def amount(text: str) -> int:
-    """An argparse type: an integer, which may end with k, M or G: 10M."""
-    sizes = {"k": 10**3, "M": 10**6, "G": 10**9}
-    return round(float(text[:-1]) * sizes[text[-1]]) if text[-1:] in sizes else int(text)
-
-
-def share(text: str) -> float:
-    """An argparse type: a share, as 0.05 or 5%."""
-    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-
-
-def positions(text: str) -> list[int]:
-    """An argparse type: integers from 0, separated by commas."""
-    return [number(int, 0)(part) for part in text.split(",")]
-
-
-def counts(text: str) -> list[int]:
-    """An argparse type: integers from 1, separated by commas."""
-    return [number(int, 1)(part) for part in text.split(",")]
-
-
-def unicode(text: str) -> str:
-    """An argparse type: a text; bytes that the locale cannot decode (LC_ALL=C) are read as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        try:
-            return os.fsencode(text).decode()
-        except UnicodeDecodeError as error:
-            raise argparse.ArgumentTypeError(f"not UTF-8 (near byte {error.start:,})") from None
-    return text
-
-
-def nonempty(text: str) -> str:
-    """An argparse type: any text but the empty one."""
-    if not text:
-        raise argparse.ArgumentTypeError("the text is empty")
-    return unicode(text)
-
-
-def read_text(args: argparse.Namespace) -> str:
-    """The text of the command line, a file or standard input, which must be UTF-8; a byte order mark is dropped."""
-    given = args.text if args.prompt is None else args.prompt
-    name = str(args.file or ("standard input" if given == "-" else "the text"))
-    if args.file:
-        with args.file.open("rb") as file:
-            content = file.read(LONGEST_TEXT + 1)
-    elif given == "-":
-        content = sys.stdin.buffer.read(LONGEST_TEXT + 1)
-    else:
-        try:
-            content = given.encode()
-        except UnicodeEncodeError:
-            content = os.fsencode(given)  # the bytes as the shell gave them: in a C locale they are UTF-8 too
-    if len(content) > LONGEST_TEXT:
-        raise ValueError(f"{name} has more than {LONGEST_TEXT:,} bytes, and so more than any context; shorten it")
-    try:
-        return content.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 (near byte {error.start:,}); convert it first") from None

@@ -12,12 +12,12 @@ from typing import Any
 from ..errors import FileError
 from ..text.chat import Chat, ContextFull
 from ..text.generation import sampler_for
-from .arguments import SETTINGS
 from .generate import print_speed, settings, show
 from .main import Interrupt
 from .opening import open_model, see
 from .progress import Progress, note, print_json
 from .terminal import Prompt
+from .values import SETTINGS
 
 HELP = """\
 /reset        forget the conversation          /system TEXT     start again with this instruction

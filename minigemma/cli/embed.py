@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ..text.embedding import embed
-from .arguments import read_text
 from .opening import open_model
 from .progress import Progress, print_json
+from .values import read_text
 
 
 def run(args: argparse.Namespace, progress: Progress) -> None:

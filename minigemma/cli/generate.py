@@ -10,10 +10,10 @@ from typing import Any
 
 from ..models.decoder import Decoder
 from ..text.generation import Token, prompt_ids, stream_generate
-from .arguments import read_text
 from .main import Interrupt
 from .opening import open_model, see
 from .progress import START, Progress, note, print_json
+from .values import read_text
 
 SUMMARY = ("finish_reason", "prompt_tokens", "generation_tokens", "prompt_tps", "generation_tps")
 

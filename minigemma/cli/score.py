@@ -7,9 +7,9 @@ import math
 
 from ..text.prompt import text_ids
 from ..text.scoring import score
-from .arguments import read_text
 from .opening import open_model
 from .progress import Progress, print_json
+from .values import read_text
 
 
 def run(args: argparse.Namespace, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from .arguments import unicode
+from .values import unicode
 
 BLOCK = '"""'
 LINES_KEPT = 1000

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from minigemma.cli import inspect
-from minigemma.cli.arguments import parse, read_text, unicode
+from minigemma.cli.arguments import parse
 from minigemma.cli.main import main
 from minigemma.cli.progress import print_json
+from minigemma.cli.values import read_text, unicode
 
 
 @pytest.mark.parametrize(
