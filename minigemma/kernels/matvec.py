@@ -105,12 +105,12 @@ dot = by_type("dot", {F32Rows: _dot_numbers, BF16Rows: _dot_numbers, Int8Rows: _
 @jit_inner
 def _one_token(x, weight, pairs, y):
     """Writes these rows of y [1, R]."""
-    length, ahead = row_length(weight), AHEAD // weight.data.itemsize
+    (numbers, scales), length, ahead = x, row_length(weight), AHEAD // weight.data.itemsize
     for r in range(pairs.first, pairs.first + pairs.length):
         other = stream_of(pairs, r)
         at, there = r * length, other * length
-        one, two = dot(weight, at, there, x.numbers, at + ahead, there + ahead)
-        y[0, r], y[0, other] = one * x.scales[0], two * x.scales[0]
+        one, two = dot(weight, at, there, numbers, at + ahead, there + ahead)
+        y[0, r], y[0, other] = one * scales[0], two * scales[0]
 
 
 @jit_inlined
@@ -143,9 +143,9 @@ def _several_tokens(x, weight, pairs, y):
     """Writes these rows of y [T, R]. PAIRS pairs of rows stay in the second-level cache for all tokens, and the columns
     of four tokens are cut to fit the first-level cache. The next rows are prefetched.
     """
-    T, D, fours, step = len(y), weight.columns, (len(y) + 3) // 4, pairs.step
+    (numbers, scales), T, D, fours, step = x, len(y), weight.columns, (len(y) + 3) // 4, pairs.step
     length, lanes = row_length(weight), 8 * fours
-    line, most = 64 // weight.data.itemsize, IN_CACHE // (4 * x.numbers.itemsize)
+    line, most = 64 // weight.data.itemsize, IN_CACHE // (4 * numbers.itemsize)
     width = (D // ((D + most - 1) // most) + 31) // 32 * 32  # nearly equal parts
     made, sums = np.empty(8, np.float32), np.empty(PAIRS * lanes, np.float32)
     for top in range(0, pairs.length, PAIRS):
@@ -163,7 +163,7 @@ def _several_tokens(x, weight, pairs, y):
                     for k in range(ahead + span * four // fours, ahead + span * (four + 1) // fours, line):
                         prefetch(weight.data, at + k)
                         prefetch(weight.data, other + k)
-                    add_columns(weight, at, other, x.numbers, four, first, count, made)
+                    add_columns(weight, at, other, numbers, four, first, count, made)
                     for i in range(8):
                         sums[to + i] += made[i]
                     to += lanes
@@ -171,7 +171,7 @@ def _several_tokens(x, weight, pairs, y):
             one = t // 4 * 8 + t % 4
             for pair in range(some.length):
                 r, to = some.first + pair * step, one + pair * lanes
-                y[t, r], y[t, partner_of(some, r)] = sums[to] * x.scales[t], sums[to + 4] * x.scales[t]
+                y[t, r], y[t, partner_of(some, r)] = sums[to] * scales[t], sums[to + 4] * scales[t]
 
 
 # ---- a task of the rows, in any layout

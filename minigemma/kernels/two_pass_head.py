@@ -139,7 +139,8 @@ def pack(workers, weight, order, fine, out):
 @jit_inner
 def _coarse_rows(x, coarse, groups, y):
     """y[0, 16 · group :] = the coarse logits of groups of sixteen rows, two groups at a time (pairs.py)."""
-    blocks, words, fine = x.scales.size // 2, coarse.words, coarse.fine // BLOCK
+    (whole, spread, scales), words, fine, out = x, coarse.words, coarse.fine // BLOCK, y.reshape(-1)
+    blocks = scales.size // 2
     for group in range(groups.first, groups.first + groups.length):
         other = stream_of(groups, group)
         one, two, at, there = row_sums_zeros(), row_sums_zeros(), group * blocks * WORDS, other * blocks * WORDS
@@ -148,19 +149,19 @@ def _coarse_rows(x, coarse, groups, y):
                 prefetch_ahead(words, at + line)
                 if STREAMS == 2:
                     prefetch_ahead(words, there + line)
-            scale, total, k = x.scales[2 * block], x.scales[2 * block + 1], (block - fine) * COARSE * LANES
+            scale, total, k = scales[2 * block], scales[2 * block + 1], (block - fine) * COARSE * LANES
             if block < fine:
-                one = add_int4_block(one, words, at, 0, x.whole, block * BLOCK, scale, total)
+                one = add_int4_block(one, words, at, 0, whole, block * BLOCK, scale, total)
                 if STREAMS == 2:
-                    two = add_int4_block(two, words, there, 0, x.whole, block * BLOCK, scale, total)
+                    two = add_int4_block(two, words, there, 0, whole, block * BLOCK, scale, total)
             else:
-                one = add_int2_block(one, words, at, x.spread, k, scale, total)
+                one = add_int2_block(one, words, at, spread, k, scale, total)
                 if STREAMS == 2:
-                    two = add_int2_block(two, words, there, x.spread, k, scale, total)
+                    two = add_int2_block(two, words, there, spread, k, scale, total)
             at, there = at + WORDS, there + WORDS
-        store_row_sums(one, y.reshape(-1), group * SIDE)
+        store_row_sums(one, out, group * SIDE)
         if STREAMS == 2:
-            store_row_sums(two, y.reshape(-1), other * SIDE)
+            store_row_sums(two, out, other * SIDE)
 
 
 @jit_inner
