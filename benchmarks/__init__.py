@@ -1,4 +1,4 @@
-"""Other programs beside minigemma, with the same weights, in turns. Not part of the installed package."""
+"""Other programs with the same weights, measured in turns with minigemma. Not part of the installed package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training step beside PyTorch's: python -m benchmarks.training [gemma3 | recurrentgemma] [--rounds N] [--compile]
+"""A training step against PyTorch's: python -m benchmarks.training [gemma3 | recurrentgemma] [--rounds N] [--compile]
 
 Loss, gradients of every parameter, clipping and AdamW for a "mini" (6 layers, width 256, 8,192 pieces; 8 sequences of
 256 tokens) in float32, from the same weights and ids: minigemma, transformers on torch with its sdpa attention and

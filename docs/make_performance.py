@@ -166,7 +166,7 @@ def one_attention(queries: int, keys: int, window: int | None) -> list[str]:
 
 
 def attention_alone() -> str:
-    """Attention of 4 heads of 256 that share a key head, keys and values in bf16, beside torch's SDPA in bf16."""
+    """Attention of 4 heads of 256 that share a key head, keys and values in bf16, against torch's SDPA in bf16."""
     torch.set_num_threads(THREADS)
     cases = [(1, 512, None), (1, 4096, None), (1, 32_768, None)]
     cases += [(8192, 8192, 512), (8192, 8192, 1024), (2048, 2048, None)]

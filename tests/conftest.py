@@ -42,6 +42,13 @@ def answers(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `bench` measures of the machine takes a moment: less memory is read, fewer steps are multiplied."""
+    monkeypatch.setattr("minigemma.kernels.peaks.READ_BYTES", 1 << 24)
+    monkeypatch.setattr("minigemma.kernels.peaks.STEPS", 1 << 12)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long test_fuzz.py goes on."""
     parser.addoption("--fuzz-minutes", type=float, default=0, metavar="N", help="damage checkpoints for so long")

@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     doc = "Show a run from inside in the browser: what each layer predicts, attention, gates; silence heads."
     made = command("explore", doc, add_model, add_machine)
     made.add_argument("--port", type=number(int, 0, 65_535), default=8008, help="of 127.0.0.1 (default: %(default)s)")
-    doc = "Measure the model's speed beside what this machine can do."
+    doc = "Measure the model's speed and compare it with this machine's limits."
     command("bench", doc, add_model, add_machine, add_bench, add_json)
     doc = "Show sizes, layers, formats and the memory it takes, reading headers only."
     command("inspect", doc, add_inspected, add_model, add_mmproj, add_dtype, add_json)

@@ -1,4 +1,4 @@
-"""`minigemma bench`: what a model does on this machine, beside what the machine can do."""
+"""`minigemma bench`: a model's speed on this machine, compared with the machine's limits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _model(args: argparse.Namespace, progress: Progress) -> Decoder:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people: a line for each number, beside its limit where it has one."""
+    """The report as text: a line per number, with its limit where it has one."""
     r, programs = report, dict(report["programs"])
     ours = programs.pop("minigemma")
     gigabytes = r["weight_bytes"] / 1e9

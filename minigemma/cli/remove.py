@@ -11,13 +11,13 @@ from .progress import Progress
 
 
 def run(args: argparse.Namespace, progress: Progress) -> None:
-    """Delete it after a question, which --yes answers. ValueError for other names, and where nobody can be asked."""
+    """Delete a local model after asking, or with --yes at once. ValueError for unknown names and without a terminal."""
     models = list(local_models())
     found = [model for model in models if args.model in (model.name, model.name.rpartition("/")[2])]
     if len(found) != 1:
-        what = "means several models" if found else "is no model that is kept here"
+        what = "matches several models" if found else "is not the name of a local model"
         names = ", ".join(model.name for model in found or models) or "none"
-        raise ValueError(f"{what}; those that can be removed: {names}")
+        raise ValueError(f"{what}; local models: {names}")
     [model] = found
     told = f"{model.name}, {bytes_text(model.size)} in {model.path}"
     if not args.yes:

@@ -42,7 +42,7 @@ def add_training(to: argparse.ArgumentParser) -> None:
 
 
 def add_teacher(to: argparse.ArgumentParser) -> None:
-    """Whom a student learns from, and what is kept of it (train/targets.py)."""
+    """Adds the flags of distillation: the teacher and what is stored of its answers (train/targets.py)."""
     to.add_argument("--teacher", metavar="MODEL", help="folder, file, name or Hugging Face id of the larger model")
     to.add_argument("--targets", metavar="DIR", help="where its answers are kept, once for all students (OUT/targets)")
     kept = "256 draws of each distribution (default), set:256, top:64, or all of it, computed in every step"

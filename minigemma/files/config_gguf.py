@@ -1,8 +1,7 @@
-"""From the header of a GGUF file to a config: which family it is, that family's own reading, and a refusal of fields
-that are not read.
+"""Reads the config from a GGUF header: finds the family, lets its page read the fields, refuses fields nothing reads.
 
-llama.cpp reads a model's numbers under the name of its architecture only, so that what stands under other names
-("general.", "tokenizer.", "quantize.", or a publisher's own) changes nothing here.
+llama.cpp reads a model's numbers only under the name of its architecture, so fields with other prefixes ("general.",
+"tokenizer.", "quantize.", or a publisher's own) change nothing here.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def config_from_gguf(gguf: GGUF) -> TextConfig:
 
 
 def vision_from_gguf(gguf: GGUF, text: TextConfig) -> TextConfig:
-    """The config of a text model with that of the vision tower in an mmproj file; ModelFormatError for another's."""
+    """Adds the vision tower of an mmproj file to a text model's config. ModelFormatError for another model's tower."""
     metadata, path = gguf.metadata, gguf.path
     kind = metadata.get("clip.vision.projector_type", metadata.get("clip.projector_type"))
     if metadata.get("general.architecture") != "clip" or kind != "gemma3" or text.family != "gemma3":

@@ -1,7 +1,7 @@
-"""From config.json to a config: its family, that family's own reading, and a refusal of fields that are not read.
+"""Reads config.json: finds the family, lets its page read the fields, and refuses fields that nothing reads.
 
-Released files leave out what their class had as default, nest the text model in `text_config` where there is a vision
-tower, and spell rope and the layer pattern in an older and a newer way; the pages in models/ know the spellings.
+Released files omit their class's defaults, nest the text model in `text_config` where there is a vision tower, and
+spell rope and the layer pattern in an older and a newer way; the pages in models/ know both spellings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RELEASED_ONE = "take the config.json that was released with these weights"
 
 
 def config_from_json(path: Path) -> tuple[TextConfig, Json]:
-    """The config of a config.json, and its fields, those of the text model in place of outer ones of the same name.
+    """Returns the config and all fields; the text model's fields replace outer ones of the same name.
 
     Raises ModelFormatError for a model of another kind, for missing and impossible fields, and for a field that is
     neither used nor known to be harmless (known_keys.py).
@@ -42,7 +42,7 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
     text = whole.get("text_config") or {}
     for name, value in fields.left_over().items():
         field = name.rpartition(".")[2]
-        repeated = name in text and text[name] == value  # at the top, what the text model's part says, too
+        repeated = name in text and text[name] == value  # at the top and, equal, in the text model's part
         if changes_results(field, value, JSON, JSON_VALUES) and not repeated:
             remedy = "remove the field if the model was trained without it"
             raise ModelFormatError(path, f"{short(name)} is {short(value)}{UNKNOWN}", remedy)
@@ -50,7 +50,7 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
 
 
 def _family(path: Path, whole: Json) -> Family:
-    """The family of a model_type; of several, the one whose flags are stated and whose first JSON file is there."""
+    """The family of a model_type; of several, the one whose flags are set and whose first JSON file exists."""
     kind = whole.get("model_type")
     found = [family for family in FAMILIES.values() if kind in family.model_types]
     found = [family for family in found if all(whole.get(name) == value for name, value in family.flags.items())]
@@ -67,7 +67,7 @@ def runs() -> str:
 
 
 def _no_adapter(folder: Path) -> None:
-    """ModelFormatError for a folder with a LoRA adapter alone, the changes that a training made to a base model."""
+    """Raises ModelFormatError for a folder that holds only a LoRA adapter."""
     described = folder / "adapter_config.json"
     if os.path.exists(described) and not any(folder.glob("model*.safetensors")):
         base = read_json(described).get("base_model_name_or_path")
@@ -78,7 +78,7 @@ def _no_adapter(folder: Path) -> None:
 
 
 def _no_quantization(path: Path, whole: Json) -> None:
-    """ModelFormatError for weights in a format of another program, which config.json names."""
+    """Raises ModelFormatError for weights that config.json says are quantized by another program."""
     for name in ("quantization_config", "quantization"):
         stated = whole.get(name) or {}
         if stated:

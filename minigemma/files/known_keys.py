@@ -1,6 +1,6 @@
-"""Fields of config.json and of GGUF headers that change no logits, by format; all others are used or refused.
+"""Fields of config.json and GGUF headers that do not change the logits; all others are used or refused.
 
-A field that is null states nothing and is in no list. What a model's page reads is not here either.
+Null fields count as absent. Fields that a model's page reads are not listed here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""From files to a model: which tensor is which weight, and `load`.
+"""`load`: from files to a model.
 
-Weights are used where they lie: a bf16 safetensors file and the Q8_0 tensors of a GGUF file are mapped into memory and
-never copied. Other GGUF tensors, and every tensor where `dtype` names another layout, are converted one by one
-(convert.py).
+Weights are used in place: a bf16 safetensors file and the Q8_0 tensors of a GGUF file are memory-mapped and never
+copied. Other GGUF tensors, and every tensor if `dtype` names another layout, are converted one by one (convert.py).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ ROWS_WITHOUT_PIECE = 4096  # at most: 64 in Gemma 3 from 4B up; a Gemma 2's toke
 
 @dataclass(frozen=True)
 class Description:
-    """What `minigemma inspect` prints: all of it from headers, no weight is read."""
+    """What `minigemma inspect` prints, read from headers only."""
 
     config: TextConfig
     files: tuple[Path, ...]
@@ -66,7 +65,7 @@ def load(
     context: int | None = None,
     force: bool = False,
 ) -> Decoder:
-    """The model in a folder or file, by a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
+    """Loads a model: a folder or file, a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
     dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4", "int4-symmetric", "sfp8", "int8-row",
              "int4-row", which layouts/ describes; the embedding of an int4 model is int8
@@ -74,12 +73,12 @@ def load(
     threads  how many cores a kernel uses; None: all that this process may use
     vision   False: do not load the vision tower of a model that has one in its file
     mmproj   the GGUF file of the vision tower, for a GGUF file of the text model
-    context  tokens that the cache will hold at most, which count towards the memory it takes
+    context  the most tokens that the cache will hold, which counts towards the memory needed
     force    True: load also where weights and cache need more than the machine's memory
     progress is called with (bytes done, bytes in all) after each tensor
 
-    Raises ModelFormatError for files that cannot be used, ValueError for arguments that cannot and for a model that
-    does not fit into memory.
+    Raises ModelFormatError for files that cannot be used, ValueError for invalid arguments and for a model that does
+    not fit into memory.
     """
     _check_arguments(dtype, backend, threads)
     files = open_files(resolve(name), vision, mmproj)
@@ -87,7 +86,7 @@ def load(
     cache = files.config.cache_bytes(min(context or 0, files.config.context))
     if not force:
         check_memory(str(name), held, cache)
-    with ThreadPoolExecutor(1) as side:  # the tokenizer is Python's work, the weights are not: they go side by side
+    with ThreadPoolExecutor(1) as side:  # reading the tokenizer is Python work and overlaps with converting weights
         making = side.submit(files.make_tokenizer)
         weights = _weights(files, dtype, progress)
         tokenizer = making.result()
@@ -119,7 +118,7 @@ def _check_arguments(dtype: str | None, backend: str, threads: int | None) -> No
 
 
 def _check_loaded(files: Files, weights: dict[str, Any], tokenizer: Tokenizer | None) -> None:
-    """Warn of small weights that are NaN or infinite; ModelFormatError where the tokenizer is of another model."""
+    """Warns about NaN or infinity in small weights. ModelFormatError if the tokenizer is of another model."""
     for ours, weight in weights.items():  # the small ones; looking at all would read the whole file now
         if isinstance(weight, np.ndarray) and weight.ndim == 1 and not np.isfinite(weight).all():
             told = "has values that are NaN or infinite; `minigemma inspect --check` looks at every weight"
@@ -148,7 +147,7 @@ def take_up(model: Decoder, states: Statements) -> None:
 
 
 def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
-    """Every tensor in the format that it runs in, by our names."""
+    """Every tensor in its running layout, by our names."""
     total, done, weights = sum(t.array.nbytes for t in files.tensors.values()), 0, {}
     pages = LargePages()
 
@@ -167,7 +166,7 @@ def _weights(files: Files, dtype: str | None, progress: Callable[[int, int], Non
 def not_finite(
     name: str | Path, mmproj: str | Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, int]:
-    """How many values of each tensor are NaN or infinite, by our names; empty if none is. Reads every weight."""
+    """Counts NaN and infinite values per tensor, by our names; tensors without any are left out. Reads every weight."""
     files, found, done = open_files(resolve(name), mmproj=mmproj), {}, 0
     total = sum(tensor.array.nbytes for tensor in files.tensors.values())
     for ours, tensor in files.tensors.items():
@@ -185,14 +184,14 @@ def not_finite(
 def describe(
     name: str | Path, dtype: str | None = None, vision: bool = True, mmproj: str | Path | None = None
 ) -> Description:
-    """What a checkpoint is, read from its headers alone, and how much memory `load` with this dtype would hold."""
+    """Describes a checkpoint from its headers, with the memory that `load` with this dtype would take."""
     files = open_files(resolve(name), vision, mmproj)
     parts = (files.path,) if files.path.is_file() else tuple(sorted(files.path.glob("*.safetensors")))
     return _described(files.config, parts, files.tensors, dtype, files.states.instruction_tuned)
 
 
 def planned(name: str, dtype: str) -> Description:
-    """What a released size such as "gemma-2-2b" would be, from its table alone. ValueError for another name."""
+    """Describes a released size such as "gemma-2-2b" without files. ValueError for another name."""
     if name not in RELEASED:
         raise ValueError(f"no released size is named {name!r}; those that are: {', '.join(RELEASED)}")
     config, zero = RELEASED[name], np.zeros((), np.uint16)

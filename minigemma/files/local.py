@@ -1,4 +1,4 @@
-"""The models on this machine that have a name: in the weights folders, in Hugging Face's cache, and the demo."""
+"""The models on this machine: in the weights folders, in Hugging Face's cache, and the demo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .resolve import cached, hub_cache, weights_folders
 
 
 class Local(NamedTuple):
-    """A model: what `load` calls it, the file or folder it is, and its bytes on the disk."""
+    """A model: its name for `load`, its file or folder, and its size on disk in bytes."""
 
     name: str
     path: Path
@@ -23,7 +23,7 @@ class Local(NamedTuple):
 
 
 def local_models() -> Iterator[Local]:
-    """All of them; what is no model is not among them."""
+    """Yields every model; files that are not models are skipped."""
     for folder in dict.fromkeys(path.resolve() for path in weights_folders()):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.suffix == ".gguf" or (path.is_dir() and any(_weights_in(path))):

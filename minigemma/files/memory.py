@@ -1,16 +1,16 @@
-"""How much memory this process may have, so that a model that does not fit is refused before it takes any."""
+"""The memory limit of this process, so that a model that does not fit is refused before it is loaded."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-SCRATCH = 300_000_000  # bytes that a run takes beside weights and cache: Python, Numba, a piece of a prompt
+SCRATCH = 300_000_000  # bytes that a run takes besides weights and cache: Python, Numba, a chunk of a prompt
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int:
-    """Bytes: the machine's memory, or what its control group or `ulimit -v` leaves of it; 0 where neither says."""
+    """Bytes that this process may use: the least of memory, control group and `ulimit -v`; 0 if unknown."""
     limits = [_cgroup("memory.max"), _cgroup("memory/memory.limit_in_bytes"), _address_space()]
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -31,7 +31,7 @@ def check_memory(name: str, weights: int, cache: int = 0) -> None:
         raise ValueError(
             f"{name} needs {weights_gb:,.1f} GB of weights + {cache_gb:,.1f} GB of cache + {SCRATCH / 1e9:,.1f} GB to "
             f"work in = {needed_gb:,.1f} GB, and there are {limit_gb:,.1f} GB; "
-            "hold the weights as int8 or int4, take a shorter context (-c), or insist (--force, force=True)"
+            "use --dtype int8 or int4, a shorter context (-c), or --force (force=True)"
         )
 
 

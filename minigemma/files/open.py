@@ -45,13 +45,13 @@ class Files:
     path: Path
     config: TextConfig
     tensors: dict[str, Stored]  # by our names
-    norm_offset: float  # what a stored RMSNorm has too much: 1 in a GGUF file
+    norm_offset: float  # to subtract from a stored RMSNorm weight: 1 in a GGUF file
     make_tokenizer: Callable[[], Tokenizer | None]
     states: Statements
 
 
 def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None) -> Files:
-    """The headers of a checkpoint, every tensor found, named and of the right shape; else ModelFormatError."""
+    """Reads the headers of a checkpoint. ModelFormatError unless all tensors are there, with the right shapes."""
     try:
         kind = "" if path.is_dir() else what_is(path)
     except OSError as error:
@@ -146,7 +146,7 @@ def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
 
 
 def _gguf_tensors(path: Path, gguf: GGUF, named: dict[str, str]) -> dict[str, Stored]:
-    """The tensors of a file by our names; none may be missing, none left over."""
+    """The tensors of a file by our names. ModelFormatError for missing or unexpected ones."""
     tower = ("v.", "mm.") if "token_embd.weight" in gguf.tensors else ()  # in the text model's file it is not loaded
     extra = {name for name in gguf.tensors if not name.startswith(tower)} - {*named.values(), "rope_freqs.weight"}
     _report(path, set(named.values()) - set(gguf.tensors), extra)
@@ -173,11 +173,11 @@ def _unswapped(named: dict[str, str], projector: GGUF, config: TextConfig) -> di
 
 
 def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
-    for what, names in (("lacks", missing), ("has beside a Gemma's", unexpected)):
+    for what, names in (("lacks {} tensors", missing), ("has {} unexpected tensors", unexpected)):
         if names:
             first = ", ".join(ascii(name)[1:-1][:100] for name in sorted(names)[:5]) + (" …" if len(names) > 5 else "")
             raise ModelFormatError(
-                path, f"{what} {len(names)} tensors: {first}", "config and weights are of different models"
+                path, f"{what.format(len(names))}: {first}", "config and weights are of different models"
             )
 
 
@@ -190,7 +190,7 @@ def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
 
 
 def folder_tokenizer(folder: Path) -> Tokenizer | None:
-    """Of tokenizer.model, else of tokenizer.json, the only one that transformers 5 writes; None without either."""
+    """Reads tokenizer.model, else tokenizer.json, the only one that transformers 5 writes; None without either."""
     model, described = folder / "tokenizer.model", folder / "tokenizer.json"
     if model.exists() or not described.exists():
         return Tokenizer.from_model_file(model) if model.exists() else None

@@ -1,10 +1,10 @@
-"""From what a user types to the model it means: a file, or a folder as Hugging Face lays it out.
+"""Resolves what a user types to a model: a file, or a folder in Hugging Face's layout.
 
 In this order: a path · a name under ./weights or the weights folder of this repository · a model in Hugging Face's
-cache, by its id or the last part of it · the demo weights. Nothing is downloaded. Of several GGUF files one is chosen
-by org/name:Q8_0, or by its path, org/name/file.gguf.
+cache, by its id or the last part of it · the demo weights. Nothing is downloaded. org/name:Q8_0 or the path
+org/name/file.gguf chooses one of several GGUF files.
 
-Hugging Face's cache, one folder a model:
+Hugging Face's cache, one folder per model:
 
     models--google--gemma-3-1b-it/refs/main             the commit that was downloaded
                                   snapshots/<commit>/   its files, as links to
@@ -27,10 +27,10 @@ LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 def resolve(name: str | Path | None = None) -> Path:
-    """The folder or file of the model that `name` means; None is the demo.
+    """Returns the folder or file of the model `name`; None is the demo.
 
-    ModelFormatError says where was looked when there is no such model, and which file is missing when its download was
-    broken off.
+    ModelFormatError lists the places searched if there is no such model, and the missing file if a download is
+    incomplete.
     """
     if name is None:
         return demo.demo_weights()
@@ -63,7 +63,7 @@ def _find(name: str) -> Path | None:
 
 
 def weights_folders() -> list[Path]:
-    """Where a model's plain name is looked up: ./weights, and weights/ beside this package (that of a repository)."""
+    """The folders searched for a plain name: ./weights, and weights/ next to this package (in a repository)."""
     return [Path("weights"), Path(__file__).resolve().parents[2] / "weights"]
 
 
@@ -76,7 +76,7 @@ def hub_cache() -> Path:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is such a path; one that the system refuses outright (too long, a NUL in it) is no path."""
+    """Whether the path exists; False also for one that the system rejects (too long, with a NUL)."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -122,7 +122,7 @@ def _in_hub_cache(name: str) -> Path | None:
         google = f"google/{name}"
         if google not in found:
             raise ModelFormatError(
-                name, f"means several models in {hub_cache()}: {', '.join(found)}", "name one of them"
+                name, f"matches several models in {hub_cache()}: {', '.join(found)}", "name one of them"
             )
         return found[google]
     return next(iter(found.values()), None)
@@ -170,7 +170,7 @@ def _has_all_weights(names: list[str]) -> bool:
 
 
 def _not_found(name: str) -> ModelFormatError:
-    """Where was looked, what is there that is spelt nearly so, and what to do."""
+    """An error that lists the places searched, similar names and the remedy."""
     try:
         os.stat(os.path.expanduser(name))
     except PermissionError:
@@ -192,13 +192,13 @@ def _not_found(name: str) -> ModelFormatError:
 
 
 def _is_id(name: str) -> bool:
-    """Whether this is written as a hub's id is, and not as the path of a file."""
+    """Whether this has the form of a hub id, not of a path."""
     written_so = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(?<!\.gguf)(?<!\.safetensors)", name, re.ASCII)
     return written_so is not None and not Path(name).parent.exists()
 
 
 def _names_here(name: str) -> list[str]:
-    """What could have been meant: names beside the path, under the weights folders, in the cache, and the demo's."""
+    """Names to suggest: next to the path, under the weights folders, in the cache, and the demo's."""
     beside = Path(os.path.expanduser(name)).parent
     names = [demo.NAME]
     for folder, prefix in ((beside, name[: len(name) - len(Path(name).name)]), *((w, "") for w in weights_folders())):

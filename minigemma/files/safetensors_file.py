@@ -1,16 +1,15 @@
-"""Reading safetensors: a map of the file, and one read-only view into it per tensor. Nothing is copied.
+"""Reads safetensors: maps the file and makes one read-only view per tensor. Nothing is copied.
 
     8 bytes   n, little-endian
     n bytes   a JSON object: {"name": {"dtype": "BF16", "shape": [R, D], "data_offsets": [begin, end]}, …}
     the rest  the tensors' bytes, row by row; begin and end count from here
 
-The file is believed in nothing: before anything is read through a view, every number of the header has been checked
-against the size of the file. The rules are the format's own (the tensors cover the data from its first byte to its
-last, without a hole or an overlap), and two more: no name twice, and no more than about a hundred thousand tensors,
-which bounds what a hostile header can cost. No code of a file is ever run: this format holds none.
+The file is not trusted: every number of the header is checked against the size of the file before anything is read
+through a view. The rules are the format's own (tensors cover the data without holes or overlaps) and two more: no name
+twice, and at most about 100,000 tensors, which bounds the cost of a hostile header. The format holds no code.
 
-The views stay valid as long as one of them lives. Cutting the file short meanwhile ends the program (SIGBUS): replace a
-model file by renaming a new one over it, as every downloader does.
+The mapping lives as long as any view. Truncating the file meanwhile ends the program (SIGBUS): replace a model file by
+renaming a new one over it, as every downloader does.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 DAMAGED = "the download was cut short or the file is damaged: fetch it again"
 GET_SAFETENSORS = "get the model's .safetensors files: minigemma download google/<model>"
 
-# What people take for model weights, and what they need instead.
+# Files mistaken for weights: what each is, and the remedy.
 FOREIGN = {
     "empty": ("is empty", DAMAGED),
     "lfs": ("is a Git-LFS pointer, the short text that stands for a large file", "run `git lfs pull` in its folder"),
@@ -88,9 +87,9 @@ class Tensor:
 
 
 def what_is(path: str | Path) -> str:
-    """What a file is by its first bytes: "safetensors", a key of FOREIGN, or "" if nothing known.
+    """Identifies a file by its first bytes: "safetensors", a key of FOREIGN, or "" if unknown.
 
-    OSError if it cannot be read; ModelFormatError for what is no regular file (a folder, a pipe).
+    OSError if it cannot be read; ModelFormatError for anything but a regular file (a folder, a pipe).
     """
     with _open(Path(path)) as file:
         return _kind(file.read(512), Path(path).suffix.lower())
@@ -117,7 +116,7 @@ def _kind(head: bytes, suffix: str) -> str:
 
 
 def _open(path: Path) -> BinaryIO:
-    """The file, opened; ModelFormatError for what is none (opening a pipe would wait for ever)."""
+    """Opens a regular file. ModelFormatError for anything else: opening a pipe would block."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ModelFormatError(path, "is a folder or device, not a file", "name a file")
     return open(path, "rb")
@@ -168,7 +167,7 @@ def _parse(header: bytes) -> dict[str, Any]:
 
 
 def _marks(text: bytes) -> int:
-    """A bound of how many values a JSON text has: objects of Python, which take far more memory than their letters."""
+    """An upper bound on the values in a JSON text, which as Python objects take far more memory than as text."""
     return sum(text.count(mark) for mark in (b",", b"[", b"{"))
 
 
@@ -234,7 +233,7 @@ def _check(name: str, entry: Any) -> None:
 
 
 def short(name: object) -> str:
-    """What a file says, fit to be printed: quoted, escaped, and not endless."""
+    """Text from a file, safe to print: quoted, escaped and shortened."""
     text = ascii(name)
     return text if len(text) <= 100 else text[:100] + "…"
 
@@ -242,9 +241,9 @@ def short(name: object) -> str:
 def open_checkpoint_files(folder: str | Path) -> dict[str, Tensor]:
     """Every tensor of a Hugging Face folder: of model.safetensors, or of the shards that its index names.
 
-    The index decides which tensors make up the model and from which shard each comes; what else a shard holds is left
-    out. A shard is named by a plain file name, so that nothing outside the folder is read; that it may be a symbolic
-    link is how Hugging Face's cache works. ModelFormatError names the file that is missing or wrong.
+    The index decides which tensors make up the model and which shard holds each; other tensors of a shard are ignored.
+    Shards must be plain file names, so nothing outside the folder is read; they may be symbolic links, as in Hugging
+    Face's cache. ModelFormatError names the missing or broken file.
     """
     folder = Path(folder)
     if os.path.lexists(folder / "model.safetensors"):
@@ -268,7 +267,7 @@ def open_checkpoint_files(folder: str | Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path, kinds: tuple[type, ...] = (dict,), limit: int = MAX_JSON, values: int = MAX_MARKS) -> Any:
-    """The JSON object of a file beside the weights; ModelFormatError if it is none, or has over `limit` bytes.
+    """Reads a JSON object from a file. ModelFormatError for anything else and for more than `limit` bytes.
 
     kinds: the values that the file may hold, objects alone by default.
     """
@@ -283,7 +282,7 @@ def read_json(path: Path, kinds: tuple[type, ...] = (dict,), limit: int = MAX_JS
 
 
 def read_start(path: Path, size: int) -> bytes:
-    """The first bytes of a text file beside the weights; ModelFormatError for what people take for one."""
+    """The first bytes of a text file. ModelFormatError for an LFS pointer, a web page and the like."""
     try:
         with _open(path) as file:
             text = file.read(size)
@@ -325,7 +324,7 @@ def _no_weights(folder: Path) -> tuple[str, str]:
 
 
 def unreadable(path: Path, error: OSError) -> ModelFormatError:
-    """What the operating system says, as our error."""
+    """An error of the operating system as ModelFormatError."""
     if os.path.islink(path) and not os.path.exists(path):
         return ModelFormatError(path, "is a link to a file that is not there (an incomplete download)", DAMAGED)
     remedies = {
@@ -339,10 +338,10 @@ def unreadable(path: Path, error: OSError) -> ModelFormatError:
 def write_safetensors(
     path: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]], parts: Iterable[Iterable[NDArray[Any]]]
 ) -> None:
-    """Write a file of tensors (name, dtype as the file spells it, shape), whose contiguous `parts` come one by one.
+    """Writes a file of tensors (name, dtype as the file spells it, shape) from an iterator of contiguous `parts`.
 
-    Only what is being written is in memory. Raises OSError, which names the file also where a disk is full, and
-    ValueError where parts and shape differ in bytes.
+    Only the part being written is in memory. Raises OSError, with the file's name even if the disk is full, and
+    ValueError if parts and shape differ in bytes.
     """
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}  # without which older transformers refuse it
     end = 0

@@ -1,8 +1,8 @@
 """A model as a folder in Hugging Face's layout, which `load`, transformers and llama.cpp's converter read.
 
-`save_model` and `read_parameters` are each other's inverse: between them stand parameters by our names, float32, of the
-shapes that a model holds. Two differ from a model's weights or a file's tensors: "recurrent.decay" is Λ, which a model
-holds as softplus(Λ), and "recurrent.conv" is [C, E], which a file holds as [E, 1, C].
+`save_model` and `read_parameters` are inverses. Parameters have our names, are float32 and have the shapes of a model's
+weights, with two exceptions: "recurrent.decay" is Λ, which a model holds as softplus(Λ), and "recurrent.conv" is
+[C, E], which a file stores as [E, 1, C].
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def save_model(
     tokenizer: Tokenizer | None,
     dtype: str = "bf16",
 ) -> None:
-    """Write the text model as `folder`; the files of an earlier one there are replaced once all new ones are written.
+    """Write the text model as `folder`. Existing files there are replaced once all new ones are written.
 
-    parameters: by our names (models/registry.py); each is asked for once, when it is written
+    parameters: by our names (models/registry.py); each is read once, when it is written
     dtype: "bf16" or "f32"
-    Raises ValueError for a config that no config.json states, OSError where a file cannot be written.
+    Raises ValueError for a config that config.json cannot express, OSError if a file cannot be written.
     """
     folder, (stored, _) = Path(folder), DTYPES[dtype]
     described = config_json(config, dtype, tied=HEAD not in parameters)
@@ -67,7 +67,7 @@ GENERATION |= {"do_sample": True, "top_k": 64, "top_p": 0.95}  # as the released
 
 
 def config_json(config: TextConfig, dtype: str, tied: bool = True) -> Json:
-    """The fields of config.json; ValueError for a config that they cannot state, and so would be read as another."""
+    """The fields of config.json. ValueError for a config that reading them back would change."""
     family, config = FAMILIES[config.family], replace(config, vision=None)
     if family.to_json is None:
         raise ValueError(f"{family.title} cannot be written as a folder of its own")
@@ -77,7 +77,7 @@ def config_json(config: TextConfig, dtype: str, tied: bool = True) -> Json:
 
 
 def check_stated(config: TextConfig, read: TextConfig, where: str) -> None:
-    """ValueError, naming the first field, where a config that was written is read as another."""
+    """Raises ValueError with the first field that differs between a config and the one read back from its file."""
     for name, value in vars(config).items():
         found = getattr(read, name)
         if name == "query_pre_attn_scalar":
@@ -140,7 +140,7 @@ def _write_json(path: Path, content: Json, indent: int | None = 2) -> None:
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Any]:
-    """A function from a file's name to the path to write it at: all take their names when all are written, or none."""
+    """Yields a function from a file's name to a temporary path; at the end all are renamed into place, or none."""
     names: list[str] = []
 
     def new(name: str) -> Path:

@@ -1,7 +1,7 @@
-"""What a checkpoint states about tokens and turns: chat template, ends of a text, sampling, added tokens.
+"""What a checkpoint states about tokens and turns: chat template, end tokens, sampling settings, added tokens.
 
-Every file that may state one of them is read, and statements are joined: the tokens that end a text are the union of
-all. A chat template is a program; it is not run, but what it writes says whose turn format the model was taught.
+All files that may state one of them are read and merged: the end tokens are the union of all. A chat template is a
+program; it is never run, but the marks in it tell which turn format the model was trained on.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ GGUF_ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "
 
 
 class AddedToken(NamedTuple):
-    """A token beside those of tokenizer.model, or one of them under another name."""
+    """A token in addition to those of tokenizer.model, or another name for one of them."""
 
     id: int
     text: str
-    special: bool  # recognized in a text only where control tokens are asked for
+    special: bool  # recognized in text only with control=True
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Statements:
 
     names: str  # of the model, as folders and files have it
     ends: tuple[int | str, ...] = (1,)  # tokens that end a text, by id or by name
-    taught_turns: bool = False  # a folder that states several ends states that of a turn
+    taught_turns: bool = False  # a folder with several end tokens names that of a turn
     template: str = ""  # "" if there is none
     sampling: Mapping[str, Any] = field(default_factory=dict)  # the fields of SAMPLING that are stated
     added: tuple[AddedToken, ...] = ()
@@ -108,7 +108,7 @@ def _template(folder: Path, described: Mapping[str, Any]) -> str:
 
 
 def _sampling(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of sampling that are stated, as numbers; those that are not done here are named in a warning."""
+    """The stated sampling settings, as numbers; unsupported ones are named in a warning."""
     if ignored := [name for name, neutral in UNUSED.items() if stated.get(name) not in neutral]:
         told = ", ".join(f"{name} {short(stated[name])}" for name in ignored)
         warnings.warn(f"{path}: {told} is not applied; minigemma has no such setting", stacklevel=2)

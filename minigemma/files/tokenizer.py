@@ -1,8 +1,8 @@
 """Text to token ids and back, by the sentencepiece library, from a tokenizer.model or the vocabulary of another file.
 
-Two rules of our own. Text is text: a `<start_of_turn>` that somebody types is encoded as its letters, never as the
-token that begins a turn, unless `control=True` asks for it. And bytes are bytes: pieces are turned back into bytes
-first and into characters last, so that a character which several tokens share comes out whole, streamed or not.
+Two rules of our own. A typed `<start_of_turn>` is encoded as its letters, never as the token that begins a turn, unless
+`control=True`. Decoding joins bytes before it decodes UTF-8, so a character split over several tokens comes out whole,
+streamed or not.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..errors import ModelFormatError
 from ..models.vocabulary import Vocabulary
 from .statements import AddedToken
 
-SPACE = "\u2581"  # what a piece has for a blank
+SPACE = "\u2581"  # stands for a blank in a piece
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-# Tokens that stand for something other than their letters, in any Gemma's vocabulary. Some files mark them as pieces
-# to be found in text, which is how a typed one would become the token: here they are control tokens whatever the file
-# says. (Tags such as <table>, runs of newlines and runs of blanks are meant to be found, and stay.)
+# Control tokens of any Gemma's vocabulary. Some files mark them as user-defined pieces, so that typed text would become
+# the token: here they are control tokens whatever the file says. (Tags such as <table>, runs of newlines and runs of
+# blanks are meant to be found in text, and stay.)
 CONTROL_NAME = (
     r"<(?:pad|eos|bos|unk|mask|2mass|unused[0-9]+|start_of_turn|end_of_turn|start_of_image|end_of_image"
     r"|image_soft_token)>|\[(?:@BOS@|multimodal|toxicity=0)\]"
@@ -78,7 +78,7 @@ class Tokenizer:
 
     @classmethod
     def from_vocabulary(cls, pieces: Strings, scores: F32, types: I32, path: str | Path = "vocabulary") -> Tokenizer:
-        """From the pieces, scores and types of a GGUF file, which has the SentencePiece model taken apart."""
+        """From the pieces, scores and types of a GGUF file, which stores the SentencePiece model in parts."""
         if not len(pieces) == len(scores) == len(types):
             raise ValueError(f"{len(pieces)} pieces, but {len(scores)} scores and {len(types)} types")
         pieces = _with_blanks_written(pieces, types)
@@ -88,7 +88,7 @@ class Tokenizer:
         return cls(_model_of(pieces, scores, types), path, DAMAGED)
 
     def add(self, tokens: Iterable[AddedToken], rows: int) -> None:
-        """Take up a checkpoint's added tokens; those at or above `rows`, which the embedding lacks, are left out.
+        """Add a checkpoint's added tokens, except ids from `rows` on, for which the embedding has no row.
 
         Entries that repeat the vocabulary's own name of an id, as Gemma's files do, change nothing.
         """
@@ -114,7 +114,7 @@ class Tokenizer:
         return [*filter(None, names), *self._names]
 
     def _found(self, text: str, control: bool) -> Iterator[re.Match[str]]:
-        """The tokens that stand in a text by their names, longest first."""
+        """Finds names of added and control tokens in a text, longest first."""
         if control not in self._patterns:
             names = sorted(self._control_names if control else self._in_text, key=len, reverse=True)
             pattern = "|".join([*map(re.escape, names), *([CONTROL_NAME] if control else [])])
@@ -157,14 +157,14 @@ class Tokenizer:
         return StreamDecoder(self)
 
     def piece(self, token: int) -> str:
-        """The vocabulary's entry for an id, as it stands there; empty for an id outside it."""
+        """The vocabulary's entry for an id, unchanged; empty for an id outside it."""
         try:
             return self._model.id_to_piece(int(token)) if 0 <= token < self._model.get_piece_size() else ""
-        except UnicodeDecodeError:  # in a file made to do harm
+        except UnicodeDecodeError:  # in a malicious file
             return "\ufffd"
 
     def bytes_of(self, token: int) -> bytes:
-        """What an id adds to a text, in UTF-8: nothing for control tokens and ids outside the vocabulary."""
+        """The UTF-8 bytes of an id; empty for control tokens and ids outside the vocabulary."""
         token = int(token)
         if token in self._added:
             return self._added[token]
@@ -208,7 +208,7 @@ class StreamDecoder:
 
 
 def _what_it_is(content: bytes) -> str:
-    """What people take for a tokenizer.model, by its beginning."""
+    """Names a file mistaken for a tokenizer.model, by its first bytes."""
     start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "is a web page, not a tokenizer.model (often the page that asks to accept the terms)"
@@ -244,7 +244,7 @@ def _with_blanks_written(pieces: Strings, types: I32) -> Strings:
 def _model_of(pieces: Strings, scores: F32, types: I32) -> bytes:
     """A ModelProto: entries (1), trainer settings (2), normaliser settings (3)."""
     kinds = np.clip(types, NORMAL, BYTE)
-    # Of a quarter of a million pieces a few thousand begin as a control token's name does.
+    # A few thousand of a quarter of a million pieces begin like a control token's name.
     begins, is_name = pieces.joined[pieces.starts], re.compile(CONTROL_NAME.encode()).fullmatch
     perhaps = np.flatnonzero((begins == ord("<")) | (begins == ord("[")))
     joined, ends = pieces.joined.tobytes(), pieces.starts + pieces.lengths
@@ -258,7 +258,7 @@ def _model_of(pieces: Strings, scores: F32, types: I32) -> bytes:
 
 
 def _entries(pieces: Strings, scores: F32, kinds: I32) -> bytes:
-    """The vocabulary's entries one after the other, all heads and all texts put into their places at once."""
+    """The vocabulary's entries, concatenated: one array operation writes all headers, one all texts."""
     heads, lengths = np.zeros(len(pieces), ENTRY), pieces.lengths
     for name, tag in (("piece", 0x0A), ("score", 0x15), ("type", 0x18), ("text", 0x0A)):
         heads[name] = tag

@@ -1,9 +1,9 @@
-"""tokenizer.json, the `tokenizers` library's format: read into the SentencePiece model that it was made from; written.
+"""Reads and writes tokenizer.json, the `tokenizers` library's format, as the SentencePiece model that it was made from.
 
 A Gemma's holds the pieces with their ids, the merges of byte-pair encoding in the order in which they are tried, and
 the added tokens. SentencePiece keeps no merges: it joins any two neighbors that make a piece, the highest score first.
-Both give the same ids if every split of a piece into two pieces is among the merges and the merges into one piece
-follow one another; the score is then minus the place of the first. What does not pass both checks is refused.
+Both give the same ids if every split of a piece into two pieces is among the merges and the merges into one piece are
+consecutive; the score is then minus the index of the first. A file that fails either check is refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ KIND: dict[str, tuple[Any, ...]] = {  # each with the values at which it is a Ge
 def read_tokenizer_json(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json; ModelFormatError for a broken file and for another kind than a Gemma's."""
     collecting = gc.isenabled()
-    gc.disable()  # it would look through half a million merges again and again: 1.5 s in place of 0.5
+    gc.disable()  # collection over half a million merges: 1.5 s instead of 0.5
     try:
         return _tokenizer(path, read_json(path, limit=LARGEST, values=MOST_VALUES))
     finally:
@@ -132,7 +132,7 @@ def _added(path: Path, entries: Any) -> Iterable[dict[str, Any]]:
 
 
 def _scores(path: Path, vocab: dict[str, int], merges: list[Any], kinds: np.ndarray) -> np.ndarray:
-    """Minus the place of the first merge into each piece, float32 [pieces]; the last place for pieces without."""
+    """Minus the index of the first merge into each piece, float32 [pieces]; pieces without merges come last."""
     try:
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
         made = np.fromiter((vocab[a + b] for a, b in pairs), np.int64, len(pairs))

@@ -1,4 +1,4 @@
-"""Several texts at once: their sequences decode together, so that each weight is read once for all of them."""
+"""Several texts at once: their sequences decode together, so each weight is read once for all of them."""
 
 from __future__ import annotations
 

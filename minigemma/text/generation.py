@@ -298,7 +298,7 @@ def _tokens(
 ) -> Generator[Token, F32 | None, None]:
     """Read the prompt, ids and features of its images, and yield the tokens that follow.
 
-    Who sends logits [V] has put the token into the cache and computed what follows it (batch.py).
+    A caller may send logits [V]: it has then run the token through the model itself (batch.py).
     """
     prompt, features = read
     began = time.perf_counter()

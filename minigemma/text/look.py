@@ -1,4 +1,4 @@
-"""One run of a model, as `minigemma explore` shows it: tokens, what each layer would predict, attention, gates, caches.
+"""One run of a model for `minigemma explore`: tokens, each layer's prediction, attention, gates, caches.
 
 seen = look(model, ids, silenced=[(11, 2)])     # the run without head 2 of layer 11
 seen.lens()                                     # the likeliest next tokens after each layer
@@ -28,7 +28,7 @@ SHOWN = 5  # likeliest tokens of each
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What a run has kept; every method returns lists and numbers that JSON can hold."""
+    """The recorded values of a run; every method returns lists and numbers for JSON."""
 
     model: Decoder
     ids: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""How likely a text is to a model, token by token; and which of some answers it gives."""
+"""Scores a text token by token, and compares given answers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ TOGETHER = 64  # tokens whose logits exist at once: with 262,144 of them each, 6
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """Of T tokens, the T - 1 that something comes before."""
+    """Scores of T tokens but the first, which has no context."""
 
     ids: tuple[int, ...]
     logprobs: F32  # [T - 1], natural logarithms
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-probability: how many tokens the model was torn between, on average."""
-        with np.errstate(over="ignore"):  # beyond 709 nats a token it is infinite
+        """exp of the mean negative log-probability: the number of equally likely tokens with the same uncertainty."""
+        with np.errstate(over="ignore"):  # infinite above 709 nats per token
             return float(np.exp(-self.logprobs.mean(dtype=np.float64)))
 
 
@@ -38,7 +38,7 @@ def score(
     taps: Taps | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Score a text, which BOS is put in front of, or ids, which are taken as they are; `Edits` change every pass.
+    """Scores a text, preceded by BOS, or ids, taken as they are; `Edits` change every pass.
 
     progress: called with tokens done and tokens in all.
 

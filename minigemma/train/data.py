@@ -99,7 +99,7 @@ class Corpus:
         except (OSError, ValueError, EOFError, IndexError):
             fits = False
         if not fits:
-            raise DataError(folder / "ids.npy", "is damaged or missing", "begin the run anew in another folder")
+            raise DataError(folder / "ids.npy", "is damaged or missing", "start a new run in another folder")
         return cls(ids, documents, trained, digest)
 
 

@@ -60,5 +60,5 @@ class Settings:
         return self.seq or min(256, config.context, self.batch_tokens)
 
     def progress(self, step: int, tokens: int) -> float:
-        """The share of the training that is done after so many steps and tokens."""
+        """The fraction of the training that is done after `step` steps and `tokens` tokens."""
         return step / self.steps if self.steps else min(1.0, tokens / (self.tokens or 1))

@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Whom a student learns from, and how."""
+    """The teacher, and how a student learns from it."""
 
     teacher: str
     draws: str = "256"

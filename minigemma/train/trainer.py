@@ -127,7 +127,7 @@ class Training:
             trained, digest, checksum = told["trained"], told["digest"], told["ids"]
             self.distillation = Distillation(**told["distillation"]) if told["distillation"] else None
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(self.out / SETTINGS, f"is damaged ({error})", "begin the run anew") from None
+            raise RunError(self.out / SETTINGS, f"is damaged ({error})", "start a new run") from None
         paths = [data] if isinstance(data, (str, Path)) else list(data or ())
         if paths and digest_of(paths) != digest:
             raise RunError(paths[0], f"is not the text that {self.out} was begun with", "leave --data out")
@@ -138,7 +138,7 @@ class Training:
         self.seq = self.settings.window(self.config)
         self.tokenizer, self.corpus = tokenizer, Corpus.load(self.out / "run", trained, digest)
         if zlib.crc32(self.corpus.ids.data) != checksum:
-            raise RunError(self.out / "run/ids.npy", "holds other ids than the run was begun with", "begin it anew")
+            raise RunError(self.out / "run/ids.npy", "holds other ids than the run was begun with", "start a new run")
         self._begin(initial_parameters(self.config, 0), threads or told.get("threads"))
         self.counters = load_state(self.out, self.adam)
         self._refresh()
@@ -264,7 +264,7 @@ class Training:
             self.save()
         if c.skipped >= GIVE_UP:
             told = f"loss or gradient was not finite in the last {GIVE_UP} steps"
-            raise ValueError(f"{told}; begin anew with a lower learning rate (lr is {s.lr:g}) or a longer warm-up")
+            raise ValueError(f"{told}; start again with a lower learning rate (lr is {s.lr:g}) or a longer warm-up")
         return step
 
     def sample(self, tokens: int = 64) -> str:

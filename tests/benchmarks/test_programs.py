@@ -17,9 +17,10 @@ from minigemma.cli.random_weights import random_model
 from minigemma.models.registry import RELEASED
 
 
-def test_unknown_programs_are_refused(capsys):
+def test_unknown_programs_are_refused(capsys, monkeypatch, small_machine):
     with pytest.raises(ValueError, match="'ollama' is no known program"):
         programs_with(random_model(RECURRENT), ["ollama"])
+    monkeypatch.setitem(RELEASED, "gemma-3-270m", replace(RELEASED["gemma-3-270m"], vocab=1000))
     assert main([]) == 2
     shape = ["--shape", "gemma-3-270m", "--layers", "1", "-n", "1", "-r", "1", "--prompt-tokens", "2", "-q"]
     assert main(["ollama", *shape]) == 1
@@ -76,7 +77,7 @@ def test_transformers_has_the_same_vision_tower():
     assert np.abs(other.seen[0].float().numpy() - ours).max() < 0.05 * np.abs(ours).max()
 
 
-def test_what_is_not_installed_is_said(monkeypatch):
+def test_what_is_not_installed_is_said(monkeypatch, small_machine):
     monkeypatch.setattr("benchmarks.torch_programs.find_spec", lambda name: None)
     model = random_model(RECURRENT)
     programs, missing = programs_with(model, ["deepmind"])

@@ -1,10 +1,18 @@
 """The command `bench`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from minigemma.cli.main import main
+from minigemma.models.registry import RELEASED
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, small_machine):
+    """A 270M whose vocabulary is small."""
+    monkeypatch.setitem(RELEASED, "gemma-3-270m", replace(RELEASED["gemma-3-270m"], vocab=4096))
 
 
 def test_command_line(capsys):

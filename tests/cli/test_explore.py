@@ -1,4 +1,4 @@
-"""The page of `minigemma explore`: requests and answers, and nobody else's requests."""
+"""The page of `minigemma explore`: requests, answers, and refusal of requests from other pages."""
 
 import json
 import shutil

@@ -75,7 +75,7 @@ def test_nothing_is_removed_without_an_answer(places, monkeypatch, capsys):
 def test_only_what_is_listed_can_be_removed(name, places, capsys):
     before = listed(capsys)
     assert main(["remove", name, "-y"]) == 1
-    told = "is no model that is kept here; those that can be removed: own.gguf, google/small-it"
+    told = "is not the name of a local model; local models: own.gguf, google/small-it"
     assert told in capsys.readouterr().err
     assert listed(capsys) == before
 

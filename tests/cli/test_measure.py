@@ -9,6 +9,8 @@ from minigemma.cli.measure import Plan, bench, prompt_flops, token_at
 from minigemma.cli.random_weights import random_model
 from minigemma.kernels import amx
 
+pytestmark = pytest.mark.usefixtures("small_machine")
+
 
 def test_prompt_and_answer_must_fit_into_the_context():
     with pytest.raises(ValueError, match="context is 600 tokens"):

@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 def test_a_model_that_does_not_fit(folder, monkeypatch, capsys):
     weights = describe(folder).weight_bytes
     monkeypatch.setattr("minigemma.files.memory.memory_limit", lambda: weights + memory.SCRATCH - 1)
-    with pytest.raises(ValueError, match=r"model needs 0\.0 GB of weights .* = 0\.3 GB, and there are 0\.3 GB; hold"):
+    with pytest.raises(ValueError, match=r"model needs 0\.0 GB of weights .* = 0\.3 GB, and there are 0\.3 GB; use"):
         mg.load(folder)
     assert mg.load(folder, force=True).forward(ids).shape
     assert mg.load(folder, dtype="int8").forward(ids).shape, "smaller weights fit"

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from support.folders import random_weights, write_folder
 from support.oracles import live_only
+from support.small_models import TINY_GEMMA3
 from support.tokenizers import (
     BYTE,
     CASES,
@@ -27,7 +28,6 @@ from support.tokenizers import (
     trained,
     ways_in,
 )
-from test_hostile import SMALL
 
 import minigemma as mg
 from minigemma.errors import ModelFormatError
@@ -252,7 +252,7 @@ def test_a_file_far_too_large_is_not_read(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    return write_folder(tmp_path / "model", SMALL, random_weights(SMALL))
+    return write_folder(tmp_path / "model", TINY_GEMMA3, random_weights(TINY_GEMMA3))
 
 
 def with_added(*tokens):

@@ -1,4 +1,4 @@
-"""Sequences that decode together: each is what it is alone, whoever else is there, through its window three times."""
+"""Sequences that decode together: each equals the same sequence alone, whatever the others are, past three windows."""
 
 import numpy as np
 import pytest

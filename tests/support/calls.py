@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from minigemma.cli.main import main
 from minigemma.errors import ModelFormatError
 
 
@@ -27,6 +28,17 @@ def refused(call, *args):
     message = str(caught.value)
     assert message.isprintable() and len(message.removeprefix(caught.value.path)) < 400 and caught.value.remedy
     return message
+
+
+def failure(capsys, path, *words):
+    """The one line of a command that must fail because of `path`."""
+    assert main([*words]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    assert err.count("\n") == 1 and err.startswith("minigemma: ")
+    assert str(path) in err, "the path is not named"
+    assert "; " in err, "no remedy"
+    return err
 
 
 class Terminal(io.StringIO):

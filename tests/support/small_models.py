@@ -21,3 +21,6 @@ EYES = VisionConfig(
     end_token=297,
 )
 SEEING = Gemma3Config(**SMALL, window=8, pattern=3, context=600, vision=EYES)
+
+TINY_SIZES = {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn_width": 64, "vocab": 720}
+TINY_GEMMA3 = Gemma3Config(**TINY_SIZES, window=7, context=640)

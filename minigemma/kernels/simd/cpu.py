@@ -24,7 +24,7 @@ ROWS = 12 if LANES == 16 else 6  # of a tile: its sums take 24 of 32 registers, 
 F16C = bool(_features.get("f16c"))  # converts float16 in one instruction
 VNNI = LANES == 16 and bool(_features.get("avx512vnni"))  # vpdpbusd: multiplies and adds four pairs of bytes
 BF16 = LANES == 16 and bool(_features.get("avx512bf16"))  # vdpbf16ps: multiplies and adds two pairs of bf16
-# The dot products that matmul uses beside float32 and int16. What rounding x for them costs can be measured on any
+# The dot products that matmul uses besides float32 and int16. The cost of rounding x for them can be measured on any
 # processor: MINIGEMMA_CPU=dots python docs/make_accuracy.py --only weights
 _dots = {"vdpbf16ps": BF16, "vpdpbusd": VNNI}
 DOTS = tuple(name for name, there in _dots.items() if FORCED == "dots" or (there and not FORCED))
