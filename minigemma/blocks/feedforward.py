@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..arrays import F32
 from ..formulas.geglu import gated_gelu, gated_gelu_gradient
-from ..formulas.linear import Gradients, affine, linear_backward, linears, plus
+from ..formulas.linear import Gradients, add, affine, linear_backward, linears, plus
 from ..formulas.rmsnorm import rms_norm, rms_norm_gradient
 from ..layouts.weight import Weight
 from ..taps import Scope
@@ -52,17 +52,17 @@ def feed_forward_backward(dy: F32, x: F32, w: FeedForwardWeights, eps: float, ke
     d = dy
     if w.post_norm is not None:
         d, dnorm = rms_norm_gradient(d, kept["ffn.out"], w.post_norm, eps)
-        gradients["ffn.post_norm"] += dnorm
+        add(gradients, "ffn.post_norm", dnorm)
     if w.down_bias is not None:
-        gradients["ffn.down_bias"] += d.sum(axis=0)
-    d = linear_backward(d, kept["ffn.hidden"], w.down, gradients["ffn.down"])
+        add(gradients, "ffn.down_bias", d.sum(axis=0))
+    d = linear_backward(d, kept["ffn.hidden"], w.down, gradients, "ffn.down")
     dgate, dup = gated_gelu_gradient(d, kept["ffn.gate"], kept["ffn.up"])
     if w.gate_bias is not None and w.up_bias is not None:
-        gradients["ffn.gate_bias"] += dgate.sum(axis=0)
-        gradients["ffn.up_bias"] += dup.sum(axis=0)
+        add(gradients, "ffn.gate_bias", dgate.sum(axis=0))
+        add(gradients, "ffn.up_bias", dup.sum(axis=0))
     h = rms_norm(x, w.pre_norm, eps)
-    dh = linear_backward(dgate, h, w.gate, gradients["ffn.gate"])
-    dh += linear_backward(dup, h, w.up, gradients["ffn.up"])
+    dh = linear_backward(dgate, h, w.gate, gradients, "ffn.gate")
+    dh += linear_backward(dup, h, w.up, gradients, "ffn.up")
     dx, dnorm = rms_norm_gradient(dh, x, w.pre_norm, eps)
-    gradients["ffn.pre_norm"] += dnorm
+    add(gradients, "ffn.pre_norm", dnorm)
     return dy + dx

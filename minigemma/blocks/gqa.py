@@ -17,7 +17,7 @@ from ..arrays import F32, I32, joined
 from ..cache import KeyValueRing, Rings, TokenPositions, each_sequence
 from ..config import AttentionConfig
 from ..formulas.attention import Mask, attention, attention_gradient, attention_probs, attention_scores, weighted_values
-from ..formulas.linear import Gradients, affine, linear, linear_backward, linears
+from ..formulas.linear import Gradients, add, affine, linear, linear_backward, linears
 from ..formulas.rmsnorm import rms_norm, rms_norm_gradient
 from ..formulas.rope import rope, rope_gradient
 from ..layouts.weight import Weight
@@ -102,11 +102,11 @@ def attention_backward(
     d, eps = dy, config.eps
     if w.post_norm is not None:
         d, dnorm = rms_norm_gradient(d, kept["attention.out"], w.post_norm, eps)
-        gradients["attention.post_norm"] += dnorm
+        add(gradients, "attention.post_norm", dnorm)
     if w.o_bias is not None:
-        gradients["attention.o_bias"] += d.sum(axis=0)
+        add(gradients, "attention.o_bias", d.sum(axis=0))
     q, k, v, heads = (kept[f"attention.{name}"] for name in ("q", "k", "v", "heads"))
-    d = linear_backward(d, heads.reshape(len(d), -1), w.o, gradients["attention.o"]).reshape(heads.shape)
+    d = linear_backward(d, heads.reshape(len(d), -1), w.o, gradients, "attention.o").reshape(heads.shape)
     parts = [
         attention_gradient(
             d[at], q[at], k[at], v[at], mask_of(each, each.positions, config), config.query_scale, config.soft_cap
@@ -119,11 +119,11 @@ def attention_backward(
     if w.q_norm is not None and w.k_norm is not None:
         dq, dq_norm = rms_norm_gradient(dq, kept["attention.q_projected"], w.q_norm, eps)
         dk, dk_norm = rms_norm_gradient(dk, kept["attention.k_projected"], w.k_norm, eps)
-        gradients["attention.q_norm"] += dq_norm
-        gradients["attention.k_norm"] += dk_norm
+        add(gradients, "attention.q_norm", dq_norm)
+        add(gradients, "attention.k_norm", dk_norm)
     h, dh = rms_norm(x, w.pre_norm, eps), np.zeros_like(x)
     for name, weight, d in (("q", w.q, dq), ("k", w.k, dk), ("v", w.v, dv)):
-        dh += linear_backward(d.reshape(len(d), -1), h, weight, gradients[f"attention.{name}"])
+        dh += linear_backward(d.reshape(len(d), -1), h, weight, gradients, f"attention.{name}")
     dx, dnorm = rms_norm_gradient(dh, x, w.pre_norm, eps)
-    gradients["attention.pre_norm"] += dnorm
+    add(gradients, "attention.pre_norm", dnorm)
     return dy + dx

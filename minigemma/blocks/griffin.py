@@ -18,7 +18,7 @@ from ..arrays import F32, U16, joined
 from ..cache import States, TokenPositions, each_sequence
 from ..formulas.conv1d import causal_conv1d, causal_conv1d_gradient
 from ..formulas.geglu import gated_gelu, gated_gelu_gradient
-from ..formulas.linear import Gradients, affine, linear, linear_backward, linears, plus
+from ..formulas.linear import Gradients, add, affine, linear, linear_backward, linears, plus
 from ..formulas.rglru import (
     block_diagonal,
     block_diagonal_gradient,
@@ -97,28 +97,28 @@ def recurrent_backward(
     """
     names = ("gate", "x", "conv", "recurrence_gate", "input_gate", "state", "gated")
     u, z, conv, recurrence, entering, hs, gated = (kept[f"recurrent.{name}"] for name in names)
-    gradients["recurrent.out_bias"] += dy.sum(axis=0)
-    du, dhs = gated_gelu_gradient(linear_backward(dy, gated, w.out, gradients["recurrent.out"]), u, hs)
+    add(gradients, "recurrent.out_bias", dy.sum(axis=0))
+    du, dhs = gated_gelu_gradient(linear_backward(dy, gated, w.out, gradients, "recurrent.out"), u, hs)
     dconv, drecurrence, dentering = (np.empty_like(conv) for _ in range(3))
     for at, _ in tokens.sequences:
         memory = conv[at], recurrence[at], entering[at], w.decay, np.zeros_like(w.decay), True
         dconv[at], drecurrence[at], dentering[at], ddecay, _ = rg_lru_gradient(dhs[at], *memory)
-        gradients["recurrent.decay"] += ddecay
+        add(gradients, "recurrent.decay", ddecay)
     for name, d in (("recurrence", drecurrence), ("input", dentering)):
         gate = getattr(w, f"{name}_gate"), getattr(w, f"{name}_bias")
         dx, dgate, dbias = block_diagonal_gradient(d, conv, *gate)
         dconv += dx
-        gradients[f"recurrent.{name}_gate"] += dgate
-        gradients[f"recurrent.{name}_bias"] += dbias
+        add(gradients, f"recurrent.{name}_gate", dgate)
+        add(gradients, f"recurrent.{name}_bias", dbias)
     dz, nothing = np.empty_like(z), np.zeros_like(z, shape=(len(w.conv) - 1, z.shape[1]))
     for at, _ in tokens.sequences:
         dz[at], dweight, dbias, _ = causal_conv1d_gradient(dconv[at], z[at], w.conv, w.conv_bias, nothing)
-        gradients["recurrent.conv"] += dweight
-        gradients["recurrent.conv_bias"] += dbias
+        add(gradients, "recurrent.conv", dweight)
+        add(gradients, "recurrent.conv_bias", dbias)
     h, dh = rms_norm(x, w.pre_norm, eps), np.zeros_like(x)
     for name, weight, d in (("y", w.y, du), ("x", w.x, dz)):
-        dh += linear_backward(d, h, weight, gradients[f"recurrent.{name}"])
-        gradients[f"recurrent.{name}_bias"] += d.sum(axis=0)
+        dh += linear_backward(d, h, weight, gradients, f"recurrent.{name}")
+        add(gradients, f"recurrent.{name}_bias", d.sum(axis=0))
     dx, dnorm = rms_norm_gradient(dh, x, w.pre_norm, eps)
-    gradients["recurrent.pre_norm"] += dnorm
+    add(gradients, "recurrent.pre_norm", dnorm)
     return dy + dx

@@ -109,6 +109,7 @@ def _commands_about_files(command: Callable[..., argparse.ArgumentParser]) -> No
     made = command("export", doc, add_json)
     made.add_argument("model", metavar="MODEL", help="folder, file, name or Hugging Face id")
     made.add_argument("target", metavar="OUT", help="what to write, which must not exist yet")
+    add_adapter(made)  # which is merged
     made.add_argument("--to", choices=["hf", "gguf"], help="default: gguf where OUT ends in .gguf, else hf, a folder")
     doc = (
         "the format of matrices; f16, int8 (Q8_0) and int4 (Q4_0) in GGUF alone (default: bf16, or f32 where stored so)"
@@ -196,6 +197,13 @@ def add_machine(to: argparse.ArgumentParser) -> None:
     to.add_argument("-t", "--threads", type=number(int, 1), metavar="N", help="(default: all cores)")
     to.add_argument("--force", action="store_true", help="load it even if it does not fit into memory")
     add_dtype(to)
+    add_adapter(to)
+
+
+def add_adapter(to: argparse.ArgumentParser) -> None:
+    """What changes the model."""
+    doc = "a LoRA adapter, as peft writes it; repeatable"
+    to.add_argument("--adapter", action="append", default=[], metavar="DIR", help=doc)
 
 
 def add_dtype(to: argparse.ArgumentParser) -> None:

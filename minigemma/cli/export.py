@@ -1,11 +1,14 @@
-"""`minigemma export`: a model as a folder for transformers, or as a GGUF file for llama.cpp."""
+"""`minigemma export`: a model, with adapters merged, as a folder for transformers or a GGUF file for llama.cpp."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
+from ..arrays import F32
 from ..errors import FileError
+from ..files.adapter import Merged, read_adapter
 from ..files.gguf_write import save_gguf
 from ..files.open import open_files
 from ..files.resolve import resolve
@@ -29,7 +32,9 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     tokenizer = files.make_tokenizer()
     if tokenizer is not None:
         tokenizer.add(files.states.added, files.config.vocab)
-    parameters = Parameters(files)
+    parameters: Mapping[str, F32] = Parameters(files)
+    if args.adapter:
+        parameters = Merged(parameters, [read_adapter(folder, files.config) for folder in args.adapter])
     if kind == "gguf":
         save_gguf(target, files.config, parameters, tokenizer, dtype)
     else:

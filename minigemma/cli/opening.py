@@ -26,6 +26,7 @@ def open_model(args: argparse.Namespace, progress: Progress, vision: bool = Fals
         args.threads = default_threads()
     progress.watch_compiler()
     more = {"vision": vision, "mmproj": getattr(args, "mmproj", None), "context": args.ctx_size, "force": args.force}
+    more["adapter"] = args.adapter
     shown = progress.per_cent(f"loading {args.model}")
     model = load(args.model, args.dtype, threads=args.threads, progress=shown, **more)
     if model.tokenizer is None:

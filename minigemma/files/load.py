@@ -7,7 +7,7 @@ copied. Other GGUF tensors, and every tensor if `dtype` names another layout, ar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..kernels.parallel import most_threads
 from ..models.decoder import Decoder
 from ..models.parameters import assembled
 from ..models.registry import FAMILIES, RELEASED, all_names
+from .adapter import adapted, read_adapter
 from .convert import (
     CONVERTED_TOGETHER,
     FORMATS,
@@ -64,6 +65,7 @@ def load(
     mmproj: str | Path | None = None,
     context: int | None = None,
     force: bool = False,
+    adapter: str | Path | Sequence[str | Path] = (),
 ) -> Decoder:
     """Loads a model: a folder or file, a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
@@ -75,6 +77,7 @@ def load(
     mmproj   the GGUF file of the vision tower, for a GGUF file of the text model
     context  the most tokens that the cache will hold, which counts towards the memory needed
     force    True: load also where weights and cache need more than the machine's memory
+    adapter  a folder with a LoRA adapter of peft, or several, which add up; they are applied beside the weights
     progress is called with (bytes done, bytes in all) after each tensor
 
     Raises ModelFormatError for files that cannot be used, ValueError for invalid arguments and for a model that does
@@ -82,6 +85,8 @@ def load(
     """
     _check_arguments(dtype, backend, threads)
     files = open_files(resolve(name), vision, mmproj)
+    folders = [adapter] if isinstance(adapter, (str, Path)) else adapter
+    adapters = [read_adapter(folder, files.config) for folder in folders]
     held = sum(held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
     cache = files.config.cache_bytes(min(context or 0, files.config.context))
     if not force:
@@ -104,7 +109,7 @@ def load(
     )
     model.path = files.path
     take_up(model, files.states)
-    return model
+    return adapted(model, adapters)
 
 
 def _check_arguments(dtype: str | None, backend: str, threads: int | None) -> None:

@@ -25,7 +25,7 @@ from ..kernels.parallel import chunk, parallel_for
 from ..kernels.simd import LANES, exp, load, splat, store, sum_lanes, zeros
 from ..layouts import Weight
 from .attention import softmax
-from .linear import linear, linear_backward
+from .linear import Gradients, linear, linear_backward
 from .sampling import log_sum_exp
 from .softcap import soft_cap, soft_cap_gradient
 
@@ -130,9 +130,9 @@ def chunked_loss(h: F32, head: Weight, cap: float | None, targets: Targets) -> F
 
 
 def chunked_loss_and_gradient(
-    h: F32, head: Weight, cap: float | None, loss_of: LossOf, scale: float, dhead: F32
+    h: F32, head: Weight, cap: float | None, loss_of: LossOf, scale: float, gradients: Gradients, name: str
 ) -> tuple[F32, F32]:
-    """Each token's loss, and scale · ∂(Σ loss)/∂h; scale · ∂(Σ loss)/∂head is added to `dhead` [V, D].
+    """Each token's loss, and scale · ∂(Σ loss)/∂h; scale · ∂(Σ loss)/∂head is added to the gradient of this name.
 
     h [T, D] float32, head [V, D] → [T], [T, D] float32
     """
@@ -143,5 +143,5 @@ def chunked_loss_and_gradient(
         losses[at], dlogits = loss_of(logits if cap is None else soft_cap(logits, cap), at)
         if cap is not None:
             dlogits = soft_cap_gradient(dlogits, logits, cap)
-        dh[at] = linear_backward(dlogits, h[at] * np.float32(scale), head, dhead)
+        dh[at] = linear_backward(dlogits, h[at] * np.float32(scale), head, gradients, name)
     return losses, dh * np.float32(scale)

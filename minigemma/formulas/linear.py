@@ -16,7 +16,8 @@ from ..kernels import dispatch, weights
 from ..kernels.matmul import matmul
 from ..kernels.matvec import TOGETHER, matvec
 from ..kernels.product import WIDTH, Matrix, product
-from ..layouts import Weight
+from ..layouts import Adapted, Weight
+from .lora import low_rank, low_rank_gradient
 
 Gradients = dict[str, F32]  # of the weights of a model or a block, by their names; gradients are added to them
 WIDENED = 16384  # rows of a large weight that the definition widens at once
@@ -63,18 +64,38 @@ def linear_gradient(dy: F32, x: F32, weight: Weight) -> tuple[F32, F32]:
     return dy @ weight.widen(), dy.T @ x
 
 
-def linear_backward(dy: F32, x: F32, weight: Weight, dweight: F32) -> F32:
-    """dx of `linear`; dW is added to `dweight` [R, D]: dy [T, R], x [T, D], weight [R, D] → [T, D] float32."""
+def linear_backward(dy: F32, x: F32, weight: Weight, gradients: Gradients, name: str) -> F32:
+    """dx of `linear`: dy [T, R], x [T, D], weight [R, D] → [T, D] float32.
+
+    dW is added to the gradient of this name, dA and dB to those of name.lora_a and name.lora_b, where there are any.
+    """
     if runs_formulas():
-        dx, added = linear_gradient(dy, x, weight)
-        dweight += added
-        return dx
+        dx, dweight = linear_gradient(dy, x, weight)
+        add(gradients, name, dweight)
+    else:
+        dx = _linear_backward(dy, x, weight.base, gradients.get(name))
+    if isinstance(weight, Adapted):
+        beside, da, db = low_rank_gradient(dy, x, weight.a, weight.b, weight.scale)
+        dx = dx if runs_formulas() else dx + beside
+        add(gradients, f"{name}.lora_a", da)
+        add(gradients, f"{name}.lora_b", db)
+    return dx
+
+
+def _linear_backward(dy: F32, x: F32, weight: Weight, dweight: F32 | None) -> F32:
+    """dx by kernels; dW is added to `dweight`, if that is given."""
     fits = x.ndim == 2 and dy.shape == (len(x), weight.shape[0]) and x.shape[1] == weight.shape[1]
-    require(
-        fits and dweight.shape == weight.shape and dweight.flags.c_contiguous, "linear_backward", dy, x, weight, dweight
-    )
-    multiply(dy.T, x, dweight, adds=True)
+    fits = fits and (dweight is None or (dweight.shape == weight.shape and dweight.flags.c_contiguous))
+    require(fits, "linear_backward", dy, x, weight)
+    if dweight is not None:
+        multiply(dy.T, x, dweight, adds=True)
     return multiply(dy, weight.widen(), np.empty(x.shape, np.float32))
+
+
+def add(gradients: Gradients, name: str, value: F32) -> None:
+    """Add to the gradient of this name; without one it is not wanted: the parameter is frozen."""
+    if name in gradients:
+        gradients[name] += value
 
 
 def multiply(a: F32, b: F32, c: F32, adds: bool = False) -> F32:
@@ -93,7 +114,8 @@ def _matrix(x: F32) -> Matrix:
 @linear_gradient.kernel
 def _linear_gradient(dy, x, weight):
     dweight = np.zeros(weight.shape, np.float32)
-    return linear_backward(dy, x, weight, dweight), dweight
+    beside = low_rank(dy, weight.b.T, weight.a.T, weight.scale) if isinstance(weight, Adapted) else np.float32(0)
+    return _linear_backward(dy, x, weight.base, dweight) + beside, dweight
 
 
 def affine(x: F32, weight: Weight, bias: F32 | None) -> F32:
@@ -120,6 +142,9 @@ def _products(x, matrices):
         matvec(workers, x, padded, outs)
     else:
         matmul(workers, path.pack(x), padded, outs)
+    for weight, y in zip(matrices, ys, strict=True):
+        if isinstance(weight, Adapted):
+            y += low_rank(x[:, : weight.shape[1]], weight.a, weight.b, weight.scale)
     return ys
 
 

@@ -24,9 +24,9 @@ kernels/dispatch.py. A stored form needs its `Layout` and a line in STORED; file
 """
 
 from . import bf16, f32, int4, int8, rows, sfp8
-from .weight import Layout, Weight
+from .weight import Adapted, Layout, Weight
 
 LAYOUTS = {each.name: each for each in (f32.LAYOUT, bf16.LAYOUT, int8.LAYOUT, int4.LAYOUT, int4.SYMMETRIC)}
 STORED = {layout.name: layout for layout in (sfp8.LAYOUT, rows.INT8, rows.INT4)}
 
-__all__ = ["LAYOUTS", "STORED", "Layout", "Weight"]
+__all__ = ["LAYOUTS", "STORED", "Adapted", "Layout", "Weight"]

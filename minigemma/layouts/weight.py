@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,11 @@ class Weight:
         return cls(layout, layout.pack(x), x.shape)
 
     @property
+    def base(self) -> Weight:
+        """The weight without an adapter."""
+        return self
+
+    @property
     def nbytes(self) -> int:
         """The bytes that it takes."""
         return self.data.nbytes
@@ -75,3 +81,36 @@ class Weight:
         step = self.layout.rows
         together = self.layout.unpack(self.data[ids // step]).reshape(len(ids), step, self.shape[1])
         return together[np.arange(len(ids)), ids % step]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Adapted(Weight):
+    """A weight W with a LoRA adapter: its matrix is W + s B A (formulas/lora.py). `data` and `layout` are W's."""
+
+    a: F32  # [r, D]
+    b: F32  # [R, r]
+    scale: float  # s
+
+    @classmethod
+    def of(cls, weight: Weight, a: F32, b: F32, scale: float) -> Adapted:
+        """The weight with an adapter. ValueError for one of another shape."""
+        if a.ndim != 2 or b.ndim != 2 or (len(b), a.shape[1]) != weight.shape or len(a) != b.shape[1]:
+            raise ValueError(f"A {list(a.shape)} and B {list(b.shape)} fit no matrix {list(weight.shape)}")
+        return cls(weight.layout, weight.data, weight.shape, a=a, b=b, scale=scale)
+
+    @cached_property
+    def base(self) -> Weight:
+        """W alone."""
+        return Weight(self.layout, self.data, self.shape)
+
+    def widen(self) -> F32:
+        """W + s B A as float32 [R, D]."""
+        return super().widen() + np.float32(self.scale) * (self.b @ self.a)
+
+    def part(self, first: int, last: int) -> Weight:
+        """Rows first … last - 1 with their part of the adapter."""
+        return Adapted.of(super().part(first, last), self.a, self.b[first:last], self.scale)
+
+    def rows(self, ids: NDArray[np.integer] | I32) -> F32:
+        """Rows `ids` [T] of W + s B A as float32 [T, D]."""
+        return super().rows(ids) + np.float32(self.scale) * (self.b[ids] @ self.a)

@@ -17,7 +17,7 @@ from ..arrays import F32, I32
 from ..blocks.layers import layer_backward
 from ..cache import TokenPositions
 from ..formulas.cross_entropy import LossOf, Targets, chunked_loss, chunked_loss_and_gradient, loss_of_targets
-from ..formulas.linear import Gradients, embed, embed_backward
+from ..formulas.linear import Gradients, add, embed, embed_backward
 from ..formulas.rmsnorm import rms_norm, rms_norm_gradient
 from ..taps import NO_TAPS, Kept, Taps
 from .decoder import Decoder
@@ -49,22 +49,24 @@ def loss_and_gradients(
     model: Decoder, batch: Batch, targets: Targets | LossOf, scale: float, gradients: Gradients
 ) -> F32:
     """Each token's loss, [T] float32; adds scale · ∂(Σ_t loss_t)/∂parameter to `gradients`, by our names (Λ for decay).
+    A parameter that has no array there is frozen.
 
     `targets`: what `loss` takes, or another loss by the logits (formulas/cross_entropy.py).
     """
     c, w, kept = model.config, model.weights, Kept()
     loss_of = loss_of_targets(_fitting(model, batch, targets)) if isinstance(targets, Targets) else targets
-    dhead = gradients["embedding" if w.head is None else "head"]
+    head = "embedding" if w.head is None else "head"
     with model.running():
         tokens = _positions(model, batch)
         x = _layers(model, batch, tokens, kept)
         h = rms_norm(x, w.final_norm, c.eps)
-        losses, dh = chunked_loss_and_gradient(h, w.scores, c.logit_cap, loss_of, scale, dhead)
+        losses, dh = chunked_loss_and_gradient(h, w.scores, c.logit_cap, loss_of, scale, gradients, head)
         dx, dnorm = rms_norm_gradient(dh, x, w.final_norm, c.eps)
-        gradients["final_norm"] += dnorm
+        add(gradients, "final_norm", dnorm)
         for i in reversed(range(c.layers)):
             dx = _layer_backward(model, i, dx, tokens, kept, gradients)
-        embed_backward(dx, batch.ids, model.embedding_scale, gradients["embedding"])
+        if "embedding" in gradients:
+            embed_backward(dx, batch.ids, model.embedding_scale, gradients["embedding"])
     return losses
 
 
@@ -80,11 +82,11 @@ def _layer_backward(model: Decoder, i: int, dy: F32, tokens: TokenPositions, kep
     """dx of layer i, of which nothing is kept afterwards."""
     prefix, w = f"blocks.{i}.", model.weights.blocks[i]
     own = {name.removeprefix(prefix): array for name, array in gradients.items() if name.startswith(prefix)}
-    if w.recurrent is not None:  # its gradient is by softplus(Λ), whose derivative by Λ is σ(Λ) = 1 - e^(-softplus(Λ))
+    if DECAY in own:  # its gradient is by softplus(Λ), whose derivative by Λ is σ(Λ) = 1 - e^(-softplus(Λ))
         own[DECAY] = np.zeros_like(own[DECAY])
     x = kept[f"blocks.{i - 1}.residual.out" if i else "embedding"]
     dx = layer_backward(dy, x, w, model.attention[i], tokens, kept.within(prefix[:-1]), own)
-    if w.recurrent is not None:
+    if w.recurrent is not None and DECAY in own:
         gradients[prefix + DECAY] -= own[DECAY] * np.expm1(-w.recurrent.decay)
     for name in [name for name in kept if name.startswith(prefix)]:
         del kept[name]

@@ -38,7 +38,7 @@ from ..formulas.rmsnorm import rms_norm
 from ..formulas.softcap import soft_cap
 from ..formulas.two_pass_head import CoarseHead, coarse_head_of
 from ..kernels.parallel import default_threads, threads
-from ..layouts.weight import Weight
+from ..layouts.weight import Adapted, Weight
 from ..taps import NO_TAPS, Scope, Taps
 from . import fused
 from .vocabulary import Vocabulary
@@ -317,9 +317,9 @@ class Decoder:
     @cached_property
     def coarse_head(self) -> CoarseHead | None:
         """The coarse copy of the head that finds likely next tokens, made when first used. None in the exact mode,
-        without memory for it, and for a head that is small or has few bits already.
+        without memory for it, and for a head that is small, has few bits already or an adapter.
         """
-        if not self.coarse_head_fits or self.exact:
+        if not self.coarse_head_fits or self.exact or isinstance(self.weights.scores, Adapted):
             return None
         return coarse_head_of(self.weights.scores, self.weights.final_norm)
 

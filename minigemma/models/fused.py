@@ -32,7 +32,7 @@ from ..kernels.parallel import workers
 from ..kernels.scores import EVERYTHING
 from ..kernels.simd import LANES
 from ..kernels.weights import addresses, of
-from ..layouts import Weight
+from ..layouts import Adapted, Weight
 from ..taps import Scope
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ _held: WeakKeyDictionary[Cache, Held] = WeakKeyDictionary()
 
 
 def _fit(*weights: Weight) -> bool:
-    """Can weights be multiplied with one x together: are they of one layout, and are their rows whole vectors?"""
+    """Can weights be multiplied with one x together: of one layout, of whole vectors, and without an adapter?"""
     whole = all(takes(of(weight)) and of(weight).columns == weight.shape[1] for weight in weights)
+    whole = whole and not any(isinstance(weight, Adapted) for weight in weights)
     return whole and len({weight.layout.name for weight in weights}) == 1
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigemma.definition import DEFINITIONS, formulas_only
-from minigemma.formulas import conv1d, geglu, layernorm, linear, rglru, rmsnorm, sampling  # noqa: F401
+from minigemma.formulas import conv1d, geglu, layernorm, linear, lora, rglru, rmsnorm, sampling  # noqa: F401
 from minigemma.formulas.attention import Mask, visible
 from minigemma.formulas.cross_entropy import Targets
 from minigemma.formulas.rope import angles
@@ -40,6 +40,7 @@ def targets(T, k, V):
 
 CASES = {
     "linear": [(normal(T, 16), matrix(9, 16)) for T in (1, 7)],
+    "low_rank": [(normal(T, 16), normal(3, 16), normal(9, 3), 0.7) for T in (1, 7)],
     "embed": [(np.array([3, 0, 3, 8]), matrix(9, 16), 4.0)],
     "cross_entropy": [(normal(5, 20) * 3, targets(5, k, 20)) for k in (1, 8)],
     "rms_norm": [(normal(3, 16), normal(16), 1e-6), (normal(2, 3, 8), normal(8) - 1, 1e-2)],
@@ -144,6 +145,9 @@ class Autograd:
 
     def linear(self, x, weight):
         return self.functional.linear(x, weight)
+
+    def low_rank(self, x, a, b, scale):
+        return self.functional.linear(x, (b @ a) * scale)
 
     def embed(self, ids, weight, scale):
         return self.functional.embedding(self.torch.tensor(ids), weight) * scale

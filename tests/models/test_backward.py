@@ -21,9 +21,11 @@ from support.training import BATCH, TARGETS, ours, parameters
 import minigemma as mg
 from minigemma.formulas.cross_entropy import Targets, loss_of_targets
 from minigemma.formulas.rglru import softplus
+from minigemma.layouts import Adapted
 from minigemma.models.backward import Batch, hidden, loss, loss_and_gradients
 from minigemma.models.parameters import model_of, refresh, zeros_like
 from minigemma.models.registry import all_names
+from minigemma.models.weights import named_weights
 
 FAMILIES = ("gemma", "gemma2", "vaultgemma", "gemma3", "recurrentgemma")
 
@@ -166,3 +168,33 @@ def test_models_with_images_or_without_logits_are_refused(written, tmp_path):
     encoder = mg.load(checkpoints.write_embedding(tmp_path / "encoder"))
     with pytest.raises(ValueError, match="writes no text"):
         loss(encoder, BATCH, TARGETS)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "recurrentgemma"])
+def test_gradients_of_an_adapter_follow_from_those_of_its_matrix(written, family):
+    """By the chain rule dA = s Bᵀ dW and dB = s dW Aᵀ; nothing else has room for a gradient, and so none is made."""
+    model, arrays = trained(written(family))
+    names = [f"blocks.2.{name}" for name in ("attention.q", "attention.o", "ffn.down", "ffn.gate")]
+    names += [f"blocks.1.recurrent.{name}" for name in ("x", "out")] if family == "recurrentgemma" else []
+    random = np.random.default_rng(1)
+    pairs = {
+        name: [random.standard_normal(size, np.float32) * np.float32(0.2) for size in sizes]
+        for name in names
+        for sizes in [((3, arrays[name].shape[1]), (arrays[name].shape[0], 3))]
+    }
+    weights = dict(named_weights(model.weights))
+    adapted = model.with_weights({name: Adapted.of(weights[name], *pair, 0.5) for name, pair in pairs.items()})
+    found = {
+        f"{name}.lora_{half}": np.zeros_like(array)
+        for name, pair in pairs.items()
+        for half, array in zip("ab", pair, strict=True)
+    }
+    losses = loss_and_gradients(adapted, BATCH, TARGETS, 1.0, found)
+    for name, (a, b) in pairs.items():
+        arrays[name] += np.float32(0.5) * (b @ a)
+    refresh(model, arrays)
+    expected, whole = gradients_of(model, arrays, BATCH, TARGETS)
+    assert distance(losses, expected) <= 1e-5
+    for name, (a, b) in pairs.items():
+        assert distance(found[f"{name}.lora_a"], 0.5 * b.T @ whole[name]) <= 1e-4, name
+        assert distance(found[f"{name}.lora_b"], 0.5 * whole[name] @ a.T) <= 1e-4, name
