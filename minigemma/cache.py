@@ -12,6 +12,7 @@ layer is as long as the context and never wraps. Both begin small and double up 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -201,6 +202,7 @@ class Cache:
         self.layers = layers
         self.max_tokens = max_tokens
         self.position = 0
+        self._ids: I32 = np.zeros(0, np.int32)
         self._moving_to: int | None = None
 
     def __repr__(self) -> str:
@@ -212,10 +214,23 @@ class Cache:
         """Bytes of all layers' state."""
         return sum(layer.nbytes for layer in self.layers)
 
-    def advance(self, tokens: int) -> None:
-        """Store `tokens` more tokens, which all layers are done with. If interrupted, `settle` finishes it."""
-        self._moving_to = self.position + tokens
+    @property
+    def ids(self) -> I32:
+        """The tokens in it, [position], read-only; those of an image are its placeholders."""
+        return read_only(self._ids[: self.position])
+
+    def advance(self, ids: Sequence[int] | NDArray) -> None:
+        """Store more tokens, which all layers are done with. If interrupted, `settle` finishes it."""
+        self._grow(self.position + len(ids))
+        self._ids[self.position : self.position + len(ids)] = ids
+        self._moving_to = self.position + len(ids)
         self.settle()
+
+    def _grow(self, tokens: int) -> None:
+        if tokens > len(self._ids):
+            larger = np.zeros(max(tokens, 2 * len(self._ids)), np.int32)
+            larger[: len(self._ids)] = self._ids
+            self._ids = larger
 
     def skip_to(self, position: int) -> None:
         """Stand at `position` without having read anything, to measure what a token costs there."""
@@ -223,6 +238,7 @@ class Cache:
             raise ValueError(f"position {position} is not within {self.position} … {self.max_tokens}")
         for layer in self.layers:
             layer.skip_to(position)
+        self._grow(position)
         self.position = position
 
     def settle(self) -> None:
@@ -237,5 +253,5 @@ class Cache:
         """An independent cache with the same contents, so that one prompt can have several continuations."""
         self.settle()
         other = Cache(tuple(layer.copy() for layer in self.layers), self.max_tokens)
-        other.position = self.position
+        other.position, other._ids = self.position, self._ids.copy()
         return other

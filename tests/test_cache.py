@@ -68,12 +68,13 @@ def test_position_moves_when_all_layers_are_done_and_copies_are_independent():
     for ring in cache.layers:
         ring.extend(tokens(0, 6), tokens(0, 6), 0)
     assert cache.position == 0
-    cache.advance(6)
+    cache.advance(range(6))
     assert cache.position == 6
     other = cache.copy()
     for ring in other.layers:
         ring.extend(tokens(6, 1) + 100, tokens(6, 1), 6)
-    other.advance(1)
+    other.advance([6])
+    assert (cache.ids.tolist(), other.ids.tolist()) == ([*range(6)], [*range(7)])
     assert (cache.position, other.position) == (6, 7)
     assert cache.layers[0].keys.max() == 5
     assert other.layers[0].keys.max() == 106
@@ -85,7 +86,7 @@ def test_an_interrupted_advance_is_finished_later():
         ring.extend(tokens(0, 6), tokens(0, 6), 0)
     commit, cache.layers[1].commit = cache.layers[1].commit, lambda count: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        cache.advance(6)
+        cache.advance(range(6))
     assert cache.position == 0
     cache.layers[1].commit = commit
     cache.settle()

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from .. import __version__
 from .training_arguments import add_teacher, add_training
-from .values import SETTINGS, counts, nonempty, number, positions, unicode
+from .values import SETTINGS, bias, counts, nonempty, number, positions, unicode
 
 DEMO = "gemma-3-270m"
 NARROW = [
@@ -50,6 +50,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.parser.error("--shape is about no files, and stands without a model, --check and --mmproj")
     if getattr(args, "stream", False) and not args.json:
         args.parser.error("--stream prints JSON lines and goes with --json")
+    if getattr(args, "top_logprobs", None) and not args.json:
+        args.parser.error("--top-logprobs goes with --json")
     return args
 
 
@@ -216,8 +218,11 @@ def add_talking(to: argparse.ArgumentParser) -> None:
     to.add_argument("--system", type=unicode, metavar="TEXT", help="an instruction for the whole conversation")
     to.add_argument("--image", action="append", default=[], metavar="FILE", help="show the model an image; repeatable")
     to.add_argument("--pan-and-scan", action="store_true", help="show it crops of wide and tall images too")
+    told = "with --json: the N likeliest tokens with each token, and their log-probabilities"
+    to.add_argument("--top-logprobs", type=number(int, 1), metavar="N", help=told)
     to.add_argument("--exact-logits", action="store_true", help="no shortcut for the logits of unlikely tokens")
     add_sampling(to)
+    add_steering(to)
 
 
 def add_sampling(to: argparse.ArgumentParser) -> None:
@@ -232,6 +237,23 @@ def add_sampling(to: argparse.ArgumentParser) -> None:
     to.add_argument("--min-p", type=kinds["min_p"], metavar="X", help="… at least X times as likely as the first")
     to.add_argument("-s", "--seed", type=kinds["seed"], metavar="N", help="make sampling repeatable")
     to.add_argument("--stop", action="append", default=[], type=nonempty, metavar="TEXT", help="end before; repeatable")
+
+
+def add_steering(to: argparse.ArgumentParser) -> None:
+    """What changes the logits before a token is chosen: the settings of text/processors.py."""
+    for name, told in (
+        ("repetition", "lower logits of tokens in prompt and answer: divide by X (default: the checkpoint's, else 1)"),
+        ("frequency", "lower them by X for each time that a token is in the answer"),
+        ("presence", "lower them by X for each token that is in the answer"),
+    ):
+        to.add_argument(f"--{name}-penalty", type=SETTINGS[f"{name}_penalty"][0], metavar="X", help=told)
+    told = "add to a token's logit, as 1234-2.5 or 1234+1; -inf forbids it; repeatable"
+    to.add_argument("--logit-bias", action="append", type=bias, metavar="ID±X", help=told)
+    form = to.add_mutually_exclusive_group()
+    form.add_argument("--json-schema", type=Path, metavar="FILE", help="the answer is JSON of this schema [structured]")
+    form.add_argument("--regex", type=nonempty, metavar="PATTERN", help="the answer as a whole matches it [structured]")
+    told = "the answer is one of these texts; repeatable [structured]"
+    form.add_argument("--choice", action="append", type=nonempty, dest="choices", metavar="TEXT", help=told)
 
 
 def add_bench(to: argparse.ArgumentParser) -> None:

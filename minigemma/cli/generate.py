@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from ..files.safetensors_file import read_json
 from ..models.decoder import Decoder
 from ..text.generation import Token, prompt_ids, stream_generate
+from ..text.processors import Steering
 from .main import Interrupt
 from .opening import open_model, see
 from .progress import START, Progress, note, print_json
@@ -46,13 +48,22 @@ def token_text(model: Decoder, token: int) -> str:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """The flags that `stream_generate` and `Chat.stream` take, as they name them."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "exact_logits")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names} | steering(args)
+
+
+def steering(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags among `Steering` that are given, and --top-logprobs."""
+    found = {name: getattr(args, name, None) for name in (*Steering.__annotations__, "top_logprobs")}
+    found["logit_bias"] = dict(args.logit_bias or ())
+    found["json_schema"] = read_json(args.json_schema) if args.json_schema else None
+    return {name: value for name, value in found.items() if value}
 
 
 def json_lines(tokens: Iterator[Token]) -> Iterator[Token]:
     """The same tokens, each printed as a line of JSON on its way."""
     for token in tokens:
-        print_json({"text": token.text, "token": token.token, "logprob": token.logprob})
+        told = {"text": token.text, "token": token.token, "logprob": token.logprob}
+        print_json(told | ({"top_logprobs": token.top_logprobs} if token.top_logprobs else {}))
         yield token
 
 
@@ -71,6 +82,8 @@ def show(tokens: Iterator[Token], progress: Progress, began: float = START, sile
     if not silent and not text.endswith("\n"):
         print(flush=True)
     told: dict[str, Any] = {"text": text, "tokens": [t.token for t in seen], "logprobs": [t.logprob for t in seen]}
+    if seen[-1].top_logprobs:
+        told["top_logprobs"] = [t.top_logprobs for t in seen]
     return told | {"seconds_to_first_token": first} | {name: getattr(seen[-1], name) for name in SUMMARY}
 
 

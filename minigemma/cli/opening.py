@@ -11,7 +11,7 @@ from ..config import TextConfig
 from ..files.load import load
 from ..kernels.parallel import default_threads
 from ..models.decoder import Decoder
-from ..text.generation import Seen, look_at
+from ..text.seeing import Seen, look_at
 from .progress import Progress, note
 
 if TYPE_CHECKING:

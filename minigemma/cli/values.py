@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,9 +32,20 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], Any]] = {
     "top_k": (number(int, 1), None),
     "top_p": (number(float, 0, 1, above=True), None),
     "min_p": (number(float, 0, 1), None),
+    "repetition_penalty": (number(float, 0, 1e6, above=True), None),
+    "frequency_penalty": (number(float, -1e6, 1e6), None),
+    "presence_penalty": (number(float, -1e6, 1e6), None),
     "seed": (number(int, 0, 2**64 - 1), None),
     "max_new_tokens": (number(int, 1), 256),
 }
+
+
+def bias(text: str) -> tuple[int, float]:
+    """An argparse type: a token's id and what is added to its logit, as 1234-2.5, 1234+1 or 1234-inf."""
+    found = re.fullmatch(r"(\d+)([+-].+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} is no id with what is added to its logit, such as 1234-2.5")
+    return int(found[1]), float(found[2])
 
 
 def amount(text: str) -> int:

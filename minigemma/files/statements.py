@@ -18,9 +18,16 @@ from ..errors import ModelFormatError
 from .safetensors_file import DAMAGED, read_json, read_start, short
 
 GEMMA_TURN = "<start_of_turn>"
-SAMPLING = {"do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "min_p": float}
+SAMPLING = {
+    "do_sample": bool,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+}
 # Settings of generation_config.json that change which token is chosen, and the values at which they do nothing.
-UNUSED = {"repetition_penalty": (1, None), "no_repeat_ngram_size": (0, None), "typical_p": (1, None)}
+UNUSED = {"no_repeat_ngram_size": (0, None), "typical_p": (1, None)}
 ADDED_WITHIN = 1 << 23  # bytes of tokenizer.json; Gemma 3's 6,415 added tokens end at 1.3 million
 GGUF_ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 

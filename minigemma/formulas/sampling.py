@@ -143,6 +143,13 @@ def keep_min_p(probs: F32, min_p: float) -> Ids:
     return np.flatnonzero((probs >= min_p * probs.max()) & (probs > 0))
 
 
+def top_logprobs_of(logits: F32, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest tokens, likeliest first, and log_softmax at them: logits [V] → ((id, logprob), …)."""
+    tokens = keep_top_k(logits, count) if count else np.arange(0)
+    tokens = tokens[np.argsort(-logits[tokens], kind="stable")][:count]
+    return tuple((int(v), float(logprob_of(logits[None], [v])[0])) for v in tokens)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
     """How a token is chosen. Temperature 0 is greedy: always the likeliest token; the filters then change nothing."""

@@ -196,7 +196,7 @@ class Decoder:
             for first, last in chunks(len(tokens), runs, len(tokens) if whole else PREFILL_CHUNK):
                 x, places = self._embedded(tokens, first, last, spans, cache.position)
                 rows.append(self._layers(taps("embedding", x), places, cache, taps, last_only))
-                cache.advance(last - first)
+                cache.advance(tokens[first:last])
             tail = rows[-1] if taps.patterns else rows[-1][-1:]
             x = tail if last_only else np.concatenate(rows) if rows[1:] else rows[0]
             x = taps("final_norm", rms_norm(x, self.weights.final_norm, self.config.eps))

@@ -43,6 +43,6 @@ def forward_together(model: Decoder, ids: Sequence[int], caches: Sequence[Cache]
         x = embed(tokens, model.weights.embedding, model.embedding_scale)
         for layer, states in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
             x = model.block(x, layer, states, places, NO_TAPS.within(f"blocks.{layer}"))
-        for cache in caches:
-            cache.advance(1)
+        for token, cache in zip(ids, caches, strict=True):
+            cache.advance([token])
         return model.head(rms_norm(x, model.weights.final_norm, model.config.eps))

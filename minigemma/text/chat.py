@@ -14,8 +14,10 @@ from ..arrays import F32
 from ..cache import Cache
 from ..files.safetensors_file import read_json
 from ..models.decoder import Decoder
-from .generation import Seen, Token, look_at, stream_generate
+from .generation import Token, stream_generate
+from .processors import CONSTRAINTS, Steering
 from .prompt import MARK, conversation_ids
+from .seeing import Seen, look_at
 
 
 class ContextFull(ValueError):
@@ -37,13 +39,12 @@ class Chat:
     """
 
     _cache: Cache | None
-    _held: list[int]  # the ids that the cache holds
     _cut: tuple[str, list[int]]  # text and tokens of the last answer, if it was cut; else empty
     _seen: F32  # [n, tokens, D]: the images of all messages
 
     def __init__(self, model: Decoder, system: str | None = None, **settings: Any) -> None:
         """`settings`, those of `stream_generate`, hold for all answers. TypeError for a setting of another name."""
-        if unknown := set(settings) - set(signature(stream_generate).parameters):
+        if unknown := set(settings) - {*signature(stream_generate).parameters, *Steering.__annotations__}:
             raise TypeError(f"Chat has no setting {min(unknown)!r}; see stream_generate for those it has")
         self.model = model
         self.settings: dict[str, Any] = settings
@@ -98,11 +99,14 @@ class Chat:
         ValueError where there is no answer, or the model ended it.
         """
         said, (text, tokens) = self._last_answer(), self._cut
+        chosen = {**self.settings, **settings}
         if not tokens:
             raise ValueError("the last answer is complete; ask for more in a message")
+        if any(chosen.get(name) for name in CONSTRAINTS):
+            raise ValueError("an answer of a given form cannot be continued; let it be longer (max_new_tokens)")
         if said != text and self.model.tokenizer:  # edited by the caller
             tokens = self.model.tokenizer.encode(said)
-        return self._answered(self.messages[:-1], self._seen, {**self.settings, **settings}, (said, tokens))
+        return self._answered(self.messages[:-1], self._seen, chosen, (said, tokens))
 
     def _last_answer(self) -> str:
         """What the model said last; ValueError where it said nothing yet."""
@@ -183,7 +187,7 @@ class Chat:
                 yield piece
         finally:
             cache.settle()
-            self._cache, self._held = cache, [*ids, *tokens][: cache.position]
+            self._cache = cache
             self._cut = ("", []) if ended == "stop" else (said, begun[1] + tokens)
             if tokens:
                 messages, self._seen = asked
@@ -195,11 +199,11 @@ class Chat:
         return conversation_ids(self.model.tokenizer, self.model.config.family, messages, vision=self.model.vision)
 
     def _forget(self) -> None:
-        self._cache, self._held, self._cut = None, [], ("", [])
+        self._cache, self._cut = None, ("", [])
 
     def _continued(self, ids: list[int]) -> tuple[Cache, list[int]]:
         """A cache that holds a beginning of `ids`, and the rest of them."""
-        held = len(self._held)
-        if self._cache is not None and held < len(ids) and ids[:held] == self._held:
-            return self._cache, ids[held:]
+        cache = self._cache
+        if cache and cache.position < len(ids) and np.array_equal(cache.ids, ids[: cache.position]):
+            return cache, ids[cache.position :]
         return self.model.new_cache(self.model.config.context), ids

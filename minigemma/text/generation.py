@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 
 from ..arrays import F32
 from ..cache import Cache
-from ..errors import no_vision
-from ..formulas.sampling import Sampler, logprob_of
+from ..formulas.sampling import Sampler, logprob_of, top_logprobs_of
 from ..formulas.softcap import soft_cap
 from ..kernels.parallel import threads
 from ..models.decoder import PREFILL_CHUNK, Decoder, chunks
 from ..taps import Taps
+from .processors import Processor, Steering, processed, processors_for
 from .prompt import checked_prompt, conversation_ids, text_ids
+from .seeing import Seen, look_at
 
 if TYPE_CHECKING:
     from ..files.images import PanAndScan
@@ -30,17 +30,6 @@ RELEASED_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": 64, "top_p": 0
 
 Prompt = str | Sequence[int]
 Progress = Callable[[int, int], None]  # called with tokens done, tokens in all
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Images as the text model sees them, made by `look_at` once for all answers about them."""
-
-    features: F32  # [n, tokens, D]: each image, then its crops
-    crops: tuple[int, ...]  # of each image
-
-    def __len__(self) -> int:
-        return len(self.crops)
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,7 @@ class Token:
     prompt_tps: float  # tokens per second
     generation_tps: float
     index: int = 0  # of the prompt, in `generate_batch`
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # the likeliest ids, and the logarithms of the same distribution
 
 
 Piece = Token  # its name until 0.1
@@ -76,39 +66,12 @@ def generate(
     exact_logits: bool = False,
     raw: bool | None = None,
     taps: Taps | None = None,
+    **steering: Unpack[Steering],
 ) -> str:
     """The text that follows `prompt`; the settings are those of `stream_generate`."""
     settings = max_new_tokens, temperature, top_k, top_p, min_p, seed, stop
     more: dict[str, Any] = {"pan_and_scan": pan_and_scan, "exact_logits": exact_logits, "raw": raw, "taps": taps}
-    return "".join(token.text for token in stream_generate(model, prompt, images, *settings, **more))
-
-
-def look_at(
-    model: Decoder,
-    images: Sequence[Any],
-    pan_and_scan: PanAndScan | None = None,
-    notes: Callable[[str], None] = warnings.warn,
-) -> Seen:
-    """Run images through the vision tower.
-
-    images: files, Pillow images, uint8 arrays [h, w, 3], or one float32 array [n, 3, side, side] in [-1, 1]. With
-    `pan_and_scan` those that are wide or tall are looked at in crops too (Gemma 3 §2.1). What is done to a picture
-    beyond scaling it (turned as its camera says, transparency on white) is told to `notes`.
-
-    Raises ImageError for files that are no images, ValueError where the model has no vision tower.
-    """
-    if isinstance(images, (str, Path)):
-        images = [images]
-    vision = model.vision
-    if vision is None:
-        raise no_vision(model.name, len(images))
-    if isinstance(images, np.ndarray) and images.dtype == np.float32:
-        return Seen(model.image_features(images), (0,) * len(images))
-    from ..files.images import prepare  # and with it Pillow, which a text needs nothing of
-
-    looked = [prepare(image, vision.side, pan_and_scan, notes) for image in images]
-    features = [model.image_features(pixels) for pixels, _ in looked]
-    return Seen(np.concatenate(features), tuple(crops for _, crops in looked))
+    return "".join(token.text for token in stream_generate(model, prompt, images, *settings, **more, **steering))
 
 
 def stream_generate(
@@ -128,6 +91,8 @@ def stream_generate(
     exact_logits: bool = False,
     raw: bool | None = None,
     taps: Taps | None = None,
+    top_logprobs: int = 0,
+    **steering: Unpack[Steering],
 ) -> Generator[Token, F32 | None, None]:
     """Yield a `Token` for each token that follows `prompt`; the last one has a finish_reason.
 
@@ -147,6 +112,10 @@ def stream_generate(
               coarse copy of the head (formulas/two_pass_head.py), for 64 tokens or more and a temperature up to 1;
               never with a seed, whose text must not depend on `max_new_tokens`. Greedy text is the same either way
     taps      `Edits` that change every pass, that of the prompt and of each new token; Taps keep the latest pass
+    top_logprobs  how many of the likeliest tokens to name with each token, whichever was chosen
+    steering  repetition_penalty, frequency_penalty, presence_penalty, logit_bias, logits_processors, json_schema, regex
+              and choices, which change the logits; text/processors.py says how. All logits are then exact. With one of
+              the last three, an answer that ends for "stop" has that form, and one for "length" is a beginning of it
 
     Prompt and answer together are never longer than the context, nor than the cache that was given: there the answer
     ends, for "length". Without a tokenizer, for which the prompt must be ids, all text is "".
@@ -155,8 +124,7 @@ def stream_generate(
     prompt that is empty or longer than the context, and images for a model that has no vision tower.
     """
     sampler = sampler_for(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    random = _generator(seed)
-    stops = _stop_strings(model, stop)
+    choice = Choice(sampler, _generator(seed), _stop_strings(model, stop), taps, _checked_top(model, top_logprobs))
     if _whole("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
     seen = images if isinstance(images, Seen) else look_at(model, images, pan_and_scan) if len(images) else None
@@ -166,11 +134,12 @@ def stream_generate(
     if len(features) != (places := len(model.image_runs(ids))):
         raise ValueError(f"{len(features)} images and crops were given, and the prompt has the tokens of {places}")
     new = min(max_new_tokens, _room(model, cache, len(ids)))
+    choice = choice._replace(processors=processors_for(model, (cache.position if cache else 0) + len(ids), steering))
     cache = cache or model.new_cache(len(ids) + new)
     # A temperature above 1 draws unlikely tokens, and the coarse copy of the head must first be made.
     exact = exact_logits or sampler.temperature > 1 or new < PAYS or (seed is not None and sampler.temperature > 0)
-    choice = Choice(sampler, random, stops, exact or taps is not None, taps)
-    return _tokens(model, (ids, features), cache, new, choice, progress)
+    exact = exact or taps is not None or bool(choice.processors) or top_logprobs > 0
+    return _tokens(model, (ids, features), cache, new, choice._replace(exact=exact), progress)
 
 
 def _room(model: Decoder, cache: Cache | None, count: int) -> int:
@@ -190,6 +159,12 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name} is {value!r}; it must be an integer")
     return int(value)
+
+
+def _checked_top(model: Decoder, count: int) -> int:
+    if not 0 <= _whole("top_logprobs", count) <= model.config.vocab:
+        raise ValueError(f"top_logprobs is {count}; it must be from 0 to {model.config.vocab:,}")
+    return count
 
 
 def _generator(seed: int | None) -> np.random.Generator:
@@ -225,7 +200,7 @@ def sampler_for(model: Decoder, **given: Any) -> Sampler:
             told = "which always takes the likeliest token; give a temperature, or leave it out"
             raise ValueError(f"{useless[0]} has no effect at temperature 0, {told}")
         return Sampler(temperature=0.0)
-    own = {name: value for name, value in model.sampling.items() if name != "do_sample"}
+    own = {name: value for name, value in model.sampling.items() if name not in ("do_sample", "repetition_penalty")}
     if not given and model.sampling.get("do_sample") is False:
         return Sampler(temperature=0.0)
     settings = RELEASED_SAMPLING | own | given
@@ -284,8 +259,10 @@ class Choice(NamedTuple):
     sampler: Sampler
     random: np.random.Generator
     stops: tuple[str, ...]
-    exact: bool  # logits of unlikely tokens too
-    taps: Taps | None = None
+    taps: Taps | None
+    top_logprobs: int
+    processors: tuple[Processor, ...] = ()
+    exact: bool = True  # logits of unlikely tokens too
 
 
 def _tokens(
@@ -309,7 +286,7 @@ def _tokens(
     banned = [token for token in model.banned if token < len(logits)]  # a small embedding has no rows for the marks
     pending = ""  # decided text is yielded; this may be the beginning of a stop string
     for count in range(1, max_new_tokens + 1):
-        allowed = logits.copy()
+        allowed = processed(choice.processors, cache.ids, logits.copy())
         allowed[model.vocab_limit :] = allowed[banned] = -np.inf
         token = choice.sampler.choose(allowed, choice.random)
         logprob = float(logprob_of(logits[None], [token])[0])
@@ -319,7 +296,8 @@ def _tokens(
         text, pending, stopped = _split_at_stop(pending, choice.stops, bool(reason))
         reason = "stop" if stopped else reason
         speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
-        sent = yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed)
+        likeliest = top_logprobs_of(logits, choice.top_logprobs)
+        sent = yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed, 0, likeliest)
         if reason:
             return
         if sent is not None:

@@ -3,12 +3,14 @@
 import contextlib
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.calls import Terminal, run
 
@@ -19,6 +21,7 @@ from minigemma.cli.progress import COMPILED, Progress, share_done
 from minigemma.models.registry import RELEASED
 from minigemma.text import generation
 from minigemma.text.generation import Token
+from minigemma.text.processors import Steering
 
 
 class Tokenizer:
@@ -151,6 +154,43 @@ def test_flags_reach_the_library(calls):
         "stop": ["a", "b"],
         "exact_logits": False,
     }
+
+
+def test_flags_that_steer_reach_the_library(calls, tmp_path, capsys):
+    flags = (
+        "--repetition-penalty 1.2 --frequency-penalty 0.5 --presence-penalty -1 --logit-bias 5-2.5 --logit-bias 7-inf"
+    )
+    assert main(["generate", "Once", *flags.split(), "--choice", "a", "--choice", "b c"]) == 0
+    assert {name: value for name, value in calls.settings.items() if name in Steering.__annotations__} == {
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -1,
+        "logit_bias": {5: -2.5, 7: -np.inf},
+        "choices": ["a", "b c"],
+    }
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    main(["generate", "Once", "--json", "--top-logprobs", "2", "--json-schema", str(schema)])
+    assert calls.settings["json_schema"] == {"type": "object"} and calls.settings["top_logprobs"] == 2
+    schema.write_text("{")
+    assert main(["generate", "Once", "--json-schema", str(schema)]) == 1
+    assert str(schema) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--logit-bias 5", "5 is no id with what is added to its logit, such as 1234-2.5"),
+        ("--logit-bias 5+x", "could not convert|invalid bias value"),
+        ("--repetition-penalty 0", "0 is not above 0"),
+        ("--regex a --choice b", "not allowed with argument --regex"),
+        ("--top-logprobs 3", "--top-logprobs goes with --json"),
+    ],
+)
+def test_wrong_flags_that_steer_are_wrong_usage(flags, told, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "Once", *flags.split()])
+    assert re.search(told, capsys.readouterr().err)
 
 
 def test_sampling_is_left_to_the_library_unless_flags_say_otherwise(calls, monkeypatch, capsys):

@@ -76,8 +76,8 @@ def test_sampling_as_stated(tmp_path):
     stated = {"do_sample": True, "temperature": 0.6, "top_k": 0, "top_p": 0.9, "cache_implementation": "hybrid"}
     states = folder_statements(write(tmp_path / "m", generation_config=stated), {})
     assert states.sampling == {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
-    with pytest.warns(UserWarning, match=r"repetition_penalty 1\.2 is not applied"):
-        folder_statements(write(tmp_path / "n", generation_config={"repetition_penalty": 1.2}), {})
+    with pytest.warns(UserWarning, match=r"no_repeat_ngram_size 3 is not applied"):
+        folder_statements(write(tmp_path / "n", generation_config={"no_repeat_ngram_size": 3}), {})
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config", "added_tokens", "tokenizer"])

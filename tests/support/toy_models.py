@@ -38,17 +38,16 @@ class ToyModel:
 
     def __init__(self, rule, tokenizer=None, context=200, family="gemma3", eos=(1, TURN + 1), banned=(), limit=None):
         self.rule, self.tokenizer, self.eos, self.banned = rule, tokenizer, eos, banned
-        self.name, self.config = "toy", SimpleNamespace(context=context, family=family)
+        vocab = tokenizer.size if tokenizer else 300
+        self.name, self.config = "toy", SimpleNamespace(context=context, family=family, vocab=vocab)
         self.vision = self.coarse_head = None
         self.instruction_tuned, self.sampling, self.foreign_turns = False, {}, ""
-        self.vocab_limit = limit or (tokenizer.size if tokenizer else 300)
+        self.vocab_limit = limit or vocab
         self.fed = []  # tokens in each call
         self.interrupt_at = None  # number of the call that Ctrl-C ends
 
     def new_cache(self, max_tokens):
-        cache = Cache((), max_tokens)
-        cache.ids = []
-        return cache
+        return Cache((), max_tokens)
 
     def image_runs(self, ids):
         return []
@@ -60,12 +59,11 @@ class ToyModel:
         cache = cache or self.new_cache(len(ids))
         cache.settle()
         assert cache.position + len(ids) <= cache.max_tokens
-        before = cache.ids[: cache.position]
-        cache.ids = [*before, *map(int, ids)]
-        rows = range(len(cache.ids) if last_only else len(before) + 1, len(cache.ids) + 1)
-        logits = np.stack([self.rule(cache.ids[:end]) for end in rows]).astype(np.float32)
+        history = [*cache.ids.tolist(), *map(int, ids)]
+        rows = range(len(history) if last_only else cache.position + 1, len(history) + 1)
+        logits = np.stack([self.rule(history[:end]) for end in rows]).astype(np.float32)
         logits.setflags(write=False)  # read-only
-        cache.advance(len(ids))
+        cache.advance(ids)
         return logits
 
 

@@ -30,6 +30,17 @@ def test_each_text_is_that_of_its_prompt_alone(config, together, sampling):
         assert found[i] == [piece.token for piece in pieces]
 
 
+def test_penalties_see_each_text_alone():
+    model, settings = (
+        random_model(LOCAL_GLOBAL, "f32"),
+        {"max_new_tokens": 20, "temperature": 0, "repetition_penalty": 5.0},
+    )
+    found = tokens_of(mg.generate_batch(model, PROMPTS, frequency_penalty=1.0, **settings))
+    for prompt, tokens in zip(PROMPTS, found, strict=True):
+        alone = mg.stream_generate(model, prompt, frequency_penalty=1.0, **settings)
+        assert tokens == [piece.token for piece in alone]
+
+
 def test_the_last_piece_of_each_says_why_it_ended():
     pieces = list(mg.generate_batch(random_model(LOCAL_GLOBAL, "f32"), PROMPTS, max_new_tokens=4, temperature=0))
     for i in range(len(PROMPTS)):

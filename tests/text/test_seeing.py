@@ -16,8 +16,9 @@ from minigemma.cli.random_weights import random_model
 from minigemma.config import VisionConfig
 from minigemma.files.images import PanAndScan
 from minigemma.models.gemma3 import Gemma3Config
-from minigemma.text.generation import look_at, prefill, stream_generate
+from minigemma.text.generation import prefill, stream_generate
 from minigemma.text.prompt import conversation_ids, text_ids
+from minigemma.text.seeing import look_at
 
 EYES = VisionConfig(width=32, layers=1, heads=2, ffn_width=48, side=56, patch=14, tokens=4)
 SIZES = {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn_width": 48, "vocab": 262_208}
@@ -117,7 +118,7 @@ def test_a_chat_that_is_read_again_still_has_its_images(model, pictures):
     """After a forgotten cache every image is fed again."""
     chat = mg.Chat(model, **GREEDY)
     chat.send("What is this?", [pictures / "one.png"])
-    kept, chat._held = chat.send("And now?"), [1]
+    kept = chat.send("And now?")
     chat.messages, before = chat.messages[:2], chat.messages
     chat._forget()
     assert chat.send("And now?") == kept
