@@ -249,9 +249,21 @@ class Cache:
             self.position = self._moving_to
             self._moving_to = None
 
-    def copy(self) -> Cache:
-        """An independent cache with the same contents, so that one prompt can have several continuations."""
+    def can_copy(self, tokens: int) -> bool:
+        """Can `copy` keep the first `tokens` alone? Not with a recurrent state, nor once a ring has wrapped."""
+        self.settle()
+        whole = all(isinstance(each, KeyValueRing) and self.position <= each.limit for each in self.layers)
+        return tokens == self.position or (whole and 0 < tokens < self.position)
+
+    def copy(self, tokens: int | None = None) -> Cache:
+        """An independent cache with the same contents, so that one prompt can have several continuations.
+
+        tokens: how many it keeps, from the first; None: all. Raises ValueError where `can_copy` says no.
+        """
+        if tokens is not None and not self.can_copy(tokens):
+            raise ValueError(f"the cache at position {self.position} cannot be cut to its first {tokens} tokens")
         self.settle()
         other = Cache(tuple(layer.copy() for layer in self.layers), self.max_tokens)
-        other.position, other._ids = self.position, self._ids.copy()
+        other.position = self.position if tokens is None else tokens
+        other._ids = self._ids[: other.position].copy()
         return other

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from minigemma.cache import Cache, KeyValueRing
+from minigemma.cli.random_weights import random_model
+from tests.support.small_models import LOCAL_GLOBAL, RECURRENT
 
 
 def token(position):
@@ -125,3 +127,22 @@ def test_copies_of_a_cache_lie_elsewhere(again):
     (ring,) = other.layers
     ring.extend(tokens(3, 1), tokens(3, 1), 3)
     assert ring.keys.any() and not cache.layers[0].keys.any()
+
+
+def test_a_cache_is_cut_only_while_it_has_all_that_a_shorter_one_had():
+    ids, model = list(range(3, 23)), random_model(LOCAL_GLOBAL, "f32")
+    for count in (6, 12):  # the window is 8
+        cache = model.new_cache(40)
+        model.forward(ids[:count], cache)
+        assert cache.can_copy(count) and cache.can_copy(5) == (count == 6)
+        assert not cache.can_copy(count + 1) and not cache.can_copy(0)
+    with pytest.raises(ValueError, match="position 12 cannot be cut to its first 5"):
+        cache.copy(5)
+    cache = model.new_cache(40)
+    model.forward(ids[:8], cache)
+    expected = model.forward(ids[:5] + ids[9:])
+    np.testing.assert_allclose(model.forward(ids[9:], cache.copy(5))[-1], expected[-1], atol=1e-4)
+    recurrent = random_model(RECURRENT, "f32")
+    cache = recurrent.new_cache(40)
+    recurrent.forward(ids[:6], cache)
+    assert cache.can_copy(6) and not cache.can_copy(5)

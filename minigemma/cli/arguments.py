@@ -75,12 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     made = command("chat", "Hold a conversation; /help lists the commands.", *talking)
     made.add_argument("--json", action="store_true", help="print one JSON object per answer")
     doc = "Answer each line of a JSONL file; several decode together, and a run that was killed goes on."
-    made = command("batch", doc, add_model, add_machine, add_sampling)
-    made.add_argument("input", type=Path, metavar="IN.jsonl", help='lines {"prompt": "…"}, or of OpenAI\'s batch form')
-    made.add_argument("output", type=Path, metavar="OUT.jsonl", help="a line per answer; what it has already stays")
-    together = "texts that decode together (default: %(default)s)"
-    made.add_argument("--parallel", type=number(int, 1, 256), default=16, metavar="N", help=together)
-    add_turns(made)
+    add_turns(command("batch", doc, add_batch, add_model, add_machine, add_sampling, add_parallel))
+    doc = "Serve OpenAI's API to programs on this machine (extra [serve])."
+    command("serve", doc, add_model, add_mmproj, add_machine, add_serving, add_parallel)
     doc = "Say how likely a text is: perplexity and, with -v, each token."
     command("score", doc, add_text, add_model, add_machine, add_json)
     doc = "Print the embedding of each text, for EmbeddingGemma (-m google/embeddinggemma-300m)."
@@ -254,6 +251,27 @@ def add_steering(to: argparse.ArgumentParser) -> None:
     form.add_argument("--regex", type=nonempty, metavar="PATTERN", help="the answer as a whole matches it [structured]")
     told = "the answer is one of these texts; repeatable [structured]"
     form.add_argument("--choice", action="append", type=nonempty, dest="choices", metavar="TEXT", help=told)
+
+
+def add_batch(to: argparse.ArgumentParser) -> None:
+    """The files of `minigemma batch`."""
+    to.add_argument("input", type=Path, metavar="IN.jsonl", help='lines {"prompt": "…"}, or of OpenAI\'s batch form')
+    to.add_argument("output", type=Path, metavar="OUT.jsonl", help="a line per answer; what it has already stays")
+
+
+def add_parallel(to: argparse.ArgumentParser) -> None:
+    """How many texts share the model."""
+    together = "texts that decode together (default: %(default)s)"
+    to.add_argument("--parallel", type=number(int, 1, 256), default=16, metavar="N", help=together)
+
+
+def add_serving(to: argparse.ArgumentParser) -> None:
+    """Where is served, and to whom."""
+    to.add_argument("--host", default="127.0.0.1", help="the address; another than this machine's takes --api-key")
+    to.add_argument("--port", type=number(int, 0, 65_535), default=8080, help="(default: %(default)s)")
+    waiting = "requests that may wait; more are refused (default: %(default)s)"
+    to.add_argument("--queue", type=number(int, 0, 100_000), default=64, metavar="N", help=waiting)
+    to.add_argument("--api-key", type=nonempty, metavar="KEY", help="what clients must show; @FILE: it stands there")
 
 
 def add_bench(to: argparse.ArgumentParser) -> None:

@@ -18,17 +18,12 @@ from typing import Any, NamedTuple
 from ..errors import FileError
 from ..models.decoder import Decoder
 from ..text.batch import Answer, started, together
-from ..text.generation import Token, prompt_ids
-from ..text.prompt import conversation_ids
+from ..text.engine import Request
+from ..text.generation import Token
 from .main import Interrupt
+from .openai_api import SAMPLING, Reply, check_fields, error_body, prompt_of, settings_of
 from .opening import open_model
 from .progress import Progress, note, share_done
-
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-LENGTHS = ("max_new_tokens", "max_tokens", "max_completion_tokens")
-KNOWN = {"prompt", "messages", "seed", "stop", *SAMPLING, *LENGTHS}
-HARMLESS = {"id", "custom_id", "model", "user", "metadata", "store", "service_tier"}  # say nothing about the text
-FIXED = {"n": 1, "stream": False, "logprobs": False, "echo": False, "best_of": 1}  # the only values that run here
 
 
 class Line(NamedTuple):
@@ -53,7 +48,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     waiting = [line for line in lines if line.number not in done]
     if not waiting:
         return
-    model = open_model(args, progress)
+    model = open_model(args, progress, vision=b'"image_url"' in args.input.read_bytes())
     progress(f"0 of {len(waiting):,} answers")
     with args.output.open("a", encoding="utf-8") as out:
         failed = Answers(out, len(waiting), progress).write(model, waiting, args)
@@ -76,8 +71,8 @@ class Answers:
         def begin(i: int) -> Answer | None:
             nonlocal failed
             try:
-                ids, settings = asked(model, lines[i], args)
-                return started(model, ids, **settings)
+                request = asked(model, lines[i], args)
+                return started(model, request.ids, request.images, **request.settings)
             except ValueError as error:
                 self.put(lines[i], error_row(lines[i], str(error)))
                 failed += 1
@@ -127,61 +122,15 @@ def _line(number: int, text: str) -> Line:
     return Line(number, row)
 
 
-def asked(model: Decoder, line: Line, args: argparse.Namespace) -> tuple[Sequence[int], dict[str, Any]]:
-    """The ids and settings of a line, those of the flags where it says none. Raises ValueError."""
+def asked(model: Decoder, line: Line, args: argparse.Namespace) -> Request:
+    """The prompt, images and settings of a line, those of the flags where it says none. Raises ValueError."""
     if line.fault:
         raise ValueError(f"line {line.number} {line.fault}")
     body: Mapping[str, Any] = line.row.get("body", line.row)
-    for name, value in body.items():
-        if name in FIXED and value not in (None, FIXED[name]):
-            raise ValueError(f"{name} is {value!r}; here it is always {json.dumps(FIXED[name])}")
-        if name not in KNOWN | HARMLESS | FIXED.keys():
-            raise ValueError(f"the field {name!r} is not supported")
-    given = {name: body[name] for name in KNOWN & body.keys() if body[name] is not None}
-    settings = {name: _number(given, name, getattr(args, name)) for name in SAMPLING}
-    if settings["temperature"] == 0:  # flags for other lines have no effect on this one
-        settings |= {name: None for name in SAMPLING[1:] if name not in given}
-    lengths = [_number(given, name, None, whole=True) for name in LENGTHS if name in given]
-    settings["max_new_tokens"] = (lengths or [args.max_new_tokens])[0]
-    settings["seed"] = _number(given, "seed", args.seed, whole=True)
-    stop = settings["stop"] = given.get("stop", args.stop)
-    if not isinstance(stop, (str, list)) or not all(isinstance(each, str) for each in stop):
-        raise ValueError("stop must be a text, or a list of texts")
-    return _ids(model, given, args.raw), settings | {"exact_logits": True}
-
-
-def _number(given: Mapping[str, Any], name: str, default: Any, whole: bool = False) -> Any:
-    value = given.get(name, default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int if whole else (int, float))):
-        raise ValueError(f"{name} is {value!r}; it must be {'an integer' if whole else 'a number'}")
-    return value
-
-
-def _ids(model: Decoder, given: Mapping[str, Any], raw: bool | None) -> Sequence[int]:
-    """The ids of a prompt, or of messages laid out in turns."""
-    if ("prompt" in given) == ("messages" in given):
-        raise ValueError("a line has either a prompt or messages")
-    if "prompt" in given:
-        if isinstance(given["prompt"], str):
-            return prompt_ids(model, given["prompt"], raw=raw)
-        if not isinstance(given["prompt"], list):
-            raise ValueError("prompt must be a text, or a list of token ids")
-        return given["prompt"]
-    messages = given["messages"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError('messages must be a list of {"role": …, "content": …}')
-    assert model.tokenizer, "open_model refuses a model without one"
-    return conversation_ids(model.tokenizer, model.config.family, [_plain(message) for message in messages])
-
-
-def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message whose content is one text, joined from OpenAI's parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise ValueError("a part of a message is no text; batch reads text only")
-        content = "".join(part["text"] for part in content)
-    return {"role": message.get("role"), "content": content}
+    check_fields(body)
+    flags = {name: getattr(args, name) for name in (*SAMPLING, "max_new_tokens", "seed", "stop")}
+    settings = settings_of(body, flags) | {"exact_logits": True}
+    return prompt_of(model, body, args.raw)._replace(settings=settings)
 
 
 # ---- the output
@@ -222,8 +171,7 @@ def error_row(line: Line, message: str) -> dict[str, Any]:
     """The answer to a line that cannot be answered."""
     if not line.openai:
         return _named(line) | {"error": message}
-    body = {"error": {"message": message, "type": "invalid_request_error"}}
-    return _named(line) | {"response": {"status_code": 400, "body": body}, "error": None}
+    return _named(line) | {"response": {"status_code": 400, "body": error_body(message)}, "error": None}
 
 
 def answer_row(line: Line, tokens: Sequence[Token], name: str) -> dict[str, Any]:
@@ -232,14 +180,5 @@ def answer_row(line: Line, tokens: Sequence[Token], name: str) -> dict[str, Any]
     counts = {"prompt_tokens": last.prompt_tokens, "generation_tokens": last.generation_tokens}
     if not line.openai:
         return _named(line) | {"text": text, "finish_reason": last.finish_reason, **counts}
-    chat = "messages" in line.row["body"]
-    said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-    total = last.prompt_tokens + last.generation_tokens
-    usage = {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.generation_tokens, "total_tokens": total}
-    body = {
-        "object": "chat.completion" if chat else "text_completion",
-        "model": name,
-        "choices": [{"index": 0, **said, "finish_reason": last.finish_reason}],
-        "usage": usage,
-    }
+    body = Reply("messages" in line.row["body"], name).whole(tokens)
     return _named(line) | {"response": {"status_code": 200, "body": body}, "error": None, **counts}

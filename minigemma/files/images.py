@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +104,14 @@ def crop_boxes(width: int, height: int, pan_and_scan: PanAndScan) -> list[Box]:
 def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
     """A picture as RGB, upright and decoded whole.
 
-    source: a path, a Pillow image, or uint8 [h, w], [h, w, 3] or [h, w, 4]. Changes that its author
-    might not expect (rotation, transparency over white, first frame) are passed to `notes`, a sentence each. Raises
-    ImageError for anything else, for formats other than PNG, JPEG, WebP, GIF and BMP, and above 50 megapixels.
+    source: a path, the bytes of a file, a Pillow image, or uint8 [h, w], [h, w, 3] or [h, w, 4]. Changes that its
+    author might not expect (rotation, transparency over white, first frame) are passed to `notes`, a sentence each.
+    Raises ImageError for anything else, for formats other than PNG, JPEG, WebP, GIF and BMP, and above 50 megapixels.
     """
     name, tell = _name(source), notes or (lambda text: None)
     if re.match(r"(https?|ftp|file|data):", name, re.IGNORECASE):
         raise ImageError(name, "is a web address", "download the picture and give its path")
-    if not isinstance(source, (str, Path, Image.Image, np.ndarray)):
+    if not isinstance(source, (str, Path, bytes, Image.Image, np.ndarray)):
         raise ImageError(name, "is no image", "give a path, a Pillow image or a uint8 array [height, width, 3]")
     try:
         with warnings.catch_warnings():
@@ -119,7 +120,7 @@ def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
                 return _rgb(_from_array(source), name, tell)
             if isinstance(source, Image.Image):
                 return _rgb(source, name, tell)
-            with _opened(Path(source)) as image:
+            with _opened(source if isinstance(source, bytes) else Path(source), name) as image:
                 _check_size(image.size, name)
                 if getattr(image, "is_animated", False) and image.format != "MPO":  # a JPEG with a second one for depth
                     tell(f"{name} is animated; its first frame is used")
@@ -138,12 +139,27 @@ def _name(source: Any) -> str:
     return f"{text[:60]}…" if text[:5].lower() == "data:" else text
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(source: Path | bytes, name: str) -> Image.Image:
+    head = source[:64].lower() if isinstance(source, bytes) else _head(source)
+    if not head:
+        raise ImageError(name, "is empty", "fetch it again")
+    try:
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError(name, f"has more than {MAX_PIXELS:,} pixels", "scale it down first") from None
+    except UnidentifiedImageError:
+        start = head[4:] if head[4:8] == b"ftyp" else head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        kind = next((what for magic, what in KINDS.items() if start.startswith(magic)), "no picture, or a damaged one")
+        raise ImageError(name, f"is {kind}", f"give one of these: {', '.join(FORMATS)}") from None
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, in lower case."""
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or device may never end
             raise ImageError(path, "is no regular file", "save the picture to a file first")
         with path.open("rb") as file:
-            head = file.read(64).lower()
+            return file.read(64).lower()
     except ImageError:
         raise
     except FileNotFoundError:
@@ -153,16 +169,6 @@ def _opened(path: Path) -> Image.Image:
     except (OSError, ValueError) as error:
         problem = f"cannot be read ({getattr(error, 'strerror', error)})"
         raise ImageError(path, problem, "check the path and its permissions") from None
-    if not head:
-        raise ImageError(path, "is empty", "fetch it again")
-    try:
-        return Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ImageError(path, f"has more than {MAX_PIXELS:,} pixels", "scale it down first") from None
-    except UnidentifiedImageError:
-        start = head[4:] if head[4:8] == b"ftyp" else head.removeprefix(b"\xef\xbb\xbf").lstrip()
-        kind = next((what for magic, what in KINDS.items() if start.startswith(magic)), "no picture, or a damaged one")
-        raise ImageError(path, f"is {kind}", f"give one of these: {', '.join(FORMATS)}") from None
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -85,13 +85,19 @@ def together(model: Decoder, begin: Callable[[int], Answer | None], count: int, 
         if not answers:
             return
         places, several = list(answers), list(answers.values())
-        rows: Sequence[F32 | None] = [None]  # one alone goes its own way, by the coarse copy of the head
-        if len(several) > 1:
-            ids, caches = [each.latest.token for each in several], [each.cache for each in several]
-            rows = list(forward_together(model, ids, caches))
-        for i, answer, row in zip(places, several, rows, strict=True):
+        for i, answer, row in zip(places, several, next_logits(model, several), strict=True):
             token = answer.tokens.send(row)
             answers[i] = answer._replace(latest=token)
             if token.finish_reason:
                 del answers[i]
             yield replace(token, index=i)
+
+
+def next_logits(model: Decoder, answers: Sequence[Answer]) -> Sequence[F32 | None]:
+    """What each answer's `tokens.send` takes: the logits after its latest token, which is put into its cache.
+
+    None for one that is alone: its own way may use the coarse copy of the head.
+    """
+    if len(answers) == 1:
+        return [None]
+    return list(forward_together(model, [each.latest.token for each in answers], [each.cache for each in answers]))
