@@ -21,7 +21,7 @@ from ..text.batch import Answer, started, together
 from ..text.engine import Request
 from ..text.generation import Token
 from .main import Interrupt
-from .openai_api import SAMPLING, Reply, check_fields, error_body, prompt_of, settings_of
+from .openai_api import SAMPLING, Form, Reply, check_fields, error_body, prompt_of, settings_of, wants_logprobs
 from .opening import open_model
 from .progress import Progress, note, share_done
 
@@ -83,7 +83,7 @@ class Answers:
             own = texts.setdefault(token.index, [])
             own.append(token)
             if token.finish_reason:
-                self.put(lines[token.index], answer_row(lines[token.index], texts.pop(token.index), model.name))
+                self.put(lines[token.index], answer_row(model, lines[token.index], texts.pop(token.index)))
         return failed
 
     def put(self, line: Line, row: dict[str, Any]) -> None:
@@ -174,11 +174,12 @@ def error_row(line: Line, message: str) -> dict[str, Any]:
     return _named(line) | {"response": {"status_code": 400, "body": error_body(message)}, "error": None}
 
 
-def answer_row(line: Line, tokens: Sequence[Token], name: str) -> dict[str, Any]:
+def answer_row(model: Decoder, line: Line, tokens: Sequence[Token]) -> dict[str, Any]:
     """The answer to a line, in the line's own form."""
     last, text = tokens[-1], "".join(token.text for token in tokens)
     counts = {"prompt_tokens": last.prompt_tokens, "generation_tokens": last.generation_tokens}
     if not line.openai:
         return _named(line) | {"text": text, "finish_reason": last.finish_reason, **counts}
-    body = Reply("messages" in line.row["body"], name).whole(tokens)
+    asked = line.row["body"]
+    body = Reply(model, Form("messages" in asked, logprobs=wants_logprobs(asked)), model.name).whole(tokens)
     return _named(line) | {"response": {"status_code": 200, "body": body}, "error": None, **counts}

@@ -21,17 +21,21 @@ from ..text.generation import Token, prompt_ids
 from ..text.prompt import MARK, conversation_ids
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 WHOLE = ("top_k", "seed")
 LENGTHS = ("max_new_tokens", "max_completion_tokens", "max_tokens")  # the first that is given counts
-KNOWN = {"prompt", "messages", "seed", "stop", *SAMPLING, *LENGTHS}
+KNOWN = {"prompt", "messages", "seed", "stop", "logit_bias", "response_format", "logprobs", "top_logprobs"}
+KNOWN |= {*SAMPLING, *PENALTIES, *LENGTHS}
 STREAMING = {"stream", "stream_options"}  # of the server alone
 # What says nothing about the text.
 HARMLESS = {"id", "custom_id", "model", "user", "metadata", "store", "service_tier", "safety_identifier"}
 HARMLESS |= {"prompt_cache_key", "parallel_tool_calls"}
 # The only values that run here.
-FIXED = {"n": 1, "best_of": 1, "echo": False, "logprobs": False, "stream": False, "tool_choice": "none", "tools": []}
+FIXED = {"n": 1, "best_of": 1, "echo": False, "stream": False, "tool_choice": "none", "tools": []}
 FIXED |= {"modalities": ["text"], "suffix": ""}
 COMPLETION_TOKENS = 16  # of /v1/completions where the request says none, as at OpenAI
+MOST_LOGPROBS = 20  # tokens beside each, as at OpenAI
+LOWEST = -9999.0  # in place of a logarithm of 0, which JSON cannot say; as at OpenAI
 
 
 class ApiError(ValueError):
@@ -57,12 +61,20 @@ def error_body(message: str, status: int = 400, param: str | None = None, code: 
 # ---- requests
 
 
+class Form(NamedTuple):
+    """How a reply looks."""
+
+    chat: bool
+    stream: bool = False
+    usage: bool = False  # a last chunk of the stream says the numbers of tokens
+    logprobs: bool = False
+
+
 class Asked(NamedTuple):
     """What a request asks of the engine, and how it wants its reply."""
 
     request: Request
-    stream: bool
-    usage: bool  # in a last chunk of the stream
+    form: Form
 
 
 def read_request(model: Decoder, content: bytes, chat: bool, names: Sequence[str]) -> Asked:
@@ -93,7 +105,7 @@ def read_request(model: Decoder, content: bytes, chat: bool, names: Sequence[str
         told = f"{held}, of which the answer needs one at least"
         raise ApiError(told, param=missing, code="context_length_exceeded")
     asked = request._replace(settings=settings)
-    return Asked(asked, stream, bool(options.get("include_usage")))
+    return Asked(asked, Form(chat, stream, bool(options.get("include_usage")), wants_logprobs(body)))
 
 
 def check_fields(body: Mapping[str, Any]) -> None:
@@ -108,7 +120,8 @@ def check_fields(body: Mapping[str, Any]) -> None:
 def settings_of(body: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of `stream_generate` that a body gives, those of `default` where it gives none; ApiError."""
     given = {name: value for name, value in body.items() if value is not None}
-    settings = {name: _number(name, given.get(name, default.get(name))) for name in (*SAMPLING, "seed")}
+    names = (*SAMPLING, *PENALTIES, "seed")
+    settings = {name: _number(name, given.get(name, default.get(name))) for name in names}
     if settings["temperature"] == 0:  # clients send top_p = 1 with it, and flags are for other lines too
         settings |= dict.fromkeys(SAMPLING[1:])
     length = next((name for name in LENGTHS if name in given), "max_new_tokens")
@@ -116,7 +129,48 @@ def settings_of(body: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str
     stop = settings["stop"] = given.get("stop", default.get("stop", ()))
     if not isinstance(stop, (str, list, tuple)) or not all(isinstance(each, str) for each in stop):
         raise ApiError("stop must be a text, or a list of texts", param="stop")
-    return settings
+    settings |= {"logit_bias": _bias(given.get("logit_bias", {})), "json_schema": _schema(given.get("response_format"))}
+    return settings | {"top_logprobs": _top_logprobs(given)}
+
+
+def wants_logprobs(body: Mapping[str, Any]) -> bool:
+    """Does the reply show logprobs? A chat says true; a completion says how many beside each token, perhaps 0."""
+    return body.get("logprobs") not in (None, False)
+
+
+def _top_logprobs(given: Mapping[str, Any]) -> int:
+    """How many of the likeliest tokens are shown: `top_logprobs` of a chat, `logprobs` itself of a completion."""
+    shown, name = given.get("logprobs", False), "logprobs" if "prompt" in given else "top_logprobs"
+    if "prompt" not in given and not isinstance(shown, bool):
+        raise ApiError(f"logprobs is {shown!r}; it must be true or false", param="logprobs")
+    count = given.get(name, 0) or 0
+    if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
+        raise ApiError(f"{name} is {count!r}; it must be from 0 to {MOST_LOGPROBS}", param=name)
+    if count and not wants_logprobs(given):
+        raise ApiError("top_logprobs takes logprobs: true beside it", param="top_logprobs")
+    return count
+
+
+def _bias(given: Any) -> dict[int, float]:
+    """OpenAI's logit_bias, whose ids are keys of JSON and so texts."""
+    if not isinstance(given, dict) or not all(key.isdecimal() for key in given):
+        raise ApiError('logit_bias must be an object {"token id": number}', param="logit_bias")
+    return {int(key): _number("logit_bias", value) for key, value in given.items()}
+
+
+def _schema(given: Any) -> dict[str, Any] | None:
+    """The JSON schema of a response_format; None where the answer is any text."""
+    match given:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return schema
+    told = (
+        'response_format must be {"type": "json_schema", "json_schema": {"schema": …}}, or of type json_object or text'
+    )
+    raise ApiError(told, param="response_format")
 
 
 def _number(name: str, value: Any, whole: bool = False) -> Any:
@@ -203,42 +257,72 @@ def _picture(model: Decoder, url: Any) -> tuple[Any, int]:
 class Reply:
     """One answer in OpenAI's form: whole, or in chunks as it comes."""
 
-    def __init__(self, chat: bool, model: str, usage: bool = False) -> None:
-        """`usage`: chunks have a field of that name, and a last one says the numbers of tokens."""
-        self.chat, self.usage = chat, usage
-        kind = "chat.completion" if chat else "text_completion"
-        name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-        self.head = {"id": name, "object": kind, "created": int(time.time()), "model": model}
+    def __init__(self, model: Decoder, form: Form, name: str) -> None:
+        """`name`: what the reply calls the model."""
+        self.model, self.form = model, form
+        kind = "chat.completion" if form.chat else "text_completion"
+        own = f"{'chatcmpl' if form.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self.head = {"id": own, "object": kind, "created": int(time.time()), "model": name}
+        self.written = 0  # characters so far, for the offsets of logprobs
 
     def whole(self, tokens: Sequence[Token], cached: int = 0) -> dict[str, Any]:
         """The reply, when the answer has ended."""
-        text = "".join(token.text for token in tokens)
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": tokens[-1].finish_reason}
+        text, logprobs = "".join(token.text for token in tokens), self._logprobs(tokens)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        said = {"message": message} if self.form.chat else {"text": text}
+        choice = {"index": 0, **said, "logprobs": logprobs, "finish_reason": tokens[-1].finish_reason}
         return self.head | {"choices": [choice], "usage": self.counts(tokens[-1], cached)}
 
     def first(self) -> list[dict[str, Any]]:
         """The chunks before the first token."""
-        return [self._chunk({"delta": {"role": "assistant", "content": ""}}, None)] if self.chat else []
+        return [self._chunk({"delta": {"role": "assistant", "content": ""}})] if self.form.chat else []
 
     def chunks(self, token: Token, cached: int = 0) -> list[dict[str, Any]]:
         """The chunks of a token, with what ends the reply after the last."""
-        made = []
-        if token.text or (token.finish_reason and not self.chat):
-            said = {"delta": {"content": token.text}} if self.chat else {"text": token.text}
-            made.append(self._chunk(said, None if self.chat else token.finish_reason))
-        if token.finish_reason and self.chat:
-            made.append(self._chunk({"delta": {}}, token.finish_reason))
-        if token.finish_reason and self.usage:
+        made, reason, logprobs = [], token.finish_reason, self._logprobs([token])
+        if token.text or logprobs or (reason and not self.form.chat):
+            said = {"delta": {"content": token.text}} if self.form.chat else {"text": token.text}
+            made.append(self._chunk(said, None if self.form.chat else reason, logprobs))
+        if reason and self.form.chat:
+            made.append(self._chunk({"delta": {}}, reason))
+        if reason and self.form.usage:
             made.append(self._streamed() | {"choices": [], "usage": self.counts(token, cached)})
         return made
 
     def _streamed(self) -> dict[str, Any]:
-        return self.head | {"object": "chat.completion.chunk" if self.chat else "text_completion"}
+        return self.head | {"object": "chat.completion.chunk" if self.form.chat else "text_completion"}
 
-    def _chunk(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
-        return self._streamed() | {"choices": [choice]} | ({"usage": None} if self.usage else {})
+    def _chunk(self, said: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+        choice = {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
+        return self._streamed() | {"choices": [choice]} | ({"usage": None} if self.form.usage else {})
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        """The logprobs of tokens, in the form of chats or of completions; the token that ends a text has none."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self.written)
+            self.written += len(token.text)
+        shown = [(token, at) for token, at in zip(tokens, offsets, strict=True) if token.token not in self.model.eos]
+        if not self.form.logprobs or not shown:
+            return None
+        own = [self._spelled(token.token, token.logprob) for token, _ in shown]
+        best = [[self._spelled(*each) for each in token.top_logprobs] for token, _ in shown]
+        if self.form.chat:
+            content = [entry | {"top_logprobs": several} for entry, several in zip(own, best, strict=True)]
+            return {"content": content, "refusal": None}
+        return {
+            "tokens": [entry["token"] for entry in own],
+            "token_logprobs": [entry["logprob"] for entry in own],
+            "top_logprobs": [{entry["token"]: entry["logprob"] for entry in several} for several in best],
+            "text_offset": [at for _, at in shown],
+        }
+
+    def _spelled(self, token: int, logprob: float) -> dict[str, Any]:
+        """A token as text, its bytes and its logprob; half a character is U+FFFD as text."""
+        assert self.model.tokenizer, "open_model refuses a model without one"
+        spelled = self.model.tokenizer.bytes_of(token)
+        text = spelled.decode("utf-8", "replace")
+        return {"token": text, "logprob": max(logprob, LOWEST), "bytes": list(spelled)}
 
     @staticmethod
     def counts(last: Token, cached: int = 0) -> dict[str, Any]:

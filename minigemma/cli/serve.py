@@ -136,9 +136,10 @@ class Api:
         """A completion, whole or as a stream."""
         content = await body_of(http)
         asked = await run_in_threadpool(self.read, content, chat)
-        reply, tokens = Reply(chat, self.names[0], asked.usage), Answering(self.engine, asked)
+        reply = Reply(self.engine.model, asked.form, self.names[0])
+        tokens = Answering(self.engine, asked)
         try:
-            if not asked.stream:
+            if not asked.form.stream:
                 said = await unless_gone(http, tokens.all())
                 return JSONResponse(reply.whole(said, tokens.cached))
             first = await unless_gone(http, tokens.next())  # so that what is refused has a status of its own

@@ -46,7 +46,7 @@ def test_lines_of_both_forms_and_wrong_ones(answer):
         {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": chat},
         "{",
         [1],
-        {"prompt": "x", "logit_bias": {"5": 1}},
+        {"prompt": "x", "grammar": "a"},
         {"prompt": "x", "temperature": "hot"},
         {"custom_id": "c", "body": {"prompt": "x", "n": 2}},
         {"messages": "x"},
@@ -72,7 +72,7 @@ def test_lines_of_both_forms_and_wrong_ones(answer):
     assert rows[4]["response"]["body"]["choices"][0]["message"]["role"] == "assistant"
     assert "line 5 is not JSON" in rows[5]["error"]
     assert "line 6 is no object" in rows[6]["error"]
-    assert "'logit_bias' is not supported" in rows[7]["error"]
+    assert "'grammar' is not supported" in rows[7]["error"]
     assert "temperature is 'hot'" in rows[8]["error"]
     assert rows[9]["response"]["status_code"] == 400
     assert "n is 2" in rows[9]["response"]["body"]["error"]["message"]

@@ -154,6 +154,50 @@ def test_seed_and_stop(server):
     }
 
 
+def test_logprobs_of_both_forms(server, model):
+    body = {"prompt": "The dog", "logprobs": 3} | GREEDY
+    _, reply = complete(server, body)
+    told, text = reply["choices"][0]["logprobs"], reply["choices"][0]["text"]
+    tokens = list(mg.stream_generate(model, "The dog", max_new_tokens=12, temperature=0, top_logprobs=3))
+    assert told["token_logprobs"] == pytest.approx([token.logprob for token in tokens], abs=1e-3)
+    assert "".join(told["tokens"]) == text and told["text_offset"][0] == 0
+    assert all(text[at:].startswith(token) for at, token in zip(told["text_offset"], told["tokens"], strict=True))
+    assert [len(best) for best in told["top_logprobs"]] == [3] * 12
+    assert all(
+        best[token] == max(best.values()) for best, token in zip(told["top_logprobs"], told["tokens"], strict=True)
+    )
+    chunks = streamed(server, body)
+    assert [each for chunk in chunks for each in chunk["choices"][0]["logprobs"]["tokens"]] == told["tokens"]
+    path, body = "/v1/chat/completions", user("Hello") | {"logprobs": True, "top_logprobs": 2}
+    content = complete(server, body, path)[1]["choices"][0]["logprobs"]["content"]
+    assert content[0]["top_logprobs"][0] == {name: content[0][name] for name in ("token", "logprob", "bytes")}
+    assert bytes(content[0]["bytes"]).decode() == content[0]["token"]
+    assert complete(server, user("Hello") | {"top_logprobs": 2}, path)[0] == 400
+
+
+def test_penalties_and_bias_steer(server, model):
+    plain = {"prompt": "The dog", **GREEDY}
+    text = complete(server, plain)[1]["choices"][0]["text"]
+    settings = {"frequency_penalty": 2.0, "presence_penalty": 1.5, "repetition_penalty": 1.3}
+    expected = mg.generate(model, "The dog", max_new_tokens=12, temperature=0, **settings)
+    assert complete(server, plain | settings)[1]["choices"][0]["text"] == expected != text
+    found = complete(server, plain | {"logit_bias": {"500": 1000}})[1]["choices"][0]["text"]
+    assert found == model.tokenizer.decode([500] * 12)
+
+
+def test_an_answer_of_a_json_schema(server):
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}
+    schema["additionalProperties"] = False
+    wanted = {"type": "json_schema", "json_schema": {"name": "fox", "schema": schema, "strict": True}}
+    body = {"prompt": "The dog", "response_format": wanted, "max_tokens": 60, "seed": 1}
+    choice = complete(server, body)[1]["choices"][0]
+    assert choice["finish_reason"] == "stop" and list(json.loads(choice["text"])) == ["age"]
+    wanted["json_schema"]["schema"] = {"type": "no type"}
+    status, reply = complete(server, body)
+    assert status == 400 and "json_schema cannot be used" in reply["error"]["message"]
+
+
 WRONG = {
     "no JSON": ("{", "the body is not JSON", None),
     "deep JSON": ("[" * 100_000, "the body is not JSON", None),
@@ -170,6 +214,15 @@ WRONG = {
     "negative": ({"prompt": "a", "temperature": -1}, "temperature is -1", None),
     "max_tokens": ({"prompt": "a", "max_tokens": 0}, "max_new_tokens is 0", None),
     "stop": ({"prompt": "a", "stop": [1]}, "stop must be a text", "stop"),
+    "format": (
+        {"prompt": "a", "response_format": {"type": "json_schema"}},
+        "response_format must be",
+        "response_format",
+    ),
+    "bias": ({"prompt": "a", "logit_bias": {"fox": 1}}, "logit_bias must be an object", "logit_bias"),
+    "bias of none": ({"prompt": "a", "logit_bias": {"99999": 1}}, "logit_bias names the token 99999", None),
+    "penalty": ({"prompt": "a", "frequency_penalty": "x"}, "frequency_penalty is 'x'", "frequency_penalty"),
+    "logprobs": ({"prompt": "a", "logprobs": 21}, "logprobs is 21; it must be from 0 to 20", "logprobs"),
     "stream": ({"prompt": "a", "stream": "yes"}, "stream must be true or false", "stream"),
 }
 
@@ -284,6 +337,34 @@ def test_many_at_once_are_answered_alike(server):
     for each in clients:
         each.join(120)
     assert found[:8] == alone and fates == [400] * 4
+
+
+@pytest.mark.oracle
+def test_openais_own_client(server, model):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url="http://{}:{}/v1".format(*server.address), api_key="none", max_retries=0)
+    assert [each.id for each in client.models.list()] == ["tiny"]
+    messages, settings = [{"role": "user", "content": "Hello"}], {"model": "tiny", "temperature": 0, "max_tokens": 12}
+    whole = client.chat.completions.create(messages=messages, logprobs=True, top_logprobs=2, **settings)
+    text = whole.choices[0].message.content
+    assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2 and whole.usage.completion_tokens <= 12
+    options = {"include_usage": True}
+    chunks = list(client.chat.completions.create(messages=messages, stream=True, stream_options=options, **settings))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == text
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    expected = mg.generate(model, "The dog", max_new_tokens=12, temperature=0)
+    assert client.completions.create(prompt="The dog", **settings).choices[0].text == expected
+    assert (
+        "".join(c.choices[0].text for c in client.completions.create(prompt="The dog", stream=True, **settings))
+        == expected
+    )
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
+        client.chat.completions.create(messages=messages, model="gpt-4")
+    with pytest.raises(openai.BadRequestError, match="here it is always 1") as refusal:
+        client.chat.completions.create(messages=messages, n=2, **settings)
+    assert refusal.value.param == "n"
+    with client.chat.completions.create(messages=messages, stream=True, model="tiny", max_tokens=900) as left:
+        next(iter(left))
 
 
 def png(pixels):
