@@ -19,7 +19,7 @@ from ..models.registry import FAMILIES, named
 from ..models.vision import vision_from_gguf as read_vision
 from .config_json import MAX_PROBLEM, UNKNOWN, runs
 from .gguf_file import GGUF, SCALARS, LazyArray
-from .known_keys import CLIP, CLIP_VALUES, GGUF_PREFIXES, GGUF_VALUES, VOCABULARY_VALUES, changes_results
+from .known_keys import CLIP, CLIP_VALUES, GGUF_PREFIXES, GGUF_VALUES, VOCABULARY, VOCABULARY_VALUES, changes_results
 from .known_keys import GGUF as HARMLESS
 from .safetensors_file import short
 
@@ -29,6 +29,7 @@ ITS_OWN = "take the mmproj file of this model"
 RELEASED_ONE = "take a file of the released model"
 OTHER_KINDS = {
     "adapter": ("is a LoRA adapter", "merge it into its base model and convert that"),
+    "controlvector": ("is a control vector, which is added to a model's layers", "take the GGUF file of the model"),
     "imatrix": ("is an imatrix, the statistics of a quantization", "take the GGUF file of the model"),
     "vocab": ("is a vocab file without weights", "take the GGUF file of the model"),
     "mmproj": ("is the vision tower of a model (mmproj)", "give it as --mmproj (mmproj=…) with the text model's file"),
@@ -42,7 +43,11 @@ def config_from_gguf(gguf: GGUF) -> TextConfig:
     architecture that is neither used nor known to be harmless (known_keys.py).
     """
     path, architecture = gguf.path, gguf.metadata.get("general.architecture")
-    kind = "mmproj" if architecture == "clip" else gguf.metadata.get("general.type")
+    kind = {"clip": "mmproj", "controlvector": "controlvector"}.get(
+        str(architecture), gguf.metadata.get("general.type")
+    )
+    if "adapter.type" in gguf.metadata:
+        kind = "adapter"
     if isinstance(kind, str) and kind in OTHER_KINDS:
         raise ModelFormatError(path, *OTHER_KINDS[kind])
     family = next((f for f in FAMILIES.values() if f.architecture and f.architecture == architecture), None)
@@ -50,12 +55,17 @@ def config_from_gguf(gguf: GGUF) -> TextConfig:
         problem = f"is a GGUF of architecture {short(architecture)}"
         raise ModelFormatError(path, problem, f"{runs()}: take one of their checkpoints")
     embedding = gguf.tensors.get("token_embd.weight")
-    rows, read, fields = embedding.shape[0] if embedding else 1, family.from_gguf, _fields(gguf, f"{architecture}.")
+    rows, read, fields = (
+        embedding.shape[0] if embedding else 1,
+        family.from_gguf,
+        fields_under(gguf, f"{architecture}."),
+    )
     config = _reading(path, (AGAIN, RELEASED_ONE), lambda: named(read(fields, rows)))
     _refuse_left_over(path, fields, HARMLESS, GGUF_VALUES)
-    vocabulary = _fields(gguf, "tokenizer.ggml.")
+    vocabulary = fields_under(gguf, "tokenizer.ggml.")
     for name, values in VOCABULARY_VALUES.items():
         _reading(path, (AGAIN, RELEASED_ONE), partial(vocabulary.expect, name, *values))
+    _refuse_left_over(path, vocabulary, VOCABULARY, {})
     return config
 
 
@@ -67,14 +77,14 @@ def vision_from_gguf(gguf: GGUF, text: TextConfig) -> TextConfig:
         architecture = short(metadata.get("general.architecture"))
         what = f"is a GGUF file of architecture {architecture} and projector type {short(kind)}"
         raise ModelFormatError(path, f"{what}, for a model of {text.family}", "take the mmproj file of a Gemma 3")
-    fields = _fields(gguf, "clip.")
+    fields = fields_under(gguf, "clip.")
     vision = _reading(path, (ITS_OWN, ITS_OWN), lambda: read_vision(fields, text.width))
     _refuse_left_over(path, fields, CLIP, CLIP_VALUES)
     return replace(text, vision=vision)
 
 
-def _fields(gguf: GGUF, prefix: str) -> Fields:
-    """The fields under a prefix, arrays of numbers as lists."""
+def fields_under(gguf: GGUF, prefix: str) -> Fields:
+    """The fields under a prefix, arrays of few numbers as lists."""
     found = {name.removeprefix(prefix): value for name, value in gguf.metadata.items() if name.startswith(prefix)}
     for name, value in found.items():
         if isinstance(value, LazyArray) and value.type in SCALARS and value.count <= MAX_LAYERS:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..config import TextConfig
+from ..config import TextConfig, VisionConfig
 from ..errors import ModelFormatError
 from ..models.fields import Fields, Json
 from ..models.registry import FAMILIES, Family, named
+from ..models.vision import pictures_as_here
+from .foreign import what_it_holds
 from .known_keys import JSON, JSON_VALUES, changes_results
 from .safetensors_file import read_json, short
 
 MAX_PROBLEM = 300  # characters of an error, which may quote what a file says
 UNKNOWN = ", which minigemma does not know and which may change the results"
 RELEASED_ONE = "take the config.json that was released with these weights"
+RELEASED_TOO = "take the one that was released with these weights"
 
 
 def config_from_json(path: Path) -> tuple[TextConfig, Json]:
@@ -28,6 +31,8 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
     neither used nor known to be harmless (known_keys.py).
     """
     _no_adapter(path.parent)
+    if not os.path.lexists(path) and path.parent.is_dir():
+        raise ModelFormatError(path.parent, *what_it_holds(path.parent, "config.json"))
     whole = read_json(path)
     _no_quantization(path, whole)
     family = _family(path, whole)
@@ -47,6 +52,18 @@ def config_from_json(path: Path) -> tuple[TextConfig, Json]:
             remedy = "remove the field if the model was trained without it"
             raise ModelFormatError(path, f"{short(name)} is {short(value)}{UNKNOWN}", remedy)
     return config, {"tie_word_embeddings": True} | whole | text
+
+
+def check_pictures(folder: Path, vision: VisionConfig) -> None:
+    """Raises ModelFormatError if the folder's image settings differ from those of files/images.py."""
+    for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
+        stated = read_json(path) if path.exists() else {}
+        try:
+            fields = Fields(stated)
+            pictures_as_here(fields, vision)
+            pictures_as_here(fields.inner("image_processor"), vision)  # where transformers 5 writes it
+        except (ValueError, TypeError) as error:
+            raise ModelFormatError(path, str(error)[:MAX_PROBLEM], RELEASED_TOO) from None
 
 
 def _family(path: Path, whole: Json) -> Family:
@@ -79,9 +96,14 @@ def _no_adapter(folder: Path) -> None:
 
 def _no_quantization(path: Path, whole: Json) -> None:
     """Raises ModelFormatError for weights that config.json says are quantized by another program."""
-    for name in ("quantization_config", "quantization"):
+    for name, usual in (
+        ("quantization_config", None),
+        ("compression_config", "compressed-tensors"),
+        ("quantization", "MLX"),
+    ):
         stated = whole.get(name) or {}
         if stated:
-            method = stated.get("quant_method", "MLX") if isinstance(stated, dict) else stated
+            named = stated.get("quant_method") if isinstance(stated, dict) else None
+            method = named or usual or ("bitsandbytes" if "load_in_4bit" in stated else stated)
             problem = f"its weights are quantized by {short(method)} ({name}), a format without a reader here"
             raise ModelFormatError(path, problem, "take the bf16 release, or a GGUF file of it")

@@ -138,7 +138,7 @@ def _check_loaded(files: Files, weights: dict[str, Any], tokenizer: Tokenizer | 
 
 
 def take_up(model: Decoder, states: Statements) -> None:
-    """Give the model what its checkpoint states about tokens and turns; warn about a foreign chat template."""
+    """Give the model what its checkpoint states about tokens and turns; warn about what of it is not done."""
     if model.tokenizer:
         model.tokenizer.add(states.added, model.config.vocab)
         model.eos = stop_ids(model.tokenizer, states.ends, states.instruction_tuned)
@@ -148,6 +148,11 @@ def take_up(model: Decoder, states: Statements) -> None:
     model.sampling, model.foreign_turns = states.sampling, states.foreign_turns
     if states.foreign_turns:
         told = f"its chat template writes {states.foreign_turns}, not Gemma's turns; templates are not run"
+        warnings.warn(f"{model.path}: {told}", stacklevel=3)
+    if states.not_done and not model.bidirectional:  # an encoder's texts have <eos>, too
+        told = (
+            f"its tokenizer states {states.not_done}; here <bos> stands before a text to continue, and nothing after it"
+        )
         warnings.warn(f"{model.path}: {told}", stacklevel=3)
 
 

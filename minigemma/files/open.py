@@ -13,8 +13,8 @@ import numpy as np
 from ..config import TextConfig
 from ..errors import ModelFormatError
 from ..models.registry import all_names
-from .config_gguf import config_from_gguf, vision_from_gguf
-from .config_json import config_from_json
+from .config_gguf import config_from_gguf, fields_under, vision_from_gguf
+from .config_json import check_pictures, config_from_json
 from .convert import (
     AS_STORED,
     READABLE,
@@ -22,8 +22,9 @@ from .convert import (
     in_mostly_other_bits,
     stored_tensor,
 )
+from .foreign import FOREIGN, foreign_tensors
 from .gguf_file import GGUF, open_gguf
-from .safetensors_file import FOREIGN, Tensor, open_checkpoint_files, unreadable, what_is
+from .safetensors_file import Tensor, open_checkpoint_files, unreadable, what_is
 from .statements import Statements, folder_statements, gguf_statements
 from .tokenizer import Tokenizer
 from .tokenizer_json import read_tokenizer_json
@@ -32,8 +33,14 @@ ROWS_COMPARED = 4096
 
 # Text tensors have had three prefixes. The vision tower's may have "model." in front and "vision_model." inside.
 PREFIXES = ("model.", "language_model.model.", "model.language_model.", "language_model.", "")
-WRAPPERS = re.compile(r"^((module|base_model\.model)\.)+|(?<![^.])_orig_mod\.")  # DataParallel, PEFT, torch.compile
-HEAD = re.compile(r"(model\.|language_model\.)*lm_head\.weight")
+WRAPPERS = (
+    re.compile(  # of DataParallel and PEFT; of torch.compile, FSDP and checkpointing, which are in the middle, too
+        r"^((module|base_model\.model|_orig_mod)\.)+"
+        r"|(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\."
+    )
+)
+HEAD = re.compile(r"(.+\.)?lm_head\.weight")
+EMBEDDING = "embed_tokens.weight"
 SEES = re.compile(r"^(model\.)?(?P<name>(?P<part>vision_tower|multi_modal_projector)\.)(vision_model\.)?")
 BUFFERS = re.compile(r"(^|[._])(inv_freq|embed_scale|position_ids|normalizer)$")  # computed from the config, no weights
 
@@ -58,6 +65,8 @@ def open_files(path: Path, vision: bool = True, mmproj: str | Path | None = None
         raise unreadable(path, error) from error
     if kind not in ("", "safetensors", "gguf"):
         raise ModelFormatError(path, *FOREIGN[kind])
+    if not kind and not path.is_dir() and path.suffix.lower() != ".gguf":
+        raise ModelFormatError(path, "is neither a safetensors nor a GGUF file", "name a model's folder or GGUF file")
     if kind == "safetensors" and not re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", path.name):
         problem = "is not what a model's file is called, model.safetensors or model-0000n-of-0000m.safetensors"
         raise ModelFormatError(path, problem, "name the model's folder")
@@ -83,7 +92,8 @@ def _open_folder(folder: Path, vision: bool) -> Files:
     for part in {theirs.rpartition("/")[0] for _, theirs, _ in all_names(config, 0)} - {""}:  # EmbeddingGemma's 2_Dense
         if (folder / part / "model.safetensors").exists():  # not where `minigemma quantize` wrote one file
             stored |= {f"{part}/{name}": t for name, t in open_checkpoint_files(folder / part).items()}
-    prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in stored), None)
+    found = [name.removesuffix(EMBEDDING) for name in stored if name.endswith(EMBEDDING)]
+    prefix = next((p for p in PREFIXES if p in found), found[0] if len(found) == 1 else None)
     if prefix is None and any(name.startswith(("embedder.", "params/")) for name in stored):
         problem = "holds the tensors under DeepMind's own names (Kaggle's flax or torch files)"
         raise ModelFormatError(folder, problem, "take the Hugging Face release: minigemma download google/<model>")
@@ -92,6 +102,8 @@ def _open_folder(folder: Path, vision: bool) -> Files:
     tower = {SEES.sub(r"\g<name>", name): name for name in stored if SEES.match(name) and not BUFFERS.search(name)}
     if not (vision and tower):
         config = replace(config, vision=None)
+    if config.vision:
+        check_pictures(folder, config.vision)
     named = {
         ours: tower.get(theirs, theirs) if ours.startswith(("vision.", "dense.")) else f"{prefix}{theirs}"
         for ours, theirs, _ in all_names(config, 0)
@@ -141,7 +153,7 @@ def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
             Tokenizer.from_vocabulary(*gguf.vocabulary, path=path) if "tokenizer.ggml.tokens" in gguf.metadata else None
         )
 
-    states = gguf_statements(path, gguf.metadata)
+    states = gguf_statements(path, fields_under(gguf, "").stated)
     return Files(path, config, tensors, 1.0, make_tokenizer, states)
 
 
@@ -173,6 +185,8 @@ def _unswapped(named: dict[str, str], projector: GGUF, config: TextConfig) -> di
 
 
 def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
+    if foreign := foreign_tensors(unexpected):
+        raise ModelFormatError(path, *foreign)
     for what, names in (("lacks {} tensors", missing), ("has {} unexpected tensors", unexpected)):
         if names:
             first = ", ".join(ascii(name)[1:-1][:100] for name in sorted(names)[:5]) + (" …" if len(names) > 5 else "")

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelFormatError
+from .foreign import DAMAGED, FOREIGN, GET_SAFETENSORS, kind_of, what_it_holds
 
 MAX_HEADER = 100_000_000
 MAX_JSON = 10_000_000
@@ -53,26 +54,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 
-DAMAGED = "the download was cut short or the file is damaged: fetch it again"
-GET_SAFETENSORS = "get the model's .safetensors files: minigemma download google/<model>"
-
-# Files mistaken for weights: what each is, and the remedy.
-FOREIGN = {
-    "empty": ("is empty", DAMAGED),
-    "lfs": ("is a Git-LFS pointer, the short text that stands for a large file", "run `git lfs pull` in its folder"),
-    "html": (
-        "is a web page, not weights (often the page that asks to accept the terms)",
-        "accept them in the browser, then: minigemma download google/<model>",
-    ),
-    "gguf": ("is a GGUF file", "let its name end in .gguf"),
-    "pickle": ("is a Python pickle (PyTorch), which can run code when it is opened", GET_SAFETENSORS),
-    "zip": ("is a zip archive, as PyTorch's .bin, .pt and .ckpt files are", GET_SAFETENSORS),
-    "hdf5": ("is an HDF5 file (Keras)", GET_SAFETENSORS),
-    "task": ("is a MediaPipe or LiteRT bundle", GET_SAFETENSORS),
-    "sbs": ("is a weights file of gemma.cpp", GET_SAFETENSORS),
-}
-OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".npz", ".msgpack", ".task", ".sbs")
-
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -92,27 +73,7 @@ def what_is(path: str | Path) -> str:
     OSError if it cannot be read; ModelFormatError for anything but a regular file (a folder, a pipe).
     """
     with _open(Path(path)) as file:
-        return _kind(file.read(512), Path(path).suffix.lower())
-
-
-def _kind(head: bytes, suffix: str) -> str:
-    """what_is, by the first bytes and the name's ending."""
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    # First, since the length 640 begins like a pickle: no length that we accept reaches the fifth byte.
-    if head[4:9] == b"\0\0\0\0{":
-        return "safetensors"
-    signs = {
-        "empty": not head,
-        "gguf": head.startswith(b"GGUF"),
-        "lfs": head.startswith(b"version https://git-lfs"),
-        "html": start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")),
-        "task": suffix in (".task", ".litertlm", ".tflite") or head[4:8] == b"TFL3" or head.startswith(b"LITERTLM"),
-        "sbs": suffix == ".sbs",
-        "zip": head.startswith(b"PK\x03\x04"),
-        "pickle": len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5 and head[2] > 0,
-        "hdf5": head.startswith(b"\x89HDF\r\n\x1a\n"),
-    }
-    return next((kind for kind, found in signs.items() if found), "")
+        return kind_of(file.read(512), Path(path).suffix.lower())
 
 
 def _open(path: Path) -> BinaryIO:
@@ -130,7 +91,7 @@ def open_safetensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     try:
         with _open(path) as file:
-            kind = _kind(file.read(512), path.suffix.lower())
+            kind = kind_of(file.read(512), path.suffix.lower())
             if kind in FOREIGN:
                 raise ModelFormatError(path, *FOREIGN[kind])
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -250,7 +211,7 @@ def open_checkpoint_files(folder: str | Path) -> dict[str, Tensor]:
         return open_safetensors(folder / "model.safetensors")
     path = folder / "model.safetensors.index.json"
     if not os.path.lexists(path):
-        raise ModelFormatError(folder, *_no_weights(folder))
+        raise ModelFormatError(folder, *what_it_holds(folder))
     shard_of = _shards(path)
     shards = sorted(set(shard_of.values()))
     missing = [shard for shard in shards if not (folder / shard).exists()]
@@ -288,7 +249,7 @@ def read_start(path: Path, size: int) -> bytes:
             text = file.read(size)
     except OSError as error:
         raise unreadable(path, error) from error
-    kind = _kind(text[:512], path.suffix)
+    kind = kind_of(text[:512], path.suffix)
     if kind in FOREIGN:
         raise ModelFormatError(path, *FOREIGN[kind])
     return text
@@ -304,23 +265,6 @@ def _shards(path: Path) -> dict[str, str]:
             claim = f"puts {short(name)} into {short(shard)}, which is no plain name of a .safetensors file"
             raise ModelFormatError(path, claim, "do not trust this download")
     return table
-
-
-def _no_weights(folder: Path) -> tuple[str, str]:
-    """(problem, remedy) for a folder without safetensors that we can read."""
-    try:
-        names = sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
-        return (error.strerror or str(error)).lower(), "check the path and who may read it"
-    if not names:
-        return "is an empty folder", GET_SAFETENSORS
-    if any(name in ("_METADATA", "_CHECKPOINT_METADATA", "checkpoint") for name in names):
-        return "is an Orbax checkpoint (JAX)", GET_SAFETENSORS
-    if shards := [name for name in names if name.endswith(".safetensors")]:
-        return f"holds {shards[0]}, but no model.safetensors.index.json", "fetch that file too"
-    if others := [name for name in names if name.endswith(OTHER_WEIGHTS)]:
-        return f"holds {others[0]}, but no model.safetensors", GET_SAFETENSORS
-    return "holds neither model.safetensors nor model.safetensors.index.json", GET_SAFETENSORS
 
 
 def unreadable(path: Path, error: OSError) -> ModelFormatError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ModelFormatError
+from .known_keys import GENERATION, GENERATION_VALUES, changes_results
 from .safetensors_file import DAMAGED, read_json, read_start, short
 
 GEMMA_TURN = "<start_of_turn>"
@@ -26,10 +27,10 @@ SAMPLING = {
     "min_p": float,
     "repetition_penalty": float,
 }
-# Settings of generation_config.json that change which token is chosen, and the values at which they do nothing.
-UNUSED = {"no_repeat_ngram_size": (0, None), "typical_p": (1, None)}
+SPELT = {"temp": "temperature"}  # in a GGUF header
+AROUND_TEXT = {"add_bos_token": True, "add_eos_token": False}  # a text to continue stands behind <bos>
 ADDED_WITHIN = 1 << 23  # bytes of tokenizer.json; Gemma 3's 6,415 added tokens end at 1.3 million
-GGUF_ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")  # after "tokenizer.ggml."
 
 
 class AddedToken(NamedTuple):
@@ -50,11 +51,12 @@ class Statements:
     template: str = ""  # "" if there is none
     sampling: Mapping[str, Any] = field(default_factory=dict)  # the fields of SAMPLING that are stated
     added: tuple[AddedToken, ...] = ()
+    not_done: str = ""  # settings of the tokenizer that are not applied
 
     @property
     def instruction_tuned(self) -> bool:
         """Whether the model was taught turns: it has a chat template, several ends, or "it" in its name."""
-        return bool(self.template) or self.taught_turns or re.search(r"(?<![a-z])it\b", self.names) is not None
+        return bool(self.template) or self.taught_turns or re.search(r"(?i)(?<![a-z])it\b", self.names) is not None
 
     @property
     def foreign_turns(self) -> str:
@@ -68,39 +70,64 @@ class Statements:
 def folder_statements(folder: Path, config: Mapping[str, Any]) -> Statements:
     """What a Hugging Face folder states; `config`: the fields of its config.json. ModelFormatError for broken JSON."""
     generation, described = (_json(folder / name) for name in ("generation_config.json", "tokenizer_config.json"))
-    end_name = described.get("eos_token")
-    if isinstance(end_name, Mapping):
-        end_name = end_name.get("content")
-    ends: list[int | str] = [*_ids(config.get("eos_token_id", 1)), *_ids(generation.get("eos_token_id", 1))]
-    ends += [end_name] if isinstance(end_name, str) and end_name != "<eos>" else []
+    end_names = (_content(each.get("eos_token")) for each in (described, _json(folder / "special_tokens_map.json")))
+    ends = [*_ids(folder / "config.json", config), *_ids(folder / "generation_config.json", generation)]
+    ends += [name for name in end_names if name and name != "<eos>"]
     hub = next((part for part in folder.absolute().parts if part.startswith("models--")), "")
     names = f"{folder.name} {hub} {config.get('_name_or_path', '')}"
     sampling = _sampling(folder / "generation_config.json", generation)
     ends = list(dict.fromkeys(ends))
-    template, added = _template(folder, described), _added(folder, described)
-    return Statements(names, tuple(ends), len(ends) > 1, template, sampling, added)
+    template, added, not_done = _template(folder, described), _added(folder, described), _not_done(described)
+    return Statements(names, tuple(ends), len(ends) > 1, template, sampling, added, not_done)
 
 
 def gguf_statements(path: Path, metadata: Mapping[str, Any]) -> Statements:
-    """What a GGUF header states; ModelFormatError for an end that is no id."""
-    stated = {key: metadata[key] for key in GGUF_ENDS if key in metadata} or {GGUF_ENDS[0]: 1}
-    for key, end in stated.items():
-        if not isinstance(end, int):
-            raise ModelFormatError(path, f"{key} is {short(end)}; it must be a whole number", DAMAGED)
-    template = metadata.get("tokenizer.chat_template", "")
+    """The statements of a GGUF header, arrays as lists; raises ModelFormatError for an end that is not an id."""
+    tokens, ends = _under("tokenizer.ggml.", metadata), list[int]()
+    for name in GGUF_ENDS:
+        stated = tokens.get(name, [])
+        for end in stated if isinstance(stated, list) else [stated]:
+            if not isinstance(end, int):
+                problem = f"tokenizer.ggml.{name} is {short(end)}; it must be a whole number"
+                raise ModelFormatError(path, problem, DAMAGED)
+            ends.append(end)
+    templates = [str(value) for key, value in metadata.items() if re.match(r"tokenizer\.chat_template\b", key)]
     names = " ".join(str(metadata.get(f"general.{key}", "")) for key in ("name", "finetune"))
-    known = {name: metadata[f"general.sampling.{name}"] for name in SAMPLING if f"general.sampling.{name}" in metadata}
-    sampling = _sampling(path, known)
-    ends = tuple(dict.fromkeys(stated.values()))
-    return Statements(f"{names} {path.name}", ends, template=str(template), sampling=sampling)
+    sampling = _sampling(path, {SPELT.get(k, k): v for k, v in _under("general.sampling.", metadata).items()})
+    not_done, ends = _not_done(tokens), list(dict.fromkeys(ends)) or [1]
+    return Statements(f"{names} {path.name}", tuple(ends), False, "\n".join(templates), sampling, not_done=not_done)
+
+
+def _under(prefix: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+
+
+def _not_done(stated: Mapping[str, Any]) -> str:
+    """What the tokenizer's settings say about tokens around a text, where it differs from BOS before and none after."""
+    other = [f"{name} {short(stated[name])}" for name, usual in AROUND_TEXT.items() if stated.get(name, usual) != usual]
+    if _content(stated.get("bos_token")) not in (None, "<bos>"):
+        other.append(f"bos_token {short(_content(stated['bos_token']))}")
+    return ", ".join(other)
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token that is given as text or as an object."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
 
 
 def _json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _ids(value: Any) -> list[int]:
-    return [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
+def _ids(path: Path, stated: Mapping[str, Any]) -> list[int | str]:
+    """The ids in eos_token_id, one or a list; 1 where it is absent, none where it is null."""
+    ends = stated.get("eos_token_id", 1)
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for end in ends:
+        if isinstance(end, bool) or not isinstance(end, int):
+            raise ModelFormatError(path, f"eos_token_id has {short(end)}; ids are whole numbers", DAMAGED)
+    return ends
 
 
 def _template(folder: Path, described: Mapping[str, Any]) -> str:
@@ -116,8 +143,10 @@ def _template(folder: Path, described: Mapping[str, Any]) -> str:
 
 def _sampling(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
     """The stated sampling settings, as numbers; unsupported ones are named in a warning."""
-    if ignored := [name for name, neutral in UNUSED.items() if stated.get(name) not in neutral]:
-        told = ", ".join(f"{name} {short(stated[name])}" for name in ignored)
+    others = {name: value for name, value in stated.items() if name not in SAMPLING and value is not None}
+    ignored = [name for name, value in others.items() if changes_results(name, value, GENERATION, GENERATION_VALUES)]
+    if ignored:
+        told = ", ".join(f"{short(name)[1:-1]} {short(stated[name])}" for name in ignored)
         warnings.warn(f"{path}: {told} is not applied; minigemma has no such setting", stacklevel=2)
     found = {}
     for name, kind in SAMPLING.items():

@@ -164,7 +164,7 @@ def gguf_fields(f: Fields, rows: int, causal: bool = True) -> dict[str, Any]:
         "query_pre_attn_scalar": sizes["width"] / sizes["heads"] if layers == 62 else float(sizes["head_dim"]),
         "window": f.integer("attention.sliding_window"),
         "rope_base": base,
-        "rope_base_local": f.number("rope.freq_base_swa", default=10_000.0),
+        "rope_base_local": f.number("rope.freq_base_swa", "rope.local.freq_base", default=10_000.0),
         "rope_scale": gemma.rope_scale_from_gguf(f, default=8.0 if layers in (34, 48, 62) else 1.0),
         "pattern": period_from_gguf(f, layers, 6),
         "logit_cap": f.number("final_logit_softcapping", default=0.0) or None,

@@ -72,6 +72,22 @@ def vision_from_json(whole: Fields) -> VisionConfig | None:
     return VisionConfig(**found, eps=tower.number("layer_norm_eps", default=VisionConfig.eps))
 
 
+def pictures_as_here(f: Fields, vision: VisionConfig) -> None:
+    """Raises ValueError for a preprocessor_config.json with other settings than those of files/images.py."""
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        f.expect(name, True)
+    for name in ("image_mean", "image_std"):
+        if (value := same_for_all(name, f.get(name, default=0.5))) not in (0.5, None):
+            raise ValueError(f"{name} is {value}; Gemma 3's images have mean and deviation 0.5")
+    f.expect("resample", 2, "bilinear", because="Gemma 3's is 2, bilinear")
+    f.expect("do_pan_and_scan", False, because="crops are cut where a call asks for them: set it to false")
+    f.expect("do_center_crop", False)
+    f.expect("image_seq_length", vision.tokens)
+    f.expect("size", vision.side, {"height": vision.side, "width": vision.side})
+    if abs(f.number("rescale_factor", default=1 / 255) * 255 - 1) > 1e-6:
+        raise ValueError(f"rescale_factor is {f.number('rescale_factor'):g}; it must be 1 / 255")
+
+
 def vision_from_gguf(f: Fields, text_width: int) -> VisionConfig:
     """The tower of an mmproj file; `f` are its fields after "clip.", `text_width` is the text model's."""
     found: dict[str, Any] = {ours: f.integer(f"vision.{theirs}") for ours, (_, theirs) in SIZES.items()}

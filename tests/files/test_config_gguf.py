@@ -74,6 +74,7 @@ USED = {
     "a factor alone": ({"rope.scaling.factor": 4.0}, "rope_scale", 4.0),
     "a factor without scaling": ({"rope.scaling.type": "none", "rope.scaling.factor": 8.0}, "rope_scale", 1.0),
     "a local base": ({"rope.freq_base_swa": 300.0}, "rope_base_local", 300.0),
+    "a local base as Ollama names it": ({"rope.local.freq_base": 300.0}, "rope_base_local", 300.0),
     "a period": ({"attention.sliding_window_pattern": 3}, "pattern", 3),
     "a period as a list": ({"attention.sliding_window_pattern": LOCAL}, "pattern", 3),
     "one value for all layers": ({"attention.head_count_kv": [4] * 7}, "kv_heads", 4),
@@ -98,9 +99,25 @@ def test_files_of_other_kinds_are_named(kind):
         read("gemma3", **{"general.type": kind})
 
 
-@pytest.mark.parametrize(
-    "name, value", [("model", "gpt2"), ("add_space_prefix", True), ("remove_extra_whitespaces", True)]
-)
+OTHER_VOCABULARIES = [
+    *(("model", "gpt2"), ("add_space_prefix", True), ("remove_extra_whitespaces", True), ("escape_whitespaces", False)),
+    *(("bos_token_id", 5), ("unknown_token_id", 5), ("add_sep_token", True)),
+]
+
+
+@pytest.mark.parametrize("name, value", OTHER_VOCABULARIES)
 def test_a_vocabulary_of_another_kind_is_refused(name, value):
     with pytest.raises(ModelFormatError, match=rf"tokenizer\.ggml\.{name} is {value!r}; minigemma runs"):
         read("gemma3", **{f"tokenizer.ggml.{name}": value})
+
+
+@pytest.mark.parametrize("name", ["precompiled_charsmap", "normalizer.lowercase", "suppress_tokens"])
+def test_a_statement_about_the_vocabulary_that_is_not_known_is_refused(name):
+    with pytest.raises(ModelFormatError, match=rf"'tokenizer\.ggml\.{name}' is True, which minigemma does not know"):
+        read("gemma3", **{f"tokenizer.ggml.{name}": True})
+
+
+def test_what_converters_and_ollama_write_about_the_vocabulary_is_known():
+    ids = {f"{name}_token_id": 0 for name in ("padding", "mask", "eot", "fim_pre", "prefix")} | {"bos_token_id": 2}
+    flags = {f"add_{name}_token": True for name in ("bos", "padding", "unknown", "mask")} | {"pre": "default"}
+    read("gemma3", **{f"tokenizer.ggml.{name}": value for name, value in (ids | flags).items()})

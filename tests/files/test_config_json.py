@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from minigemma.config import VisionConfig
 from minigemma.errors import ModelFormatError
-from minigemma.files.config_json import config_from_json
+from minigemma.files.config_json import check_pictures, config_from_json
 from minigemma.models.registry import RELEASED
 
 SIZES = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 7, "head_dim": 12, "num_attention_heads": 4}
@@ -210,3 +211,42 @@ def test_an_adapter_is_named_with_its_base_model(tmp_path):
         read(tmp_path, GEMMA3)
     (tmp_path / "model.safetensors").write_bytes(b"")  # a merged model beside its adapter
     read(tmp_path, GEMMA3)
+
+
+PICTURES = {  # as released
+    "do_convert_rgb": None,
+    "do_normalize": True,
+    "do_pan_and_scan": None,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "image_seq_length": 256,
+    "resample": 2,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 896, "width": 896},
+}
+OTHER_PICTURES = [
+    ({"image_mean": [0.48, 0.46, 0.41]}, "image_mean"),
+    ({"image_std": [0.27, 0.26, 0.28]}, "image_std"),
+    ({"size": {"height": 448, "width": 448}}, "size is"),
+    ({"resample": 3}, "resample is 3"),
+    ({"rescale_factor": 1.0}, "rescale_factor is 1"),
+    ({"do_normalize": False}, "do_normalize"),
+    ({"do_pan_and_scan": True}, "do_pan_and_scan"),
+    ({"image_seq_length": 64}, "image_seq_length"),
+]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("change, says", OTHER_PICTURES)
+def test_pictures_that_are_made_otherwise_are_refused(change, says, nested, tmp_path):
+    path = tmp_path / ("processor_config.json" if nested else "preprocessor_config.json")
+    for stated in (PICTURES, PICTURES | change):
+        path.write_text(json.dumps({"image_processor": stated} if nested else stated))
+        if stated == PICTURES:
+            check_pictures(tmp_path, VisionConfig())
+            continue
+        with pytest.raises(ModelFormatError) as refused:
+            check_pictures(tmp_path, VisionConfig())
+        assert says in refused.value.problem

@@ -400,7 +400,10 @@ def test_a_tower_in_the_text_models_gguf_is_left_out(tmp_path):
     assert describe(write_gguf(tmp_path / "a.gguf", config, random_weights(config), more=more)).config.vision is None
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."])
+BEFORE = ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "_fsdp_wrapped_module.", "student."]
+
+
+@pytest.mark.parametrize("wrapper", BEFORE)
 def test_wrappers_of_training_programs_change_nothing(wrapper, tmp_path):
     config = CONFIGS["gemma"]
     weights = random_weights(config)

@@ -107,3 +107,63 @@ def test_added_tokens_are_recognized_decoded_and_within_the_vocabulary():
 
 def test_the_download_brings_what_states_them():
     assert {"tokenizer_config.json", "chat_template.jinja", "generation_config.json"} <= set(FILES)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"forced_eos_token_id": 5},
+        {"bad_words_ids": [[5]]},
+        {"suppress_tokens": [5]},
+        {"num_beams": 4},
+        {"stop_strings": ["\n"]},
+        {"min_new_tokens": 5},
+        {"guidance_scale": 1.5},
+        {"a_later_setting": 1},
+    ],
+)
+def test_a_setting_of_generation_that_is_not_done_is_named(stated, tmp_path):
+    with pytest.warns(UserWarning, match=rf"{next(iter(stated))} .*is not applied"):
+        folder_statements(write(tmp_path / "m", generation_config=stated), {})
+
+
+def test_what_every_generation_config_has_is_not_named(tmp_path, recwarn):
+    usual = {"_from_model_config": True, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "max_length": 20}
+    usual |= {"transformers_version": "5.0.0", "repetition_penalty": 1.0, "num_beams": 1, "typical_p": None}
+    folder_statements(write(tmp_path / "m", generation_config=usual), {})
+    assert not recwarn.list
+
+
+def test_a_gguf_states_its_sampling_under_llama_cpps_names(tmp_path):
+    stated = {"general.sampling.temp": 0.5, "general.sampling.top_k": 5, "general.sampling.penalty_repeat": 1.0}
+    assert gguf_statements(tmp_path / "m.gguf", stated).sampling == {"temperature": 0.5, "top_k": 5}
+    with pytest.warns(UserWarning, match="mirostat 2 is not applied"):
+        gguf_statements(tmp_path / "m.gguf", {"general.sampling.mirostat": 2})
+
+
+@pytest.mark.parametrize(
+    "stated, told",
+    [
+        ({}, ""),
+        ({"add_bos_token": True, "add_eos_token": False, "bos_token": "<bos>"}, ""),
+        ({"add_bos_token": False}, "add_bos_token False"),
+        ({"add_eos_token": True}, "add_eos_token True"),
+        ({"bos_token": {"content": "<s>"}}, "bos_token '<s>'"),
+    ],
+)
+def test_other_tokens_around_a_text_are_named(stated, told, tmp_path):
+    assert folder_statements(write(tmp_path / "m", tokenizer_config=stated), {}).not_done == told
+    flags = {f"tokenizer.ggml.{name}": value for name, value in stated.items() if name.startswith("add")}
+    assert gguf_statements(tmp_path / "m.gguf", flags).not_done == (told if flags else "")
+
+
+def test_more_places_that_state_ends_and_turns(tmp_path):
+    path, ends = tmp_path / "m.gguf", {"tokenizer.ggml.eos_token_ids": [1, 106]}
+    assert gguf_statements(path, ends).ends == (1, 106)
+    assert gguf_statements(path, {"tokenizer.chat_template.tool_use": GEMMA}).instruction_tuned
+    assert gguf_statements(path, {"general.name": "Gemma 3 1b It"}).instruction_tuned
+    assert (
+        folder_statements(write(tmp_path / "m", special_tokens_map={"eos_token": "<|end|>"}), {}).ends[-1] == "<|end|>"
+    )
+    with pytest.raises(ModelFormatError, match="eos_token_id has '106'"):
+        folder_statements(write(tmp_path / "n", generation_config={"eos_token_id": [1, "106"]}), {})
