@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .text.embedding import embed
     from .text.generation import generate, stream_generate
     from .text.scoring import choose, score
+    from .train.finetune import FineTuning, Lora
     from .train.targets import Distillation
     from .train.trainer import Training
 
@@ -30,6 +31,8 @@ __all__ = [
     "Chat",
     "Distillation",
     "Edits",
+    "FineTuning",
+    "Lora",
     "ModelFormatError",
     "Taps",
     "Training",
@@ -46,6 +49,8 @@ _HOME = {
     "Chat": "text.chat",
     "Distillation": "train.targets",
     "Edits": "taps",
+    "FineTuning": "train.finetune",
+    "Lora": "train.finetune",
     "ModelFormatError": "errors",
     "Taps": "taps",
     "Training": "train.trainer",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from .training_arguments import add_teacher, add_training
+from .training_arguments import add_finetuning, add_teacher, add_training
 from .values import SETTINGS, bias, counts, nonempty, number, positions, unicode
 
 DEMO = "gemma-3-270m"
@@ -121,6 +121,8 @@ def _commands_about_files(command: Callable[..., argparse.ArgumentParser]) -> No
     command("train", doc, add_training, add_json)
     doc = "Train a small model to predict what a larger one does; flags as of train."
     command("distill", doc, add_training, add_teacher, add_json)
+    doc = "Change a model by prompts and answers, or a text: trains a LoRA adapter, as peft reads it, or all of it."
+    add_turns(command("finetune", doc, add_finetuning, add_json))
     command("list", "List the models on this machine: name, size, kind.", add_json).set_defaults(model="list")
     made = command("remove", "Delete a model that `minigemma list` shows.")
     made.add_argument("model", metavar="NAME", help="its name in that list")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..arrays import F32
@@ -20,28 +20,34 @@ from .progress import Progress, print_json
 def run(args: argparse.Namespace, progress: Progress) -> None:
     """Write the folder or file, and print its size."""
     target = Path(args.target)
-    kind = args.to or ("gguf" if target.suffix == ".gguf" else "hf")
     if target.exists() or not target.parent.is_dir():
         problem = "exists already" if target.exists() else f"cannot be made: {target.parent} does not exist"
         raise FileError(target, problem, "give a path that is not there yet, in a folder that is")
-    files = open_files(resolve(args.model), vision=False)
-    dtype = args.dtype or ("f32" if files.tensors["embedding"].kind == "F32" else "bf16")
-    if kind == "hf" and dtype not in ("f32", "bf16"):
-        raise ValueError(f"transformers' folders hold f32 or bf16, not {dtype}; --to gguf, or `minigemma quantize`")
     progress(f"writing {target}")
-    tokenizer = files.make_tokenizer()
-    if tokenizer is not None:
-        tokenizer.add(files.states.added, files.config.vocab)
-    parameters: Mapping[str, F32] = Parameters(files)
-    if args.adapter:
-        parameters = Merged(parameters, [read_adapter(folder, files.config) for folder in args.adapter])
-    if kind == "gguf":
-        save_gguf(target, files.config, parameters, tokenizer, dtype)
-    else:
-        save_model(target, files.config, parameters, tokenizer, dtype)
+    kind, dtype = write_model(args.model, target, args.to, args.dtype, args.adapter)
     progress("")
     size = sum(path.stat().st_size for path in (target.iterdir() if target.is_dir() else [target]))
     if args.json:
         print_json({"path": args.target, "to": kind, "dtype": dtype, "bytes": size})
     else:
         print(f"{target}: {bytes_text(size)}, {dtype}")
+
+
+def write_model(
+    model: str, target: Path, kind: str | None, dtype: str | None, adapters: Sequence[str]
+) -> tuple[str, str]:
+    """Write a model with adapters merged; returns what was written, "hf" or "gguf", and its dtype."""
+    kind = kind or ("gguf" if target.suffix == ".gguf" else "hf")
+    files = open_files(resolve(model), vision=False)
+    dtype = dtype or ("f32" if files.tensors["embedding"].kind == "F32" else "bf16")
+    if kind == "hf" and dtype not in ("f32", "bf16"):
+        raise ValueError(f"transformers' folders hold f32 or bf16, not {dtype}; --to gguf, or `minigemma quantize`")
+    tokenizer = files.make_tokenizer()
+    if tokenizer is not None:
+        tokenizer.add(files.states.added, files.config.vocab)
+    parameters: Mapping[str, F32] = Parameters(files)
+    if adapters:
+        parameters = Merged(parameters, [read_adapter(folder, files.config) for folder in adapters])
+    write = save_gguf if kind == "gguf" else save_model
+    write(target, files.config, parameters, tokenizer, dtype)
+    return kind, dtype

@@ -1,5 +1,5 @@
-"""The command line: minigemma generate | chat | batch | serve | score | embed | explore | train | distill | vocab |
-export | bench | inspect | quantize | download | list | remove | completion.
+"""The command line: minigemma generate | chat | batch | serve | score | embed | explore | train | distill | finetune |
+vocab | export | bench | inspect | quantize | download | list | remove | completion.
 
 stdout carries the answer and nothing else; timings, progress and warnings go to stderr. No colors are used.
 Exit codes: 0 done · 1 failed, with one line that says why · 2 wrong usage · 130 interrupted by Ctrl-C.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,33 +30,36 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     follow(_resumed(args, progress) if args.resume else _begun(args, progress), args, progress)
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that flags state."""
-    return {name: getattr(args, name) for name in OWN if getattr(args, name) is not None}
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Settings` that flags state."""
+    return {name: getattr(args, name) for name in OWN if getattr(args, name, None) is not None}
 
 
 def _begun(args: argparse.Namespace, progress: Progress) -> Training:
     needed = {"-m": args.named, "--data": args.data, "--out": args.out, "--teacher": getattr(args, "teacher", "none")}
     if missing := [flag for flag, value in needed.items() if not value]:
         raise ValueError(f"{missing[0]} is missing; `minigemma {args.command} --help` shows what a run takes")
-    told = _given(args)
+    told = given(args)
     Settings(**told)  # before anything is read
     if args.command == "distill":
         names = ("teacher", "draws", "soft", "targets")
-        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-        told["distillation"] = Distillation(**given)
+        told["distillation"] = Distillation(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
     progress(f"reading {', '.join(args.data)}")
     model = config_named(args.named, args.vocab)
     return Training(model, args.data, args.out, init=args.init, threads=args.threads, **told)
 
 
-def _resumed(args: argparse.Namespace, progress: Progress) -> Training:
-    fixed = ("init", "vocab", "teacher", "draws", "soft", "targets")
-    told = [*(["-m"] if args.named else []), *(f"--{name.replace('_', '-')}" for name in _given(args))]
-    told += [f"--{name}" for name in fixed if getattr(args, name, None) is not None]
+def refuse_changes(args: argparse.Namespace, fixed: Sequence[str]) -> None:
+    """ValueError for flags beside --resume that would change a run."""
+    told = [*(["-m"] if args.named else []), *(f"--{name.replace('_', '-')}" for name in given(args))]
+    told += [f"--{name}" for name in fixed if getattr(args, name, None) not in (None, False)]
     if told or not args.out:
         what = f"{told[0]} cannot change" if told else "--out is missing"
         raise ValueError(f"{what}: --resume goes on with the run in --out as it was begun")
+
+
+def _resumed(args: argparse.Namespace, progress: Progress) -> Training:
+    refuse_changes(args, ("init", "vocab", "teacher", "draws", "soft", "targets"))
     progress(f"resuming {args.out}")
     return Training.resume(args.out, args.data, args.threads)
 
@@ -85,7 +89,7 @@ def follow(training: Training, args: argparse.Namespace, progress: Progress) -> 
     except KeyboardInterrupt:
         progress("")
         training.save()
-        note(args, f"stopped after step {training.counters.step:,}; minigemma train --resume --out {args.out} goes on")
+        note(args, f"stopped after step {training.counters.step:,}; {again(args)}")
         raise
     finally:
         if args.plot and training.counters.step:
@@ -108,10 +112,15 @@ def _summary(training: Training, last: Step | None, args: argparse.Namespace) ->
         print_json(report)
         return
     length = f"{s.steps:,} steps" if s.steps else f"{s.tokens:,} tokens"
-    state = "finished" if training.finished else f"not finished; minigemma train --resume --out {args.out} goes on"
+    state = "finished" if training.finished else f"not finished; {again(args)}"
     print(f"{args.out}: step {c.step:,} and {c.tokens:,} tokens of {length}, {state}")
     if last is not None and last.held_out is not None:
         print(f"held-out loss {last.held_out:.4f} nats per token, {last.bits_per_byte:.3f} bits per byte")
+
+
+def again(args: argparse.Namespace) -> str:
+    """How to go on with a run."""
+    return f"minigemma {args.command} --resume --out {args.out} goes on"
 
 
 def line(step: Step, steps: int | None) -> str:

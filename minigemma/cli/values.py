@@ -69,6 +69,11 @@ def counts(text: str) -> list[int]:
     return [number(int, 1)(part) for part in text.split(",")]
 
 
+def names(text: str) -> tuple[str, ...]:
+    """An argparse type: names, separated by commas."""
+    return tuple(text.split(","))
+
+
 def unicode(text: str) -> str:
     """An argparse type: a text; bytes that the locale cannot decode (LC_ALL=C) are read as UTF-8."""
     try:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ from ..models.registry import all_names
 from ..models.weights import named_weights
 from .convert import Stored, converted_weight, widened
 from .open import HEAD, PREFIXES, SEES, WRAPPERS
-from .safetensors_file import open_safetensors, read_json, short
+from .safetensors_file import open_safetensors, read_json, short, write_safetensors
+from .save import replacing_files
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PART = re.compile(r"(?P<module>.+)\.lora_(embedding_(?P<turned>[AB])|(?P<plain>[AB])\.weight)")
@@ -294,3 +296,21 @@ class Merged(Mapping[str, F32]):
                 a, b, scale = adapter.pairs[ours]
                 values = values + np.float32(scale) * (b @ a)
         return values
+
+
+# ---- writing
+
+
+def save_adapter(folder: Path, config: TextConfig, pairs: Mapping[str, Pair], told: Mapping[str, Any]) -> None:
+    """Write pairs, by our names, as peft reads them; `told` is r, lora_alpha and what else its config states."""
+    modules = {ours: f"model.{theirs.removesuffix('.weight')}" for ours, theirs, _ in all_names(config, 0)}
+    tensors: dict[str, F32] = {}
+    for ours, pair in pairs.items():
+        for half, array in (("A", pair.a), ("B", pair.b)):
+            tensors[f"base_model.model.{modules[ours]}.lora_{half}.weight"] = array
+    names = sorted({modules[ours].rpartition(".")[2] for ours in pairs})
+    fields = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, **told}
+    with replacing_files(folder) as new:
+        entries = [(name, "F32", array.shape) for name, array in tensors.items()]
+        write_safetensors(new(TENSORS), entries, ([array] for array in tensors.values()))
+        new(CONFIG).write_text(json.dumps(fields | {"target_modules": names}, indent=2) + "\n", "utf-8")

@@ -53,7 +53,7 @@ def save_model(
         names.append((HEAD, "lm_head.weight", (config.vocab, config.width)))
     entries = [(theirs, stored, shape) for _, theirs, shape in names]
     folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(folder) as new:
+    with replacing_files(folder) as new:
         parts = (_in_file(ours, parameters[ours], stored) for ours, *_ in names)
         write_safetensors(new("model.safetensors"), entries, parts)
         if tokenizer is not None:
@@ -89,7 +89,7 @@ def check_stated(config: TextConfig, read: TextConfig, where: str) -> None:
 def save_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
     """Write tokenizer.model, tokenizer.json and tokenizer_config.json into `folder`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with _replacing(Path(folder)) as new:
+    with replacing_files(Path(folder)) as new:
         _write_tokenizer(new, tokenizer)
 
 
@@ -139,7 +139,7 @@ def _write_json(path: Path, content: Json, indent: int | None = 2) -> None:
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Any]:
+def replacing_files(folder: Path) -> Iterator[Any]:
     """Yields a function from a file's name to a temporary path; at the end all are renamed into place, or none."""
     names: list[str] = []
 

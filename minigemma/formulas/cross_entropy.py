@@ -13,7 +13,7 @@ loss is the end of the graph, so CHUNK tokens at a time go forward and back at o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,8 @@ from .linear import Gradients, linear, linear_backward
 from .sampling import log_sum_exp
 from .softcap import soft_cap, soft_cap_gradient
 
-CHUNK = 256  # tokens whose logits are held together
+CHUNK = 256  # tokens whose logits are held together, fewer for a large vocabulary
+NUMBERS = 1 << 24  # logits that are held together
 
 
 class Targets(NamedTuple):
@@ -118,11 +119,15 @@ def loss_of_targets(targets: Targets) -> LossOf:
     return loss_of
 
 
+def _chunks(tokens: int, head: Weight) -> Iterator[slice]:
+    size = min(CHUNK, max(16, NUMBERS // head.shape[0]))
+    return (slice(first, first + size) for first in range(0, tokens, size))
+
+
 def chunked_loss(h: F32, head: Weight, cap: float | None, targets: Targets) -> F32:
     """Each token's cross-entropy from the hidden states: h [T, D] float32, head [V, D] → [T] float32."""
     losses = np.empty(len(h), np.float32)
-    for first in range(0, len(h), CHUNK):
-        at = slice(first, first + CHUNK)
+    for at in _chunks(len(h), head):
         logits = linear(h[at], head)
         logits = logits if cap is None else soft_cap(logits, cap)
         losses[at] = cross_entropy(logits, Targets(targets.ids[at], targets.weights[at]))
@@ -137,8 +142,7 @@ def chunked_loss_and_gradient(
     h [T, D] float32, head [V, D] → [T], [T, D] float32
     """
     losses, dh = np.empty(len(h), np.float32), np.empty_like(h)
-    for first in range(0, len(h), CHUNK):
-        at = slice(first, first + CHUNK)
+    for at in _chunks(len(h), head):
         logits = linear(h[at], head)
         losses[at], dlogits = loss_of(logits if cap is None else soft_cap(logits, cap), at)
         if cap is not None:

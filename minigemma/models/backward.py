@@ -9,9 +9,10 @@ backward of a block stands under it. E is embedding and head, so it gets two gra
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..arrays import F32, I32
 from ..blocks.layers import layer_backward
@@ -34,8 +35,16 @@ class Batch(NamedTuple):
 def loss(model: Decoder, batch: Batch, targets: Targets) -> F32:
     """Each token's cross-entropy with its target, [T] float32; nothing is kept."""
     targets, h = _fitting(model, batch, targets), hidden(model, batch)
+    losses, counted = np.zeros(len(h), np.float32), _counted(targets)
     with model.running():
-        return chunked_loss(h, model.weights.scores, model.config.logit_cap, targets)
+        some = Targets(targets.ids[counted], targets.weights[counted])
+        losses[counted] = chunked_loss(h[counted], model.weights.scores, model.config.logit_cap, some)
+    return losses
+
+
+def _counted(targets: Targets) -> NDArray[np.intp]:
+    """The tokens that have a weight: the others need no logits."""
+    return np.flatnonzero(targets.weights.any(axis=1))
 
 
 def hidden(model: Decoder, batch: Batch) -> F32:
@@ -54,13 +63,19 @@ def loss_and_gradients(
     `targets`: what `loss` takes, or another loss by the logits (formulas/cross_entropy.py).
     """
     c, w, kept = model.config, model.weights, Kept()
-    loss_of = loss_of_targets(_fitting(model, batch, targets)) if isinstance(targets, Targets) else targets
+    counted: Any = slice(None)
+    if isinstance(targets, Targets):
+        counted = _counted(_fitting(model, batch, targets))
+        targets = loss_of_targets(Targets(targets.ids[counted], targets.weights[counted]))
     head = "embedding" if w.head is None else "head"
     with model.running():
         tokens = _positions(model, batch)
         x = _layers(model, batch, tokens, kept)
         h = rms_norm(x, w.final_norm, c.eps)
-        losses, dh = chunked_loss_and_gradient(h, w.scores, c.logit_cap, loss_of, scale, gradients, head)
+        losses, dh = np.zeros(len(h), np.float32), np.zeros_like(h)
+        losses[counted], dh[counted] = chunked_loss_and_gradient(
+            h[counted], w.scores, c.logit_cap, targets, scale, gradients, head
+        )
         dx, dnorm = rms_norm_gradient(dh, x, w.final_norm, c.eps)
         add(gradients, "final_norm", dnorm)
         for i in reversed(range(c.layers)):

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import I32
+from ..arrays import F32, I32
 from ..errors import FileError
 from ..files.tokenizer import Tokenizer
 
@@ -52,6 +52,7 @@ class Corpus:
     documents: NDArray[np.int64]  # [n, 2]: first id and bytes of UTF-8 of each document, and a last row: ids, 0
     trained: int  # documents to train on; the others are held out
     digest: str  # SHA-256 of the files that they were read from
+    counted: NDArray[np.uint8] | None = None  # of each id: 1 where it is to be predicted, 0 in a prompt; None: all are
 
     @property
     def tokens(self) -> int:
@@ -68,9 +69,16 @@ class Corpus:
         pairs = [np.stack([cut[:-1], cut[1:]], axis=1) for cut in cuts]
         return np.concatenate([np.empty((0, 2), np.int64), *pairs])
 
+    def weights(self, windows: Windows) -> F32:
+        """Of each target of the windows, 1 where it counts and 0 where it does not: [T] float32."""
+        if self.counted is None:
+            return np.ones(int((windows[:, 1] - windows[:, 0]).sum()), np.float32)
+        return np.concatenate([self.counted[first:last] for first, last in windows]).astype(np.float32)
+
     def bytes_per_token(self) -> float:
-        """Bytes of UTF-8 of the held-out documents, divided by their ids: turns nats per token into bits per byte."""
-        ids = self.documents[-1, 0] - self.documents[self.trained, 0]
+        """Bytes of UTF-8 of the held-out documents, divided by the ids that count: nats per token → bits per byte."""
+        first, last = self.documents[self.trained, 0], self.documents[-1, 0]
+        ids = last - first if self.counted is None else int(self.counted[first:].sum())
         return float(self.documents[self.trained :, 1].sum() / max(ids, 1))
 
     def inputs(self, windows: Windows, bos: int) -> tuple[I32, I32, I32]:
@@ -83,8 +91,11 @@ class Corpus:
         return ids, targets, starts
 
     def save(self, folder: Path) -> None:
-        """Write ids.npy and documents.npy. np.save into a file would not notice that a disk is full."""
-        for name, array in (("ids.npy", self.ids), ("documents.npy", self.documents)):
+        """Write ids.npy, documents.npy and counted.npy. np.save into a file would not notice that a disk is full."""
+        arrays = {"ids.npy": self.ids, "documents.npy": self.documents, "counted.npy": self.counted}
+        for name, array in arrays.items():
+            if array is None:
+                continue
             content = io.BytesIO()
             np.save(content, array)
             (folder / name).write_bytes(content.getbuffer())
@@ -95,12 +106,13 @@ class Corpus:
         try:
             ids = np.load(folder / "ids.npy", mmap_mode="r")
             documents = np.load(folder / "documents.npy")
+            counted = np.load(folder / "counted.npy") if (folder / "counted.npy").exists() else None
             fits = ids.ndim == 1 and documents.ndim == 2 and len(ids) == documents[-1, 0] and trained < len(documents)
         except (OSError, ValueError, EOFError, IndexError):
             fits = False
-        if not fits:
+        if not fits or (counted is not None and counted.shape != ids.shape):
             raise DataError(folder / "ids.npy", "is damaged or missing", "start a new run in another folder")
-        return cls(ids, documents, trained, digest)
+        return cls(ids, documents, trained, digest, counted)
 
 
 @dataclass(frozen=True)
@@ -164,7 +176,7 @@ def digest_of(paths: Sequence[str | Path]) -> str:
     """The digest of a corpus that was read from these files."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(_content(Path(path)))
+        digest.update(content_of(Path(path)))
     return digest.hexdigest()
 
 
@@ -183,20 +195,20 @@ def encoded(tokenizer: Tokenizer, text: str) -> Iterator[int]:
 
 def documents(path: Path, digest: Any = None) -> list[str]:
     """The documents of one file; `digest`, of hashlib, takes up its bytes. Raises DataError."""
-    content = _content(path)
+    content = content_of(path)
     if digest is not None:
         digest.update(content)
     if ".jsonl" in path.suffixes[-2:]:
         texts = [_text_of(path, number, line) for number, line in enumerate(content.splitlines(), 1)]
     else:
-        text = _decoded(path, content).replace("\r\n", "\n")
+        text = decoded(path, content).replace("\r\n", "\n")
         texts = [part for chapter in CHAPTER.split(text) if (part := chapter.strip("\n")).strip()]
     if not texts:
         raise DataError(path, "has no text", "give a file of plain text, or jsonl with a text in each line")
     return texts
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
     """The bytes of a file, without compression."""
     try:
         if path.exists() and not path.is_file():
@@ -209,7 +221,8 @@ def _content(path: Path) -> bytes:
         raise DataError(path, f"cannot be decompressed ({error})", "fetch it again") from None
 
 
-def _decoded(path: Path, content: bytes, where: str = "") -> str:
+def decoded(path: Path, content: bytes, where: str = "") -> str:
+    """The text of bytes; DataError with the place where they are not UTF-8."""
     try:
         return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -221,7 +234,7 @@ def _text_of(path: Path, number: int, line: bytes) -> str:
     """The text of one line of a jsonl file."""
     wanted = 'every line is an object {"text": "…"}'
     try:
-        row = json.loads(_decoded(path, line, f"line {number:,}, "))
+        row = json.loads(decoded(path, line, f"line {number:,}, "))
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise

@@ -84,20 +84,23 @@ class Source(Protocol):
         """The targets of windows, whose next tokens are `following` [T]."""
 
 
-def next_token(following: I32) -> Targets:
-    """Tokens [T] as targets [T, 1] of weight 1."""
-    return Targets(following[:, None], np.ones((len(following), 1), np.float32))
+def next_token(following: I32, weights: F32) -> Targets:
+    """Tokens [T] as targets [T, 1] of these weights [T]."""
+    return Targets(following[:, None], weights[:, None])
 
 
 class NextToken:
-    """The next token alone."""
+    """The next token alone, where the corpus says that it counts."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
 
     def prepare(self, progress: Progress) -> None:
         """Nothing needs to be made."""
 
     def of(self, windows: Windows, following: I32) -> Wanted:
-        """One id of weight 1 per token."""
-        return Wanted(next_token(following), 0.0)
+        """One id per token."""
+        return Wanted(next_token(following, self.corpus.weights(windows)), 0.0)
 
 
 class Text(NamedTuple):
@@ -236,7 +239,7 @@ class Kept:
 def source_of(told: Distillation | None, text: Text, out: Path | None) -> Source:
     """What a run learns to predict; ValueError where targets are to be kept and no folder is named."""
     if told is None:
-        return NextToken()
+        return NextToken(text.corpus)
     if told.reading[0] == "all":
         return Full(told, text)
     if told.targets is not None:

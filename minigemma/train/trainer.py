@@ -26,15 +26,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import I32
+from ..arrays import F32, I32
 from ..config import TextConfig
 from ..files.config_json import config_from_json
 from ..files.memory import fits_memory, memory_limit
 from ..files.open import folder_tokenizer
 from ..files.save import read_parameters, save_model
 from ..files.tokenizer import Tokenizer
+from ..formulas.cross_entropy import LossOf, Targets
 from ..kernels.parallel import threads as using_threads
 from ..models.backward import Batch, loss, loss_and_gradients
+from ..models.decoder import Decoder
 from ..models.parameters import model_of, refresh
 from ..text.generation import generate
 from . import checkpoint
@@ -98,17 +100,22 @@ class Training:
         self.config, self.tokenizer = model if isinstance(model, tuple) else config_named(model)
         self.seq = self.settings.window(self.config)
         self.out, self.counters = Path(out) if out is not None else None, Counters()
-        _check_memory(self.config)
+        check_memory_of(self.config)
         if self.out is not None:
             checkpoint.refuse_occupied(self.out)
         paths = [data] if isinstance(data, (str, Path)) else list(data)
         self.corpus = read_corpus(paths, self.tokenizer, self.settings.held_out)
+        self.distillation = distillation
+        first = initial_parameters(self.config, self.settings.seed) if init is None else self._read(init)
+        self._begin_new(paths, first, threads)
+
+    def _begin_new(self, paths: list[Any], parameters: dict[str, Any], threads: int | None) -> None:
+        """What a new run does with its data and first parameters; DataError for less data than a batch."""
         if self.corpus.tokens < self.settings.batch_tokens:
             problem = f"has {self.corpus.tokens:,} tokens to train on, fewer than a batch"
             remedy = f"give more text, or a batch_tokens below {self.settings.batch_tokens:,}"
             raise DataError(paths[0], problem, remedy)
-        self.distillation = distillation
-        self._begin(initial_parameters(self.config, self.settings.seed) if init is None else self._read(init), threads)
+        self._begin(parameters, threads)
         if self.out is not None:
             with checkpoint.beginning(self.out):
                 self._write_beginning(paths)
@@ -131,15 +138,11 @@ class Training:
         paths = [data] if isinstance(data, (str, Path)) else list(data or ())
         if paths and digest_of(paths) != digest:
             raise RunError(paths[0], f"is not the text that {self.out} was begun with", "leave --data out")
-        self.config, _ = config_from_json(self.out / "config.json")
-        tokenizer = folder_tokenizer(self.out)
-        if tokenizer is None:
-            raise RunError(self.out, "has lost its tokenizer", "copy it back from the model that it began with")
-        self.seq = self.settings.window(self.config)
-        self.tokenizer, self.corpus = tokenizer, Corpus.load(self.out / "run", trained, digest)
+        first = self._reopened(told, threads or told.get("threads"))
+        self.seq, self.corpus = self.settings.window(self.config), Corpus.load(self.out / "run", trained, digest)
         if zlib.crc32(self.corpus.ids.data) != checksum:
             raise RunError(self.out / "run/ids.npy", "holds other ids than the run was begun with", "start a new run")
-        self._begin(initial_parameters(self.config, 0), threads or told.get("threads"))
+        self._begin(first, threads or told.get("threads"))
         self.counters = load_state(self.out, self.adam)
         self._refresh()
         checkpoint.keep_log(self.out, self.counters.step)
@@ -176,7 +179,7 @@ class Training:
             return
         with interrupts_wait():
             save_state(self.out, self.adam, self.counters)
-            save_model(self.out, self.config, self.adam.parameters, self.tokenizer, dtype="f32")
+            self._write_model(self.out)
 
     def evaluate(self) -> float:
         """The loss on the held-out text, in nats per token; NaN where none is held out."""
@@ -186,31 +189,58 @@ class Training:
             windows = windows[np.linspace(0, len(windows) - 1, fits).astype(int)]
         total = count = 0.0
         for some in micro_batches(windows, self.settings.micro_tokens):
-            batch, following = self._batch(some)
-            total += float(loss(self.model, batch, next_token(following)).sum(dtype=np.float64))
-            count += len(following)
+            (batch, following), weights = self._batch(some), self.corpus.weights(some)
+            total += float(loss(self.model, batch, next_token(following, weights)).sum(dtype=np.float64))
+            count += float(weights.sum())
         return total / count if count else math.nan
 
-    # ---- inside a step
+    # ---- what a fine-tuning does in another way
 
-    def _begin(self, parameters: dict[str, Any], threads: int | None) -> None:
-        self.adam = AdamW(parameters, self.settings.weight_decay)
+    def _reopened(self, told: dict[str, Any], threads: int | None) -> dict[str, Any]:
+        """Give a resumed run its config and tokenizer; returns parameters of the shapes that it has."""
+        assert self.out is not None
+        self.config, _ = config_from_json(self.out / "config.json")
+        tokenizer = folder_tokenizer(self.out)
+        if tokenizer is None:
+            raise RunError(self.out, "has lost its tokenizer", "copy it back from the model that it began with")
+        self.tokenizer = tokenizer
+        return initial_parameters(self.config, 0)
+
+    def _made(self, threads: int | None) -> Decoder:
+        """The model over `self.adam.parameters`."""
         self.rounded = Rounded(self.adam.parameters, self.settings.qat)
-        self.model = model_of(self.config, self.rounded.parameters, self.tokenizer, threads)
-        self.order = Order(self.corpus.windows(self.seq), self.settings.seed)
-        text = Text(self.corpus, self.seq, self.tokenizer, self.model.threads)
-        self.source = source_of(self.distillation, text, self.out)
-        self._clock: list[tuple[float, int]] = []  # seconds and tokens of the steps of this process
+        return model_of(self.config, self.rounded.parameters, self.tokenizer, threads)
 
     def _refresh(self) -> None:
         """Let the model follow the parameters."""
         self.rounded.round()
         refresh(self.model, self.rounded.parameters)
 
+    def _learn(self, batch: Batch, targets: Targets | LossOf, scale: float) -> F32:
+        """Each token's loss; adds the gradients."""
+        return loss_and_gradients(self.model, batch, targets, scale, self.adam.gradients)
+
+    def _write_model(self, folder: Path) -> None:
+        save_model(folder, self.config, self.adam.parameters, self.tokenizer, dtype="f32")
+
+    def _own_settings(self) -> dict[str, Any]:
+        """What settings.json holds of this kind of run alone."""
+        return {}
+
+    # ---- inside a step
+
+    def _begin(self, parameters: dict[str, Any], threads: int | None) -> None:
+        self.adam = AdamW(parameters, self.settings.weight_decay)
+        self.model = self._made(threads)
+        self.order = Order(self.corpus.windows(self.seq), self.settings.seed)
+        text = Text(self.corpus, self.seq, self.tokenizer, self.model.threads)
+        self.source = source_of(self.distillation, text, self.out)
+        self._clock: list[tuple[float, int]] = []  # seconds and tokens of the steps of this process
+
     def _step(self) -> Step:
         began, c, s = time.perf_counter(), self.counters, self.settings
         windows = self.order.take(c.cursor, s.batch_tokens)
-        count = int((windows[:, 1] - windows[:, 0]).sum())
+        count = int(self.corpus.weights(windows).sum())
         mean, floor = self._gradients(windows, count)
         c.step, c.tokens, c.cursor = c.step + 1, c.tokens + count, c.cursor + len(windows)
         rate = learning_rate(s.progress(c.step, c.tokens), s.lr, s.warmup, s.min_lr)
@@ -230,8 +260,7 @@ class Training:
         for some in micro_batches(windows, self.settings.micro_tokens):
             batch, following = self._batch(some)
             wanted = self.source.of(some, following)
-            losses = loss_and_gradients(self.model, batch, wanted.targets, 1 / count, self.adam.gradients)
-            total += float(losses.sum(dtype=np.float64))
+            total += float(self._learn(batch, wanted.targets, 1 / count).sum(dtype=np.float64))
             floor += wanted.floor
         return total / count, floor / count
 
@@ -259,7 +288,7 @@ class Training:
         if step.held_out is not None and step.held_out < c.best:
             c.best = step.held_out
             if self.out is not None:
-                save_model(self.out / "best", self.config, self.adam.parameters, self.tokenizer, dtype="f32")
+                self._write_model(self.out / "best")
         if last or c.step % s.save_every == 0:
             self.save()
         if c.skipped >= GIVE_UP:
@@ -300,6 +329,7 @@ class Training:
         told |= {"settings": asdict(self.settings), "threads": self.model.threads}
         told |= {"trained": self.corpus.trained, "digest": self.corpus.digest}
         told["distillation"] = asdict(self.distillation) if self.distillation else None
+        told |= self._own_settings()
         told["ids"] = zlib.crc32(np.ascontiguousarray(self.corpus.ids).data)
         checkpoint.write_json(self.out / SETTINGS, told)
 
@@ -331,7 +361,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check_memory(config: TextConfig) -> None:
+def check_memory_of(config: TextConfig) -> None:
     """Refuse with ValueError what does not fit into memory."""
     parameters = config.embedding_parameters + config.non_embedding_parameters
     if not fits_memory(16 * parameters):

@@ -1,0 +1,55 @@
+"""`minigemma finetune`: an adapter for a model, or all of it, from prompts and answers; `--resume` goes on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import FileError
+from ..train.finetune import FineTuning, Lora
+from ..train.settings import Settings
+from .export import write_model
+from .progress import Progress
+from .roofline import plottable
+from .train import follow, given, refuse_changes
+
+OWN = ("rank", "alpha", "modules", "full", "dtype", "raw")
+
+
+def run(args: argparse.Namespace, progress: Progress) -> None:
+    """Train until the end, --stop-after or Ctrl-C, and print where the adapter is and how the model predicts."""
+    args.model = args.named or args.out or args.command
+    if args.plot:
+        plottable(args.plot)
+    if args.merge and (Path(args.merge).exists() or not Path(args.merge).absolute().parent.is_dir()):
+        raise FileError(args.merge, "exists already, or its folder does not", "give a path that is not there yet")
+    progress.watch_compiler()
+    tuning = _resumed(args, progress) if args.resume else _begun(args, progress)
+    follow(tuning, args, progress)
+    if args.merge and tuning.finished:
+        adapters = [args.out] if tuning.lora else []
+        write_model(tuning.name if tuning.lora else args.out, Path(args.merge), None, None, adapters)
+
+
+def _begun(args: argparse.Namespace, progress: Progress) -> FineTuning:
+    needed = {"-m": args.named, "--data": args.data, "--out": args.out}
+    if missing := [flag for flag, value in needed.items() if not value]:
+        raise ValueError(f"{missing[0]} is missing; `minigemma finetune --help` shows what a run takes")
+    told = given(args)
+    Settings(**told)  # before anything is read
+    if args.full and (args.rank or args.alpha or args.modules):
+        raise ValueError("--full trains every parameter, and takes no --rank, --alpha and --target-modules")
+    parts = {"rank": args.rank, "alpha": args.alpha, "modules": args.modules}
+    lora = Lora(**{name: value for name, value in parts.items() if value is not None})
+    progress(f"loading {args.named}, reading {', '.join(args.data)}")
+    turns = None if args.raw is None else not args.raw
+    how = {"full": args.full, "dtype": args.dtype, "turns": turns, "threads": args.threads}
+    return FineTuning(args.named, args.data, args.out, lora=lora, **how, **told)
+
+
+def _resumed(args: argparse.Namespace, progress: Progress) -> FineTuning:
+    refuse_changes(args, OWN)
+    progress(f"resuming {args.out}")
+    tuning = FineTuning.resume(args.out, args.data, args.threads)
+    assert isinstance(tuning, FineTuning)
+    return tuning
