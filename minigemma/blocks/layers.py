@@ -3,7 +3,7 @@
 x → x + attention(x), or x + recurrence(x)      blocks/gqa.py, blocks/griffin.py
 x → x + feed_forward(x)                         blocks/feedforward.py
 
-Each of the two has one fused kernel for 1 to 16 tokens of one sequence (models/fused.py).
+Each of the two has one fused kernel for 1 to 16 tokens, of one sequence or each of its own (models/fused.py).
 """
 
 from __future__ import annotations

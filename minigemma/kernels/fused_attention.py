@@ -1,13 +1,18 @@
-"""Layers with attention, one to sixteen tokens, a parallel region each: `attention_layer` of blocks/layers.py, fused.
+"""Layers with attention in one parallel region: `attention_layer` of blocks/layers.py, fused. One to sixteen tokens, of
+one sequence or each the next one of a sequence of its own.
 
 1  The definition calls a kernel per formula. Between two of them Python takes microseconds and memory stands idle;
    twenty calls a layer take a quarter of the time of Gemma 3 270M.
 2  One region instead: five steps that threads share (projections, attention, output; then the two of the feed-forward
    block), the rest computed by every thread for itself. Every thread also writes the new keys and values into the
    ring, all of them the same values.
-3  One region per layer, not one per block, and one call for layers that follow one another: each layer's weights drive
-   Python's own code out of the caches. `python docs/make_performance.py token` shows what Python and regions cost.
+3  One call, and one region, for layers that follow one another: each layer's weights drive Python's own code out of the
+   caches, and a region takes microseconds to start and to end, a millisecond where another program has one of the
+   cores. `python docs/make_performance.py token` shows what Python and regions cost.
 4  While a thread waits at a barrier it prefetches the weights of the next step.
+
+A late thread still reads what earlier layers computed, so each layer of a region has room of its own. Where that would
+be more than MOST numbers, as for many tokens of a large model, layers are cut into several regions.
 """
 
 from __future__ import annotations
@@ -24,17 +29,19 @@ from .fused_feedforward import STEPS as FEED_FORWARD_STEPS
 from .fused_feedforward import (
     FeedForwardArrays,
     FeedForwardRoom,
-    feed_forward_room,
+    feed_forward_room_at,
+    feed_forward_rooms,
     feed_forward_steps,
     receive_feed_forward,
 )
-from .fused_steps import Team, add_branch, keep_row, normed, product, residual, wait
+from .fused_steps import Team, hand_over, keep_row, normed, product, residual, wait
 from .parallel import new_counters, next_task, parallel_for
 from .rows import norm_row, rotate
 from .scores import Keys, Queries, Scoring
 from .weights import KernelWeight, arrays_at, received
 
 STEPS = 3  # and those of the feed-forward block
+MOST = 1 << 20  # float32 numbers that the layers of a region compute; more would come from memory, as weights do
 
 
 class AttentionArrays(NamedTuple):
@@ -73,11 +80,11 @@ class Layers(NamedTuple):
 
 
 class Rings(NamedTuple):
-    """Their rings, which may have capacity for more than the slots in use."""
+    """Their rings, of each layer that of each sequence; they may have capacity for more than the slots in use."""
 
     kinds: tuple[NDArray[Any], NDArray[Any]]  # arrays of the type of keys and of values
     table: NDArray[np.int64]
-    limits: NDArray[np.int64]  # [layers]
+    limits: NDArray[np.int64]  # [layers · sequences]
 
 
 class Tokens(NamedTuple):
@@ -89,13 +96,22 @@ class Tokens(NamedTuple):
     first: int
 
 
+class Call(NamedTuple):
+    """What all threads and layers have in common."""
+
+    layers: Layers
+    numbers: AttentionNumbers
+    rings: Rings
+    tokens: Tokens
+
+
 class Ring(NamedTuple):
-    """A layer's ring, and where the new tokens go."""
+    """A ring, and the tokens of its sequence."""
 
     keys: NDArray[Any]  # [slots, K, H] float32, or bf16 as uint16
     values: NDArray[Any]  # [slots, K, H]
-    positions: I32  # [S] of the keys in the first S slots, once the new tokens are there
-    slot: int  # of the first new token
+    limit: int
+    held: int  # tokens, the new ones included
 
 
 class Rotation(NamedTuple):
@@ -108,7 +124,9 @@ class Rotation(NamedTuple):
 class Step(NamedTuple):
     """How one layer's attention differs from another's."""
 
-    ring: Ring
+    rings: Rings
+    first: int  # of the layer's rings
+    each: int  # 1 if each token has a ring of its own, 0 if all are of one sequence
     scoring: Scoring
     rotation: Rotation
     positions: I32  # [T]
@@ -122,7 +140,7 @@ class LayerArrays(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What threads compute together."""
+    """What threads compute together in a layer; of several layers all arrays have one axis more."""
 
     counters: NDArray[np.int64]
     q: F32  # [T, N · H]
@@ -143,50 +161,82 @@ def _normed_heads(x, weight, eps):
 
 
 @jit_inner
-def _heads_and_ring(w, numbers, own, room):
-    """Queries [T, N, H] after norm and RoPE; the ring takes in keys and values."""
-    T, ring = len(room.q), own.ring
+def _ring_of(own, t, numbers):
+    """The ring of token t."""
+    at, last = own.first + t * own.each, t if own.each else len(own.positions) - 1
+    keys, values = arrays_at(own.rings.table, at, own.rings.kinds)
+    shape = keys.size // (numbers.kv_heads * numbers.head_dim), numbers.kv_heads, numbers.head_dim
+    return Ring(keys.reshape(shape), values.reshape(shape), own.rings.limits[at], own.positions[last] + 1)
+
+
+@jit_inner
+def _keys_of(ring):
+    """Its keys and values: position p is in slot p modulo the limit (cache.py)."""
+    count, limit = ring.held, ring.limit
+    positions = np.empty(min(count, limit), np.int32)
+    begin = count - count % limit if count > limit else 0  # the position in slot 0
+    for slot in range(positions.size):
+        positions[slot] = begin + slot if begin + slot < count else begin + slot - limit
+    return Keys(ring.keys[: positions.size], ring.values[: positions.size], positions)
+
+
+@jit_inner
+def _heads_and_rings(w, numbers, own, room):
+    """Queries [T, N, H] after norm and RoPE; the rings take in keys and values."""
+    T = len(room.q)
     q = room.q.copy().reshape((T, numbers.heads, numbers.head_dim))
     k = room.k.copy().reshape((T, numbers.kv_heads, numbers.head_dim))
     _normed_heads(q, w.q_norm, numbers.eps)
     _normed_heads(k, w.k_norm, numbers.eps)
     for t in range(T):
-        cos, sin = own.rotation.cos[t], own.rotation.sin[t]
+        cos, sin, ring = own.rotation.cos[t], own.rotation.sin[t], _ring_of(own, t, numbers)
         rotate(q[t], cos, sin, q[t])
         rotate(k[t], cos, sin, k[t])
-        keep_row(k[t].reshape(-1), ring.keys[ring.slot + t].reshape(-1))
-        keep_row(room.v[t], ring.values[ring.slot + t].reshape(-1))
+        slot = own.positions[t] % ring.limit
+        keep_row(k[t].reshape(-1), ring.keys[slot].reshape(-1))
+        keep_row(room.v[t], ring.values[slot].reshape(-1))
     return q
 
 
 @jit_inner
-def _attend(team, q, own, partials, following):
-    """The attention step, a task per partition of the keys → [T · K, G, H]."""
-    (T, N, H), K, S = q.shape, own.ring.keys.shape[1], len(own.ring.positions)
+def _partitions(own, numbers, workers):
+    """How many partitions the keys of each token are cut into."""
+    longest, total = 0, 0
+    for t in range(len(own.positions)):
+        ring = _ring_of(own, t, numbers)
+        keys = min(ring.held, ring.limit)
+        longest, total = max(longest, keys), total + keys
+    return partitions_of(total // longest, longest, numbers.kv_heads, workers)
+
+
+@jit_inner
+def _attend(team, q, own, numbers, room, following):
+    """The attention step, a task per partition of a token's keys → [T, N · H]."""
+    (T, N, H), K, partitions = q.shape, numbers.kv_heads, _partitions(own, numbers, team.workers)
     queries = Queries(q.reshape((T, K, N // K, H)), own.positions, own.positions)
-    keys = Keys(own.ring.keys[:S], own.ring.values[:S], own.ring.positions)
-    tasks, done = len(partials.states) // K, 0
+    partials = Partials(room.partials.states[: T * K * partitions], room.partials.totals[: T * K * partitions])
+    tasks, done = T * partitions, 0
     task = next_task(team.counters, 1, team.worker, team.workers, tasks)
     while task >= 0:
-        attend_partition(queries, keys, own.scoring, tasks // T, task, partials)
+        keys = _keys_of(_ring_of(own, task // partitions, numbers))
+        attend_partition(queries, keys, own.scoring, partitions, task, partials)
         done += 1
         task = next_task(team.counters, 1, team.worker, team.workers, tasks)
     wait(team, 1, done, tasks, following.data)
     mixed = np.empty((T * K, N // K, H), np.float32)
     merge_partitions(partials, mixed)
-    return mixed
+    return mixed.reshape((T, N * H))
 
 
 @jit_inner
-def _thread(worker, workers, x, layer, numbers, own, room):
-    team, w, eps, rows = Team(room.counters, worker, workers), layer.attention, numbers.eps, len(room.y)
+def _layer(team, x, layer, numbers, own, room, following):
+    """The residual after a layer, x [T, D] before it; the last rows if `room` is for fewer."""
+    w, eps, rows, nothing = layer.attention, numbers.eps, len(room.y), room.y[:0]
     product(team, 0, normed(x, w.pre_norm, eps), (w.q, w.k, w.v), (room.q, room.k, room.v), w.o)
-    q = _heads_and_ring(w, numbers, own, room)
-    mixed = _attend(team, q, own, room.partials, w.o).reshape(room.q.shape)
-    nothing = room.y[:0]
+    mixed = _attend(team, _heads_and_rings(w, numbers, own, room), own, numbers, room, w.o)
     product(team, 2, mixed[len(x) - rows :], (w.o, w.o, w.o), (room.y, nothing, nothing), layer.ffn.gate)
     middle = residual(x, room.y, w.o_bias, w.post_norm, eps, rows)
-    feed_forward_steps(team, STEPS, middle, layer.ffn, eps, room.ffn)
+    return feed_forward_steps(team, STEPS, middle, layer.ffn, eps, room.ffn, following)
 
 
 @jit_inner
@@ -200,48 +250,67 @@ def _layer_at(layers, i, D, numbers):
 
 
 @jit_inner
-def _ring_at(rings, i, first, T, numbers):
-    """The ring of layer i. Position p is in slot p modulo the limit (cache.py)."""
-    K, H, limit, count = numbers.kv_heads, numbers.head_dim, rings.limits[i], first + T
-    keys, values = arrays_at(rings.table, i, rings.kinds)
-    shape, positions = (keys.size // (K * H), K, H), np.empty(min(count, limit), np.int32)
-    begin = count - count % limit if count > limit else 0  # the position in slot 0
-    for slot in range(positions.size):
-        positions[slot] = begin + slot if begin + slot < count else begin + slot - limit
-    return Ring(keys.reshape(shape), values.reshape(shape), positions, first % limit)
+def _step_at(call, i):
+    """The numbers of layer i."""
+    layers, rings, tokens = call.layers, call.rings, call.tokens
+    (window, scale, cap), rope, span = layers.scoring[i], layers.ropes[i], len(tokens.positions)
+    rotation = Rotation(
+        tokens.cos[rope, tokens.first : tokens.first + span], tokens.sin[rope, tokens.first : tokens.first + span]
+    )
+    sequences = len(rings.limits) // len(layers.ropes)
+    scoring = Scoring(window, scale, cap)
+    return Step(rings, i * sequences, 1 if sequences > 1 else 0, scoring, rotation, tokens.positions)
 
 
 @jit_inner
-def _step_at(layers, rings, i, tokens, numbers):
-    (window, scale, cap), T, rope = layers.scoring[i], len(tokens.positions), layers.ropes[i]
-    span = slice(tokens.first, tokens.first + T)
-    rotation = Rotation(tokens.cos[rope, span], tokens.sin[rope, span])
-    ring = _ring_at(rings, i, tokens.positions[0], T, numbers)
-    return Step(ring, Scoring(window, scale, cap), rotation, tokens.positions)
+def _rooms(layers, T, rows, D, numbers, workers):
+    """Room for several layers."""
+    N, K, H, parts = numbers.heads, numbers.kv_heads, numbers.head_dim, T * numbers.kv_heads * workers
+    states = np.empty((layers, parts, N // K, 2), np.float32)
+    partials = Partials(states, np.empty((layers, parts, N // K, H), np.float32))
+    q, k = np.empty((layers, T, N * H), np.float32), np.empty((layers, T, K * H), np.float32)
+    v, y = np.empty((layers, T, K * H), np.float32), np.empty((layers, rows, D), np.float32)
+    counters = new_counters(layers * (STEPS + FEED_FORWARD_STEPS), workers).reshape((layers, -1))
+    return Room(counters, q, k, v, partials, y, feed_forward_rooms(layers, rows, D, numbers.hidden))
 
 
 @jit_inner
-def _room(T, rows, D, ring, numbers, workers):
-    K, N, H = numbers.kv_heads, numbers.heads, numbers.head_dim
-    parts = T * K * partitions_of(T, len(ring.positions), K, workers)
-    partials = Partials(np.empty((parts, N // K, 2), np.float32), np.empty((parts, N // K, H), np.float32))
-    q, k, v = np.empty((T, N * H), np.float32), np.empty((T, K * H), np.float32), np.empty((T, K * H), np.float32)
-    counters, y = new_counters(STEPS + FEED_FORWARD_STEPS, workers), np.empty((rows, D), np.float32)
-    return Room(counters, q, k, v, partials, y, feed_forward_room(rows, D, numbers.hidden))
+def _room_at(rooms, i):
+    """The room of layer i."""
+    states, totals = rooms.partials
+    partials, ffn = Partials(states[i], totals[i]), feed_forward_room_at(rooms.ffn, i)
+    return Room(rooms.counters[i], rooms.q[i], rooms.k[i], rooms.v[i], partials, rooms.y[i], ffn)
+
+
+@jit_inner
+def _thread(worker, workers, x, first, call, rooms, out):
+    """Layers from the first on, as many as there is room for."""
+    D, layers = x.shape[1], len(call.layers.ropes)
+    layer = _layer_at(call.layers, first, D, call.numbers)
+    for i in range(len(rooms.y)):
+        room, own = _room_at(rooms, i), _step_at(call, first + i)
+        following, team = (
+            _layer_at(call.layers, (first + i + 1) % layers, D, call.numbers),
+            Team(room.counters, worker, workers),
+        )
+        x = _layer(team, x, layer, call.numbers, own, room, following.attention.q)
+        layer = following
+    if worker == 0:
+        hand_over(x, out)
 
 
 @jit
 def fused_attention_layers(workers, x, layers, numbers, rings, tokens, out):
-    """out = the residual after the layers, x [T, D] before them; its last rows if out has fewer. The rings take in keys
-    and values. layers, numbers, rings and tokens are Layers … as plain tuples.
+    """out = the residual after the layers, x [T, D] before them; of a single layer its last rows if out has fewer. The
+    rings take in keys and values. layers, numbers, rings and tokens are Layers … as plain tuples.
     """
-    layers, numbers, rings, tokens = Layers(*layers), AttentionNumbers(*numbers), Rings(*rings), Tokens(*tokens)
-    (T, D), eps, last = x.shape, numbers.eps, len(rings.limits) - 1
-    for i in range(last + 1):
-        layer, own = _layer_at(layers, i, D, numbers), _step_at(layers, rings, i, tokens, numbers)
-        after = out if i == last else np.empty((T, D), np.float32)
-        room = _room(T, len(after), D, own.ring, numbers, workers)
-        parallel_for(_thread, workers, (x, layer, numbers, own, room))
-        add_branch(x, room.y, layer.attention.o_bias, layer.attention.post_norm, eps, after)
-        add_branch(after, room.ffn.y, layer.ffn.down_bias, layer.ffn.post_norm, eps, after)
+    call = Call(Layers(*layers), AttentionNumbers(*numbers), Rings(*rings), Tokens(*tokens))
+    (T, D), (heads, kv_heads, head_dim, hidden, _), count = x.shape, call.numbers, len(call.layers.ropes)
+    own = T * (2 * D + 2 * hidden + (2 * heads + 2 * kv_heads) * head_dim)  # numbers of a layer
+    several = max(1, min(count, MOST // own))
+    for first in range(0, count, several):
+        some = min(several, count - first)
+        after = out if first + some == count else np.empty((T, D), np.float32)
+        rooms = _rooms(some, T, len(after), D, call.numbers, workers)
+        parallel_for(_thread, workers, (x, first, call, rooms, after))
         x = after

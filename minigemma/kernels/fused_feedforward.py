@@ -1,4 +1,4 @@
-"""The feed-forward block of one to sixteen tokens as the last two steps of a fused layer: blocks/feedforward.py.
+"""The feed-forward block of one to sixteen tokens as two steps of a fused layer: blocks/feedforward.py.
 
 W_gate and W_up together, then W_down (fused_attention.py says why layers are fused).
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arrays import F32
 from .compiler import jit_inner
-from .fused_steps import gated, last_product, normed, plus_bias, product
+from .fused_steps import gated, normed, plus_bias, product, residual
 from .weights import KernelWeight, received
 
 STEPS = 2
@@ -31,7 +31,7 @@ class FeedForwardArrays(NamedTuple):
 
 
 class FeedForwardRoom(NamedTuple):
-    """What threads compute together."""
+    """What threads compute together; of several layers all arrays have one axis more."""
 
     gate: F32  # [T, F]
     up: F32  # [T, F]
@@ -47,16 +47,23 @@ def receive_feed_forward(arrays, width, hidden):
 
 
 @jit_inner
-def feed_forward_room(rows, width, hidden):
-    """Room for `rows` tokens."""
-    gate, up = np.empty((rows, hidden), np.float32), np.empty((rows, hidden), np.float32)
-    return FeedForwardRoom(gate, up, np.empty((rows, width), np.float32))
+def feed_forward_rooms(layers, rows, width, hidden):
+    """Room for `rows` tokens in several layers."""
+    gate, up = np.empty((layers, rows, hidden), np.float32), np.empty((layers, rows, hidden), np.float32)
+    return FeedForwardRoom(gate, up, np.empty((layers, rows, width), np.float32))
 
 
 @jit_inner
-def feed_forward_steps(team, step, x, w, eps, room):
-    """room.y = W_down (gelu(W_gate h) · W_up h), h = norm(x): two steps, the last of the region."""
-    h = normed(x, w.pre_norm, eps)
+def feed_forward_room_at(rooms, i):
+    """The room of layer i."""
+    return FeedForwardRoom(rooms.gate[i], rooms.up[i], rooms.y[i])
+
+
+@jit_inner
+def feed_forward_steps(team, step, x, w, eps, room, following):
+    """x + norm(W_down (gelu(W_gate h) · W_up h)), h = norm(x): two steps. `following` is the weight read next."""
+    h, nothing = normed(x, w.pre_norm, eps), room.y[:0]
     product(team, step, h, (w.gate, w.up, w.up), (room.gate, room.up, room.up[:0]), w.down)
     hidden = gated(plus_bias(room.gate, w.gate_bias), plus_bias(room.up, w.up_bias))
-    last_product(team, step + 1, hidden, w.down, room.y)
+    product(team, step + 1, hidden, (w.down, w.down, w.down), (room.y, nothing, nothing), following)
+    return residual(x, room.y, w.down_bias, w.post_norm, eps, len(x))

@@ -1,4 +1,5 @@
-"""A recurrent layer, one to sixteen tokens, in one parallel region: `recurrent_layer` of blocks/layers.py, fused.
+"""A recurrent layer in one parallel region: `recurrent_layer` of blocks/layers.py, fused. One to sixteen tokens, of one
+sequence or each the next one of a sequence of its own.
 
 Five steps that threads share: W_y and W_x; the recurrence, in parts of a block of its gates; W_out; and the two of the
 feed-forward block (fused_attention.py says why).
@@ -17,11 +18,12 @@ from .fused_feedforward import STEPS as FEED_FORWARD_STEPS
 from .fused_feedforward import (
     FeedForwardArrays,
     FeedForwardRoom,
-    feed_forward_room,
+    feed_forward_room_at,
+    feed_forward_rooms,
     feed_forward_steps,
     receive_feed_forward,
 )
-from .fused_steps import Team, add_branch, gated, normed, plus_bias, product, residual, wait
+from .fused_steps import Team, gated, hand_over, normed, plus_bias, product, residual, wait
 from .parallel import TASKS_PER_THREAD, chunk, new_counters, next_task, parallel_for
 from .rows import conv_row
 from .scan import block_row, token_row
@@ -51,12 +53,12 @@ class RecurrentArrays(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state before the tokens, and room for the one after them."""
+    """The state of each sequence before its tokens, and room for the one after them."""
 
-    tail: F32  # [C - 1, E]
-    h: F32  # [E]
-    start: bool  # the first token has position 0
-    after: F32  # [C, E]: the tail, then h
+    tail: F32  # [B, C - 1, E]
+    h: F32  # [B, E]
+    start: NDArray[np.bool_]  # [B]: the first token has position 0
+    after: F32  # [B, C, E]: the tail, then h
 
 
 class LayerArrays(NamedTuple):
@@ -80,37 +82,41 @@ class Room(NamedTuple):
 class Convolved(NamedTuple):
     """Input and output of the convolution."""
 
-    seen: F32  # [C - 1 + T, E], the tail first
+    seen: F32  # [B, C - 1 + T / B, E], the tail of each sequence first
     z: F32  # [T, E]
 
 
 @jit_inner
 def _convolved(tail, x, w):
-    """The convolution of x [T, E] behind the tail [C - 1, E]."""
-    seen, z = np.empty((len(tail) + len(x), x.shape[1]), np.float32), np.empty(x.shape, np.float32)
-    for c in range(len(seen)):
-        for e in range(x.shape[1]):
-            seen[c, e] = tail[c, e] if c < len(tail) else x[c - len(tail), e]
-    for t in range(len(x)):
-        conv_row(seen, t, w.conv, w.conv_bias, z[t])
+    """The convolution of x [T, E] behind the tails [B, C - 1, E]."""
+    (B, before, E), T = tail.shape, len(x)
+    each = T // B  # tokens of a sequence
+    seen, z = np.empty((B, before + each, E), np.float32), np.empty(x.shape, np.float32)
+    for b in range(B):
+        for c in range(before + each):
+            for e in range(E):
+                seen[b, c, e] = tail[b, c, e] if c < before else x[b * each + c - before, e]
+        for t in range(each):
+            conv_row(seen[b], t, w.conv, w.conv_bias, z[b * each + t])
     return Convolved(seen, z)
 
 
 @jit_inner
 def _scan_channels(convolved, w, state, m, first, last, hs, gates):
-    """Channels `first` … `last` - 1, of block m of the gates: every h, and the state after the tokens."""
-    (seen, z), size, tail, T = convolved, w.input_bias.shape[1], len(state.tail), len(convolved.z)
-    begin, end = first - m * size, last - m * size
-    for t in range(T):
+    """Channels `first` … `last` - 1, of block m of the gates: every h, and the states after the tokens."""
+    (seen, z), size, (B, tail, _) = convolved, w.input_bias.shape[1], state.tail.shape
+    begin, end, each, channels = first - m * size, last - m * size, len(z) // B, range(first, last, LANES)
+    for t in range(len(z)):
         block_row(z[t], w.recurrence_gate, w.recurrence_bias, m, begin, end, gates[0])
         block_row(z[t], w.input_gate, w.input_bias, m, begin, end, gates[1])
-        before = hs[t - 1] if t else state.h
-        start, channels = state.start and t == 0, range(first, last, LANES)
-        token_row(z[t], gates[0], gates[1], w.decay, before, start, channels, hs[t])
-    for e in range(first, last):
-        for c in range(tail):
-            state.after[c, e] = seen[T + c, e]
-        state.after[tail, e] = hs[T - 1, e]
+        b, later = t // each, t % each > 0
+        before = hs[t - 1] if later else state.h[b]
+        token_row(z[t], gates[0], gates[1], w.decay, before, state.start[b] and not later, channels, hs[t])
+    for b in range(B):
+        for e in range(first, last):
+            for c in range(tail):
+                state.after[b, c, e] = seen[b, each + c, e]
+            state.after[b, tail, e] = hs[(b + 1) * each - 1, e]
 
 
 @jit_inner
@@ -132,14 +138,16 @@ def _scan(team, convolved, w, state, hs):
 
 
 @jit_inner
-def _thread(worker, workers, x, layer, eps, state, room):
+def _thread(worker, workers, x, layer, eps, state, room, out):
     team, w, rows, nothing = Team(room.counters, worker, workers), layer.recurrent, len(room.out), room.out[:0]
     product(team, 0, normed(x, w.pre_norm, eps), (w.y, w.x, w.x), (room.y, room.x, room.x[:0]), w.out)
     _scan(team, _convolved(state.tail, plus_bias(room.x, w.x_bias), w), w, state, room.h)
     mixed = gated(plus_bias(room.y[len(x) - rows :], w.y_bias), room.h[len(x) - rows :])
     product(team, 2, mixed, (w.out, w.out, w.out), (room.out, nothing, nothing), layer.ffn.gate)
     middle = residual(x, room.out, w.out_bias, w.decay[:0], eps, rows)
-    feed_forward_steps(team, STEPS, middle, layer.ffn, eps, room.ffn)
+    after = feed_forward_steps(team, STEPS, middle, layer.ffn, eps, room.ffn, w.y)
+    if worker == 0:
+        hand_over(after, out)
 
 
 @jit_inner
@@ -155,7 +163,8 @@ def _receive(arrays, D):
 
 @jit
 def fused_recurrent_layer(workers, x, recurrent, ffn, numbers, state, out):
-    """out = the residual after the layer, x [T, D] before it, the last rows if out has fewer; and `state.after`.
+    """out = the residual after the layer, x [T, D] before it, the last rows if out has fewer; and `state.after`. Tokens
+    are of one sequence or each of its own.
 
     recurrent, ffn and state are RecurrentArrays … as plain tuples; numbers are F and ε.
     """
@@ -164,7 +173,5 @@ def fused_recurrent_layer(workers, x, recurrent, ffn, numbers, state, out):
     shape = T, layer.recurrent.decay.size
     ys, xs, hs = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.float32)
     counters, y = new_counters(STEPS + FEED_FORWARD_STEPS, workers), np.empty((rows, D), np.float32)
-    room = Room(counters, ys, xs, hs, y, feed_forward_room(rows, D, hidden))
-    parallel_for(_thread, workers, (x, layer, eps, now, room))
-    add_branch(x, room.out, layer.recurrent.out_bias, layer.recurrent.decay[:0], eps, out)
-    add_branch(out, room.ffn.y, layer.ffn.down_bias, layer.ffn.post_norm, eps, out)
+    ffn_room = feed_forward_room_at(feed_forward_rooms(1, rows, D, hidden), 0)
+    parallel_for(_thread, workers, (x, layer, eps, now, Room(counters, ys, xs, hs, y, ffn_room), out))

@@ -36,8 +36,9 @@ def wait(team, step, done, tasks, following):
 
 
 @jit_inner
-def product_tasks(team, step, x, weights, outs):
-    """outs[i] [T, R] = x weights[i]ᵀ, x [T, D], a task per share of the rows. Returns how many tasks this thread did.
+def product(team, step, x, weights, outs, following):
+    """outs[i] [T, R] = x weights[i]ᵀ, x [T, D], a task per share of the rows; returns when all are done. `following` is
+    the weight read next.
 
     weights and outs are tuples of three, so that one version is compiled; an out without tokens leaves its weight out.
     """
@@ -47,21 +48,7 @@ def product_tasks(team, step, x, weights, outs):
         matvec_task(task, tasks, TASKS_PER_THREAD, prepared, weights, outs)
         done += 1
         task = next_task(team.counters, step, team.worker, team.workers, tasks)
-    return done
-
-
-@jit_inner
-def product(team, step, x, weights, outs, following):
-    """The same, and a barrier: returns when all of the products are there. `following` is the weight read next."""
-    done = product_tasks(team, step, x, weights, outs)
-    wait(team, step, done, TASKS_PER_THREAD * team.workers, following.data)
-
-
-@jit_inner
-def last_product(team, step, x, weight, out):
-    """out = x weightᵀ as the last step of a region, whose end is its barrier."""
-    nothing = out[:0]
-    product_tasks(team, step, x, (weight, weight, weight), (out, nothing, nothing))
+    wait(team, step, done, tasks, following.data)
 
 
 @jit_inner
@@ -95,22 +82,22 @@ def gated(gate, up):
 
 
 @jit_inner
-def add_branch(x, y, bias, post_norm, eps, out):
-    """out = x + norm(y + bias), where there are a norm and a bias; the last rows of x [T, D] if out has fewer."""
-    h, first = plus_bias(y, bias), len(x) - len(out)
+def residual(x, y, bias, post_norm, eps, rows):
+    """x + norm(y + bias) of the last `rows` rows of x [T, D], where there are a norm and a bias."""
+    h, first, out = plus_bias(y, bias), len(x) - rows, np.empty((rows, x.shape[1]), np.float32)
     if post_norm.size:
         h = normed(h, post_norm, eps)
-    for t in range(len(out)):
+    for t in range(rows):
         for d in range(out.shape[1]):
             out[t, d] = x[first + t, d] + h[t, d]
+    return out
 
 
 @jit_inner
-def residual(x, y, bias, post_norm, eps, rows):
-    """x + norm(y + bias) of the last `rows` rows of x [T, D], computed by every thread for itself."""
-    out = np.empty((rows, x.shape[1]), np.float32)
-    add_branch(x, y, bias, post_norm, eps, out)
-    return out
+def hand_over(x, out):
+    """out = x, what all threads have: one of them calls this."""
+    for t in range(len(out)):
+        _copy_row(x[t], out[t])
 
 
 @jit_inner

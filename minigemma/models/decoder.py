@@ -185,17 +185,17 @@ class Decoder:
         taps = NO_TAPS if taps is None else taps
         if images is not None and len(images):
             self._tower(len(images))  # said before what is wrong with the ids, which then may hold image tokens
-        tokens = self._checked(ids)
+        tokens = self.checked_ids(ids)
         runs = self.image_runs(tokens)
         spans = self._spans(runs, images, taps)
         cache = cache or self.new_cache(len(tokens))
         cache.settle()
-        _check_room(cache, len(tokens))
+        check_room(cache, len(tokens))
         with self.running():
             rows, whole = [], taps.patterns or self.bidirectional
             for first, last in chunks(len(tokens), runs, len(tokens) if whole else PREFILL_CHUNK):
                 x, places = self._embedded(tokens, first, last, spans, cache.position)
-                rows.append(self._layers(taps("embedding", x), places, cache, taps, last_only))
+                rows.append(self.layers(taps("embedding", x), places, [cache], taps, last_only))
                 cache.advance(tokens[first:last])
             tail = rows[-1] if taps.patterns else rows[-1][-1:]
             x = tail if last_only else np.concatenate(rows) if rows[1:] else rows[0]
@@ -301,17 +301,21 @@ class Decoder:
                 x[inside], last_visible[inside] = span.features, positions[inside][-1]
         return x, TokenPositions(positions, last_visible, len(chunk))
 
-    def _layers(self, x: F32, tokens: TokenPositions, cache: Cache, taps: Taps, last_only: bool) -> F32:
-        """All layers: x [T, D] → [T, D], or [1, D] of the last token with `last_only` and no taps."""
-        if len(x) == 1 and not taps.patterns and type(self).block is Decoder.block:
-            done = fused.decode(x, self.weights, self.attention, cache, tokens)
+    def layers(
+        self, x: F32, tokens: TokenPositions, caches: Sequence[Cache], taps: Taps = NO_TAPS, last_only: bool = False
+    ) -> F32:
+        """All layers: x [T, D] of one sequence, or of each cache the next token, → [T, D]; or [1, D] of the last token
+        with `last_only` and no taps. Nothing checks the arguments; the caches have yet to `advance`.
+        """
+        if (len(x) == 1 or tokens.starts) and not taps.patterns and type(self).block is Decoder.block:
+            done = fused.decode(x, self.weights, self.attention, caches, tokens)
             if done is not None:
                 return done
-        final = len(cache.layers) - 1
-        for layer, state in enumerate(cache.layers):
+        final, states = len(self.attention) - 1, zip(*(cache.layers for cache in caches), strict=True)
+        for layer, state in enumerate(states):
             if layer == final and last_only and not taps.patterns:  # the other tokens only leave keys and values
                 tokens = TokenPositions(tokens.positions, tokens.last_visible, outputs=1)
-            x = self.block(x, layer, state, tokens, taps.within(f"blocks.{layer}"))
+            x = self.block(x, layer, state if tokens.starts else state[0], tokens, taps.within(f"blocks.{layer}"))
         return x
 
     @cached_property
@@ -323,7 +327,7 @@ class Decoder:
             return None
         return coarse_head_of(self.weights.scores, self.weights.final_norm)
 
-    def _checked(self, ids: Sequence[int]) -> NDArray:
+    def checked_ids(self, ids: Sequence[int]) -> NDArray:
         """The ids as an array, or a ValueError that says what is wrong with them: kernels check no index."""
         if type(ids) is list and len(ids) == 1 and type(ids[0]) is int and 0 <= ids[0] < self.config.vocab:
             return np.array(ids)  # at once: so comes each token that is generated
@@ -364,7 +368,8 @@ class Decoder:
         return np.ascontiguousarray(array)
 
 
-def _check_room(cache: Cache, tokens: int) -> None:
+def check_room(cache: Cache, tokens: int) -> None:
+    """Raises ValueError if the cache has no room for that many tokens more."""
     if cache.position + tokens > cache.max_tokens:
         held = f"{cache.position} held + {tokens} new tokens"
         raise ValueError(f"{held} are more than the cache's {cache.max_tokens}; make it with new_cache(max_tokens=…)")

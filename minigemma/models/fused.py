@@ -1,9 +1,9 @@
-"""Where the fused kernels stand for layers: one call of compiled code for all layers and one token, or for each layer
-and up to sixteen.
+"""Where the fused kernels stand for layers: one call of compiled code for all layers and the next token of each of up
+to sixteen sequences, or for each layer and up to sixteen tokens of one.
 
 Each binding returns NotImplemented where its kernel does not apply, and the definition of the layer runs: values are
-tapped, the tokens of an image see each other, the tokens would wrap a ring, or weights that share an input differ in
-layout. Nothing else in models/ knows of these kernels.
+tapped, the tokens of an image see each other, the tokens would wrap a ring, caches differ in type, or weights that
+share an input differ in layout. Nothing else in models/ knows of these kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..arrays import F32, read_only
 from ..blocks.layers import LayerWeights, attention_layer, recurrent_layer
-from ..cache import Cache, KeyValueRing, RecurrentState, TokenPositions
+from ..cache import Cache, KeyValueRing, Rings, States, TokenPositions
 from ..config import AttentionConfig
 from ..definition import require, runs_formulas
 from ..formulas.rope import angles
@@ -145,7 +145,7 @@ def _page(first: int, ropes: tuple[tuple[float, float, int], ...]) -> tuple[F32,
 
 
 def _made_held(rings: Sequence[KeyValueRing], position: int, tokens: int) -> Held:
-    """The rings once they have room for the tokens."""
+    """The rings of one sequence once they have room for the tokens."""
     for ring in rings:
         ring.reserve(position + tokens)
     arrays = [(ring.keys, ring.values) for ring in rings]
@@ -155,61 +155,92 @@ def _made_held(rings: Sequence[KeyValueRing], position: int, tokens: int) -> Hel
     return Held((kinds, table, limits), arrays, [id(keys) for keys, _ in arrays], room)
 
 
-def _applies(x: F32, width: int, tokens: TokenPositions, taps: Scope) -> bool:
-    """Is x [T, width] for a fused kernel, is it of one sequence, and is nothing tapped?"""
+def _held_of(cache: Cache, position: int) -> Held:
+    """The rings of a cache once they have room for a token at `position`; all its layers have attention."""
+    held, rings = _held.get(cache), cast(tuple[KeyValueRing, ...], cache.layers)
+    if held is None or position >= held.room or [*map(id, (ring.keys for ring in rings))] != held.keys:
+        held = _held[cache] = _made_held(rings, position, 1)
+    return held
+
+
+def _applies(x: F32, width: int, state: Any, tokens: TokenPositions, taps: Scope) -> bool:
+    """Is x [T, width] for a fused kernel, is it of one sequence or a token of each, and is nothing tapped?"""
     few_rows = x.ndim == 2 and x.shape[1] == width and (len(x) == 1 or 0 < len(x) <= few())
-    return few_rows and x.dtype == np.float32 and x.flags.carray and not taps.taps.patterns and not tokens.starts
+    whole = not tokens.starts or (isinstance(state, tuple) and len(state) == len(x))
+    return few_rows and x.dtype == np.float32 and x.flags.carray and not taps.taps.patterns and whole
 
 
-def _call(x: F32, run: Run, held: Held, tokens: TokenPositions) -> F32:
-    """The residual after the layers of the run."""
-    page, out = tokens.first // PAGE * PAGE, np.empty((tokens.outputs, x.shape[1]), np.float32)
-    places = tokens.positions, *_page(page, run.ropes), tokens.first - page  # Tokens
-    fused_attention_layers(workers(), x, run.layers, run.numbers, held.rings, places, out)
+def _call(x: F32, run: Run, held: Sequence[Held], tokens: TokenPositions) -> F32 | None:
+    """The residual after the layers of the run, with the rings of one sequence or each; None if their types differ."""
+    kinds, table, limits = held[0].rings
+    out = np.empty((tokens.outputs, x.shape[1]), np.float32)
+    if tokens.starts:
+        if len({each.rings[0][0].dtype for each in held}) > 1:
+            return None
+        table, limits = (np.stack([each.rings[i] for each in held], axis=1) for i in (1, 2))
+        cos, sin = zip(*(angles(tokens.positions, *rope) for rope in run.ropes), strict=True)
+        places = tokens.positions, np.stack(cos), np.stack(sin), 0
+    else:
+        page = tokens.first // PAGE * PAGE
+        places = tokens.positions, *_page(page, run.ropes), tokens.first - page  # Tokens
+    rings = kinds, table.reshape(-1, 2, 2), limits.reshape(-1)
+    fused_attention_layers(workers(), x, run.layers, run.numbers, rings, places, out)
     return out
 
 
 def decode(
-    x: F32, weights: DecoderWeights, attention: tuple[AttentionConfig, ...], cache: Cache, tokens: TokenPositions
+    x: F32,
+    weights: DecoderWeights,
+    attention: tuple[AttentionConfig, ...],
+    caches: Sequence[Cache],
+    tokens: TokenPositions,
 ) -> F32 | None:
-    """All layers for one token, x [1, D] → [1, D], in one call; None where not all have attention and one layout."""
-    if runs_formulas() or tokens.starts or tokens.last_visible is not tokens.positions:
+    """All layers for the next token of each sequence, x [B, D] → [B, D], in one call; None where not all have attention
+    and one layout.
+    """
+    if runs_formulas() or tokens.last_visible is not tokens.positions or not 0 < len(x) <= few():
         return None
-    run, held, position = _run(weights, weights.blocks, attention), _held.get(cache), tokens.first
+    run = _run(weights, weights.blocks, attention)
     if run is None:
         return None
-    rings = cast(tuple[KeyValueRing, ...], cache.layers)
-    if held is None or position >= held.room or [*map(id, (ring.keys for ring in rings))] != held.keys:
-        held = _held[cache] = _made_held(rings, position, 1)
+    held = [_held_of(cache, cache.position) for cache in caches]
     return _call(x, run, held, tokens)
 
 
 @attention_layer.kernel
 def _attention_layer(
-    x: F32, w: LayerWeights, config: AttentionConfig, ring: KeyValueRing, tokens: TokenPositions, taps: Scope
+    x: F32, w: LayerWeights, config: AttentionConfig, ring: Rings, tokens: TokenPositions, taps: Scope
 ) -> F32:
     T, position = len(x), tokens.first
     require(len(tokens.positions) == T, "attention_layer", x, tokens.positions)
     run = _run(w, (w,), (config,))
-    fits = run is not None and _applies(x, run.width, tokens, taps) and tokens.last_visible is tokens.positions
-    if run is None or not fits or not is_decode(T, position) or (T > 1 and position + T > ring.limit):
+    fits = run is not None and _applies(x, run.width, ring, tokens, taps) and tokens.last_visible is tokens.positions
+    if run is None or not fits:
         return NotImplemented
-    return _call(x, run, _made_held([ring], position, T), tokens)
+    if isinstance(ring, tuple):
+        held = [_made_held([own], int(at), 1) for own, at in zip(ring, tokens.positions, strict=True)]
+    elif is_decode(T, position) and (T == 1 or position + T <= ring.limit):
+        held = [_made_held([ring], position, T)]
+    else:
+        return NotImplemented
+    done = _call(x, run, held, tokens)
+    return NotImplemented if done is None else done
 
 
 @recurrent_layer.kernel
-def _recurrent_layer(
-    x: F32, w: LayerWeights, eps: float, state: RecurrentState, tokens: TokenPositions, taps: Scope
-) -> F32:
+def _recurrent_layer(x: F32, w: LayerWeights, eps: float, state: States, tokens: TokenPositions, taps: Scope) -> F32:
     require(len(x) == len(tokens.positions), "recurrent_layer", x, tokens.positions)
     if w not in _recurrent:
         _recurrent[w] = _made_recurrent(w)
     layer = _recurrent[w]
-    if layer is None or not _applies(x, layer.width, tokens, taps):
+    if layer is None or not _applies(x, layer.width, state, tokens, taps):
         return NotImplemented
-    tail, h = state.read()
-    after, out = np.empty((len(tail) + 1, h.size), np.float32), np.empty((tokens.outputs, x.shape[1]), np.float32)
-    now = tail, h, tokens.first == 0, after  # State
+    states = state if isinstance(state, tuple) else (state,)
+    tail, h = (np.stack(each) for each in zip(*(own.read() for own in states), strict=True))
+    after = np.empty((len(h), tail.shape[1] + 1, h.shape[1]), np.float32)
+    now = tail, h, tokens.positions[:: len(x) // len(h)] == 0, after  # State
+    out = np.empty((tokens.outputs, x.shape[1]), np.float32)
     fused_recurrent_layer(workers(), x, layer.branch, layer.ffn, (layer.hidden, eps), now, out)
-    state.propose(after[:-1], after[-1])
+    for own, its in zip(states, after, strict=True):
+        own.propose(its[:-1], its[-1])
     return out

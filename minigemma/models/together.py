@@ -1,7 +1,7 @@
 """One token of each of several sequences at once: products read each weight once for all of them.
 
 Rows of x are sequences. Norms, products and the gates of a recurrent block take all rows together; attention and the
-recurrence go to each sequence's own ring or state (blocks/gqa.py, griffin.py).
+recurrence go to each sequence's own ring or state (blocks/gqa.py, griffin.py; fused by models/fused.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from ..arrays import F32
 from ..cache import Cache, TokenPositions
 from ..formulas.linear import embed
 from ..formulas.rmsnorm import rms_norm
-from ..taps import NO_TAPS
-from .decoder import Decoder
+from .decoder import Decoder, check_room
 
 
 def forward_together(model: Decoder, ids: Sequence[int], caches: Sequence[Cache]) -> F32:
@@ -26,23 +25,18 @@ def forward_together(model: Decoder, ids: Sequence[int], caches: Sequence[Cache]
 
     Raises ValueError for ids outside the vocabulary, image tokens, and caches that are full or given twice.
     """
-    tokens = np.asarray(ids)
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not ((tokens >= 0) & (tokens < model.config.vocab)).all():
-        raise ValueError(f"ids must be token ids within the vocabulary of {model.config.vocab}")
+    tokens = model.checked_ids(ids)
     if model.vision and (tokens == model.vision.image_token).any():
         raise ValueError("the tokens of an image come in one call of forward")
-    if not 0 < len({id(cache) for cache in caches}) == len(caches) == len(tokens):
+    if not len({id(cache) for cache in caches}) == len(caches) == len(tokens):
         raise ValueError(f"{len(tokens)} ids for {len(caches)} caches; each sequence has one of its own")
     for cache in caches:
         cache.settle()
-        if cache.position == cache.max_tokens:
-            raise ValueError(f"a cache for {cache.max_tokens} tokens is full; make it with new_cache(max_tokens=…)")
+        check_room(cache, 1)
     positions = np.array([cache.position for cache in caches], np.int32)
     places = TokenPositions(positions, positions, len(tokens), starts=tuple(range(len(tokens))))
     with model.running():
-        x = embed(tokens, model.weights.embedding, model.embedding_scale)
-        for layer, states in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
-            x = model.block(x, layer, states, places, NO_TAPS.within(f"blocks.{layer}"))
+        x = model.layers(embed(tokens, model.weights.embedding, model.embedding_scale), places, caches)
         for token, cache in zip(ids, caches, strict=True):
             cache.advance([token])
         return model.head(rms_norm(x, model.weights.final_norm, model.config.eps))

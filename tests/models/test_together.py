@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minigemma.blocks.layers import attention_layer, recurrent_layer
 from minigemma.cli.random_weights import random_model
 from minigemma.models.gemma2 import Gemma2Config
 from minigemma.models.gemma3 import Gemma3Config
@@ -69,6 +70,18 @@ def test_a_long_sequence_beside_short_ones():
     np.testing.assert_allclose(got, expected, atol=5e-6 * abs(expected).max())
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_layers_go_in_fused_kernels(name, monkeypatch):
+    """Also where layers of both kinds take turns; definitions of layers are never called."""
+    model = random_model(CONFIGS[name], "bf16")
+    caches = [model.new_cache(40, "f32") for _ in range(3)]
+    for cache, count in zip(caches, (1, 9, 30), strict=True):
+        model.forward(list(range(count)), cache)
+    for layer in (attention_layer, recurrent_layer):
+        monkeypatch.setattr(layer, "formula", None)
+    assert np.isfinite(forward_together(model, [7] * 3, caches)).all()
+
+
 def test_caches_of_both_types():
     model = random_model(CONFIGS["gemma2"], "bf16")
     caches = [model.new_cache(9, dtype) for dtype in ("bf16", "f32")]
@@ -81,9 +94,9 @@ def test_caches_of_both_types():
     [
         ([1, 2], [0, 0], "2 ids for 2 caches"),
         ([1], [0, 1], "1 ids for 2 caches"),
-        ([1, 2], [0, 2], "for 1 tokens is full"),
-        ([1, 300], [0, 1], "within the vocabulary"),
-        ([], [], "token ids within"),
+        ([1, 2], [0, 2], "1 held . 1 new tokens"),
+        ([1, 300], [0, 1], "outside the vocabulary"),
+        ([], [], "at least one token id"),
     ],
 )
 def test_what_is_refused_changes_nothing(ids, which, told):

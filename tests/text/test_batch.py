@@ -5,7 +5,7 @@ import pytest
 
 import minigemma as mg
 from minigemma.cli.random_weights import random_model
-from tests.support.small_models import LOCAL_GLOBAL, RECURRENT
+from tests.support.small_models import EYES, LOCAL_GLOBAL, RECURRENT, SEEING
 
 PROMPTS = [np.random.default_rng(i).integers(3, 300, 1 + 5 * i).tolist() for i in range(5)]
 
@@ -39,6 +39,18 @@ def test_penalties_see_each_text_alone():
     for prompt, tokens in zip(PROMPTS, found, strict=True):
         alone = mg.stream_generate(model, prompt, frequency_penalty=1.0, **settings)
         assert tokens == [piece.token for piece in alone]
+
+
+def test_prompts_with_images_beside_others():
+    """None, one and two images; 40 tokens pass the window of 8 three times."""
+    model, random = random_model(SEEING, "f32"), np.random.default_rng(0)
+    images = [random.uniform(-1, 1, (n, 3, EYES.side, EYES.side)).astype(np.float32) for n in (0, 1, 2)]
+    image = [EYES.start_token, *[EYES.image_token] * EYES.tokens, EYES.end_token]
+    prompts = [[2, 5, *image * len(some), 6] for some in images]
+    sampling = {"max_new_tokens": 40, "temperature": 0}
+    found = tokens_of(mg.generate_batch(model, prompts, images, **sampling))
+    for prompt, some, got in zip(prompts, images, found, strict=False):
+        assert got == [piece.token for piece in mg.stream_generate(model, prompt, some, **sampling)]
 
 
 def test_the_last_piece_of_each_says_why_it_ended():
