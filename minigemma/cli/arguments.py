@@ -259,6 +259,8 @@ def add_batch(to: argparse.ArgumentParser) -> None:
     """The files of `minigemma batch`."""
     to.add_argument("input", type=Path, metavar="IN.jsonl", help='lines {"prompt": "…"}, or of OpenAI\'s batch form')
     to.add_argument("output", type=Path, metavar="OUT.jsonl", help="a line per answer; what it has already stays")
+    to.add_argument("--engine", choices=["here", "ray"], default="here", help="ray: on many machines (docs/scale.md)")
+    to.add_argument("--address", metavar="ADDRESS", help="of the Ray cluster (default: one that begins and ends here)")
 
 
 def add_parallel(to: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,13 +48,46 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     waiting = [line for line in lines if line.number not in done]
     if not waiting:
         return
-    model = open_model(args, progress, vision=b'"image_url"' in args.input.read_bytes())
+    args.vision = b'"image_url"' in args.input.read_bytes()
+    if args.engine == "ray":
+        from .batch_ray import answers_of_cluster
+
+        answers = answers_of_cluster(waiting, args)
+    else:
+        answers = answers_of(open_model(args, progress, args.vision), waiting, args)
     progress(f"0 of {len(waiting):,} answers")
     with args.output.open("a", encoding="utf-8") as out:
-        failed = Answers(out, len(waiting), progress).write(model, waiting, args)
+        output = Answers(out, len(waiting), progress)
+        failed = sum(output.put(*answer) for answer in answers)
     progress("")
     if failed:
         raise FileError(args.input, f"{failed:,} of its lines could not be answered", f"{args.output} says why")
+
+
+Answered = tuple[int, dict[str, Any], bool]  # a line's number, its row of the output, and whether that is an error
+
+
+def answers_of(model: Decoder, lines: Sequence[Line], args: argparse.Namespace) -> Iterator[Answered]:
+    """The answer or error of each line, as soon as there is one."""
+    texts, refused = dict[int, list[Token]](), list[Answered]()
+
+    def begin(i: int) -> Answer | None:
+        try:
+            request = asked(model, lines[i], args)
+            return started(model, request.ids, request.images, **request.settings)
+        except ValueError as error:
+            refused.append((lines[i].number, error_row(lines[i], str(error)), True))
+            return None
+
+    for token in together(model, begin, len(lines), args.parallel):
+        Interrupt.check()
+        while refused:
+            yield refused.pop()
+        line, own = lines[token.index], texts.setdefault(token.index, [])
+        own.append(token)
+        if token.finish_reason:
+            yield line.number, answer_row(model, line, texts.pop(token.index)), False
+    yield from refused
 
 
 class Answers:
@@ -64,37 +97,16 @@ class Answers:
         self.out, self.count, self.progress = out, count, progress
         self.began, self.written, self.tokens = time.monotonic(), 0, 0
 
-    def write(self, model: Decoder, lines: Sequence[Line], args: argparse.Namespace) -> int:
-        """Write an answer to each line; returns how many are errors."""
-        failed, texts = 0, dict[int, list[Token]]()
-
-        def begin(i: int) -> Answer | None:
-            nonlocal failed
-            try:
-                request = asked(model, lines[i], args)
-                return started(model, request.ids, request.images, **request.settings)
-            except ValueError as error:
-                self.put(lines[i], error_row(lines[i], str(error)))
-                failed += 1
-                return None
-
-        for token in together(model, begin, len(lines), args.parallel):
-            Interrupt.check()
-            own = texts.setdefault(token.index, [])
-            own.append(token)
-            if token.finish_reason:
-                self.put(lines[token.index], answer_row(model, lines[token.index], texts.pop(token.index)))
-        return failed
-
-    def put(self, line: Line, row: dict[str, Any]) -> None:
-        """Write one line, whole, at once."""
-        self.out.write(json.dumps({"line": line.number, **row}) + "\n")
+    def put(self, number: int, row: dict[str, Any], failed: bool) -> bool:
+        """Write one line, whole, at once; returns whether it is an error."""
+        self.out.write(json.dumps({"line": number, **row}) + "\n")
         self.out.flush()
         self.written += 1
         self.tokens += row.get("generation_tokens", 0)
         speed = self.tokens / max(time.monotonic() - self.began, 1e-9)
         done = share_done(self.written, self.count, self.began)
         self.progress.doing = f"{self.written:,} of {self.count:,} answers, {speed:,.0f} tokens/s, {done}"
+        return failed
 
 
 # ---- the input
