@@ -33,8 +33,7 @@ from minigemma.cli.measure import weight_bytes
 from minigemma.files.convert import FORMATS
 from minigemma.files.load import describe
 from minigemma.kernels.amx import choice
-from minigemma.kernels.compiler import jit, jit_inner
-from minigemma.kernels.parallel import chunk, parallel_for
+from minigemma.kernels.parallel import chunk, parallel
 from minigemma.layouts import LAYOUTS, Weight
 from minigemma.models.decoder import Decoder
 from minigemma.text.generation import sampling_logits
@@ -132,8 +131,12 @@ def q4_0_file(model: Decoder, folder: Path) -> Path:
     return path
 
 
-@jit_inner
-def _judge_some(worker, workers, reference, logits, following, kl, same, logprob):
+@parallel
+def judge(worker, workers, reference, logits, following, kl, same, logprob):
+    """Compare logits [T, V] with the reference's, in float64; `following` [T] are the tokens that came.
+
+    kl [T] = Σ p (log p - log q); same [T]: is the likeliest token the same one?; logprob [T] = log q of what came.
+    """
     for t in chunk(worker, workers, len(reference)):
         p, q = reference[t], logits[t]
         top_p, top_q = np.float64(p.max()), np.float64(q.max())
@@ -145,15 +148,6 @@ def _judge_some(worker, workers, reference, logits, following, kl, same, logprob
         kl[t] = apart / sum_p - np.log(sum_p) + np.log(sum_q)
         same[t] = p.argmax() == q.argmax()
         logprob[t] = q[following[t]] - top_q - np.log(sum_q)
-
-
-@jit
-def judge(workers, reference, logits, following, kl, same, logprob):
-    """Compare logits [T, V] with the reference's, in float64; `following` [T] are the tokens that came.
-
-    kl [T] = Σ p (log p - log q); same [T]: is the likeliest token the same one?; logprob [T] = log q of what came.
-    """
-    parallel_for(_judge_some, workers, (reference, logits, following, kl, same, logprob))
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""`minigemma completion`: a script for the shell that completes commands, flags and their values."""
+"""`minigemma completion`: a shell script that completes commands, flags and their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The curves of a training: loss, held-out loss and learning rate by tokens, drawn from its log."""
+"""Draws the curves of a training from its log: loss, held-out loss and learning rate over tokens."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from .progress import Progress, print_json
 
 
 def run(args: argparse.Namespace, progress: Progress) -> None:
-    """Print the folder that the model's files are in now."""
+    """Download and print the folder of the model's files."""
     folder = download(args.model, args.revision)
     if args.json:
         print_json({"model": args.model, "folder": str(folder)})

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     target = Path(args.target)
     if target.exists() or not target.parent.is_dir():
         problem = "exists already" if target.exists() else f"cannot be made: {target.parent} does not exist"
-        raise FileError(target, problem, "give a path that is not there yet, in a folder that is")
+        raise FileError(target, problem, "give a new path in an existing folder")
     progress(f"writing {target}")
     kind, dtype = write_model(args.model, target, args.to, args.dtype, args.adapter)
     progress("")

@@ -10,7 +10,7 @@ from .progress import Progress, note, print_json
 
 
 def run(args: argparse.Namespace, progress: Progress) -> None:
-    """Print name, size and kind of each; with --json an object for each."""
+    """Print name, size and kind of each model; with --json one object each."""
     progress("looking for models")
     found = list(local_models())
     progress("")
@@ -24,4 +24,4 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
         else:
             print(f"{model.name:40} {bytes_text(model.size):>9}  {kind}")
     if not found:
-        note(args, "no model is here yet: minigemma download google/gemma-3-1b-it")
+        note(args, "there is no model yet: minigemma download google/gemma-3-1b-it")

@@ -1,7 +1,7 @@
-"""Measures how fast a model runs: prompts, tokens, images; other programs in turns with it, where there are any.
+"""Measures the speed of a model: prompts, tokens, images, optionally in turns with other programs.
 
-Times are medians of rounds in which each program has its turn, and the machine's limits are measured in the same
-rounds (kernels/peaks.py).
+Times are medians of rounds in which every program runs once. The machine's limits are measured in the same rounds
+(kernels/peaks.py).
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ Progress = Callable[[str], None]
 
 
 class Program(ABC):
-    """A program with a model's weights: `prefill` reads a prompt, `decode` goes on from there; both return seconds."""
+    """A program with a model's weights: `prefill` reads a prompt, `decode` continues it; both return seconds."""
 
     name: str
     read_bytes: int  # of weights, which each token reads
 
     @abstractmethod
     def prefill(self, ids: Sequence[int]) -> float:
-        """Seconds until the logits after the last of `ids` are there; forgets what was before."""
+        """Seconds until the logits after the last of `ids` are ready. Starts from an empty cache."""
 
     @abstractmethod
     def decode(self, count: int) -> float:
@@ -60,7 +60,7 @@ class Program(ABC):
 class Plan(NamedTuple):
     """What `bench` measures.
 
-    positions: milliseconds per token after this many others, which are not read: the cache only counts as that full.
+    positions: milliseconds per token with this many tokens in the cache, which is filled without reading them.
     image: also the time of an image, stage by stage, for a model with a vision tower.
     lengths: also the speed of prompts of these lengths.
     """
@@ -146,7 +146,7 @@ def speeds(model: Decoder, plan: Plan, programs: dict[str, Program], progress: P
 
 
 def parameters(model: Decoder) -> int:
-    """Numbers in the weights that a token meets: all but the vision tower's."""
+    """The number of weights of the text model, without the vision tower."""
     return model.config.embedding_parameters + model.config.non_embedding_parameters
 
 
@@ -218,7 +218,7 @@ def measure(
         for name, program in programs.items():
             progress(f"{name}: {f'round {number} of {repeat}' if number else 'warming up'}")
             prompt[name].append(program.prefill(ids))
-            program.decode(1)  # what the other program left in the caches is gone
+            program.decode(1)  # evicts the other program's data from the caches
             token[name].append(program.decode(new_tokens if number else 1))
             if machine and name == "minigemma":
                 machine.look()
@@ -254,7 +254,7 @@ def image_stages(model: Decoder, repeat: int, progress: Progress) -> dict[str, f
 
 
 def tower_seconds(model: Decoder, programs: dict[str, Program], repeat: int) -> dict[str, float]:
-    """Seconds that an image takes in the vision tower of each program that has one."""
+    """Seconds per image in the vision tower of each program that has one."""
     side = model.vision.side if model.vision else 0
     pixels = np.random.default_rng(0).uniform(-1, 1, (3, side, side)).astype(np.float32)
     seers = {name: program for name, program in programs.items() if program.look(pixels)}
@@ -265,7 +265,7 @@ def tower_seconds(model: Decoder, programs: dict[str, Program], repeat: int) -> 
 def token_at(
     model: Decoder, positions: Sequence[int], new_tokens: int, repeat: int, progress: Progress
 ) -> dict[int, float]:
-    """Seconds a token at each position; the positions take turns, a token each, and the medians are returned."""
+    """Median seconds per token at each position; the positions take turns, one token each."""
     count = max(new_tokens, FEWEST) * repeat
     caches: dict[int, Cache] = {}
     for position in positions:

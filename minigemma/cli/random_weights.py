@@ -1,7 +1,7 @@
-"""Models of any released size with random weights, made in memory: for measuring, and for looking at shapes.
+"""Models of any released size with random weights, made in memory, for measuring and for looking at shapes.
 
-What they say is noise; what they cost is what the released weights cost, byte for byte. A matrix of D columns has
-weights of about D^-1/2, so that values keep their size from layer to layer.
+Their output is noise; their cost equals that of the released weights, byte for byte. A matrix of D columns has weights
+of about D^-1/2, so activations keep their size from layer to layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def random_model(
     threads: int | None = None,
     vision: bool = True,
 ) -> Decoder:
-    """A model of a released name ("recurrentgemma-2b") or a config, weights random, without a tokenizer.
+    """A model of a released name ("recurrentgemma-2b") or a config, with random weights and without a tokenizer.
 
     dtype: one of FORMATS, as in `load`, for the layout that it runs in; `layers`: only the first ones, also of the
     vision tower; `vision`: with it, where the model has one.
@@ -39,7 +39,7 @@ def random_model(
     """
     if isinstance(shape, str):
         if shape not in RELEASED:
-            raise ValueError(f"no released model is named {shape!r}; those that are: {', '.join(RELEASED)}")
+            raise ValueError(f"no released model is named {shape!r}; the released ones are {', '.join(RELEASED)}")
         shape = RELEASED[shape]
     if dtype not in FORMATS:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(FORMATS)}")

@@ -11,19 +11,19 @@ MARKERS = "osD^v"  # of the programs in a figure
 
 
 def plottable(path: Path) -> None:
-    """Refuse a `path` that `roofline` could not write, before anything is measured."""
+    """Refuse a `path` that `roofline` could not write, before measuring."""
     if find_spec("matplotlib") is None:
         raise ImportError("the figure is drawn by matplotlib, which is not installed: pip install matplotlib")
     from matplotlib.backend_bases import FigureCanvasBase
 
     if path.suffix[1:] not in (kinds := FigureCanvasBase.get_supported_filetypes()):
-        raise ValueError(f"{path}: a figure cannot be written so; name it .png, or one of {', '.join(sorted(kinds))}")
+        raise ValueError(f"{path}: no figure format; use .png, or one of {', '.join(sorted(kinds))}")
     if not path.parent.is_dir():
         raise FileNotFoundError(ENOENT, "No such folder", str(path.parent))
 
 
 def points(report: dict[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
-    """(what, flop for each byte of weights, flop a second) of decoding and of each prompt, by program.
+    """(what, flop per byte of weights, flop per second) of decoding and of each prompt, by program.
 
     A prompt of T tokens reads the weights once and multiplies them T times, but for the head and most of the last
     layer: the last token's only. What attention computes and reads is left out.
@@ -43,7 +43,7 @@ def points(report: dict[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
 
 
 def roofline(report: dict[str, Any], path: Path) -> None:
-    """Draw the report's speeds under what the machine can do at each arithmetic intensity (Williams et al. 2009).
+    """Draw the report's speeds under the machine's limit at each arithmetic intensity (Williams et al. 2009).
 
     The level roof is of what multiplies this model's prompts: another program's products of integers may lie above.
     """
@@ -72,7 +72,7 @@ def roofline(report: dict[str, Any], path: Path) -> None:
         beside: dict[str, Any] = {"xytext": (9, -3) if right_of else left_of, "ha": "left" if right_of else "right"}
         before = speed
         axes.annotate(what, (intensity, speed / 1e9), textcoords="offset points", fontsize=9, **beside)
-    axes.set_xlabel("arithmetic intensity: flop for each byte of weights read")
+    axes.set_xlabel("arithmetic intensity: flop per byte of weights read")
     axes.set_ylabel("speed: GFLOP/s")
     axes.set_ylim(min(y for its in found.values() for *_, y in its) / 2e9, 1.2 * axes.get_ylim()[1])
     axes.set_xlim(left, right)

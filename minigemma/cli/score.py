@@ -1,4 +1,4 @@
-"""`minigemma score`: how likely a text is."""
+"""`minigemma score`: the perplexity of a text."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel_for
+from ..kernels.compiler import workers_for
+from ..kernels.parallel import chunk, parallel
 from ..kernels.rows import conv_row
 
 
@@ -41,15 +41,10 @@ def causal_conv1d_gradient(dy: F32, x: F32, weight: F32, bias: F32, before: F32)
     return dseen[len(before) :], dweight, dy.sum(axis=0), dseen[: len(before)]
 
 
-@jit_inner
+@parallel
 def _conv_rows(worker, workers, seen, weight, bias, y):
     for t in chunk(worker, workers, len(y)):
         conv_row(seen, t, weight, bias, y[t])
-
-
-@jit
-def _all_rows(workers, seen, weight, bias, y):
-    parallel_for(_conv_rows, workers, (seen, weight, bias, y))
 
 
 @causal_conv1d.kernel
@@ -57,5 +52,5 @@ def _causal_conv1d(x, weight, bias, before):
     fits = x.ndim == 2 and weight.shape == (len(before) + 1, x.shape[1]) and bias.shape == x.shape[1:]
     require(fits, "causal_conv1d", x, weight, bias, before)
     y = np.empty_like(x)
-    _all_rows(workers_for(x), np.concatenate([before, x]), weight, bias, y)
+    _conv_rows(workers_for(x), np.concatenate([before, x]), weight, bias, y)
     return y

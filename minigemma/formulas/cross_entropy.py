@@ -20,8 +20,8 @@ import numpy as np
 
 from ..arrays import F32, I32
 from ..definition import definition, require
-from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel_for
+from ..kernels.compiler import jit_inner, workers_for
+from ..kernels.parallel import chunk, parallel
 from ..kernels.simd import LANES, exp, load, splat, store, sum_lanes, zeros
 from ..layouts import Weight
 from .attention import softmax
@@ -88,15 +88,10 @@ def _gradient_row(dy, z, ids, weights, dz):
         dz[ids[k]] -= dy * weights[k]
 
 
-@jit_inner
+@parallel
 def _gradient_rows(worker, workers, dy, logits, targets, dlogits):
     for t in chunk(worker, workers, len(logits)):
         _gradient_row(dy[t], logits[t], targets.ids[t], targets.weights[t], dlogits[t])
-
-
-@jit
-def _all_gradient_rows(workers, dy, logits, targets, dlogits):
-    parallel_for(_gradient_rows, workers, (dy, logits, targets, dlogits))
 
 
 @cross_entropy_gradient.kernel
@@ -105,7 +100,7 @@ def _cross_entropy_gradient(dy, logits, targets):
     fits = fits and ids.shape == weights.shape == (len(logits), *ids.shape[1:2]) and ids.size > 0
     require(fits and 0 <= ids.min() <= ids.max() < logits.shape[1], "cross_entropy_gradient", dy, logits, ids, weights)
     dlogits = np.empty_like(logits)
-    _all_gradient_rows(workers_for(logits), dy, logits, targets, dlogits)
+    _gradient_rows(workers_for(logits), dy, logits, targets, dlogits)
     return dlogits
 
 

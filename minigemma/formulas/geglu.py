@@ -13,8 +13,8 @@ import numpy as np
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel_for
+from ..kernels.compiler import workers_for
+from ..kernels.parallel import chunk, parallel
 from ..kernels.rows import CUBIC, SLOPE, gated_gelu_gradient_row, gated_gelu_row, gelu_lanes, vectors_of, whole_vectors
 from ..kernels.simd import load, store
 
@@ -38,15 +38,10 @@ def gelu_gradient(dy: F32, z: F32) -> F32:
     return dy * np.float32(0.5) * (1 + t + z * (1 - t * t) * SLOPE * (1 + 3 * CUBIC * z * z))
 
 
-@jit_inner
+@parallel
 def _gelu_vectors(worker, workers, z, y):
     for f in vectors_of(worker, workers, z.size):
         store(y, f, gelu_lanes(load(z, f)))
-
-
-@jit
-def _all_gelu_vectors(workers, z, y):
-    parallel_for(_gelu_vectors, workers, (z, y))
 
 
 @gelu.kernel
@@ -54,7 +49,7 @@ def _gelu(z):
     require(z.ndim == 2, "gelu", z)
     (numbers,) = whole_vectors(z.reshape(-1))
     y = np.empty_like(numbers)
-    _all_gelu_vectors(workers_for(z), numbers, y)
+    _gelu_vectors(workers_for(z), numbers, y)
     return y[: z.size].reshape(z.shape)
 
 
@@ -73,34 +68,24 @@ def gated_gelu_gradient(dy: F32, gate: F32, up: F32) -> tuple[F32, F32]:
     return gelu_gradient(dy * up, gate), dy * gelu(gate)
 
 
-@jit_inner
+@parallel
 def _gated_rows(worker, workers, gate, up, y):
     for t in chunk(worker, workers, len(gate)):
         gated_gelu_row(gate[t], up[t], y[t])
-
-
-@jit
-def _all_gated_rows(workers, gate, up, y):
-    parallel_for(_gated_rows, workers, (gate, up, y))
 
 
 @gated_gelu.kernel
 def _gated_gelu(gate, up):
     require(gate.ndim == 2 and gate.shape == up.shape, "gated_gelu", gate, up)
     y = np.empty_like(gate)
-    _all_gated_rows(workers_for(gate), gate, up, y)
+    _gated_rows(workers_for(gate), gate, up, y)
     return y
 
 
-@jit_inner
+@parallel
 def _gradient_rows(worker, workers, dy, gate, up, dgate, dup):
     for t in chunk(worker, workers, len(gate)):
         gated_gelu_gradient_row(dy[t], gate[t], up[t], dgate[t], dup[t])
-
-
-@jit
-def _all_gradient_rows(workers, dy, gate, up, dgate, dup):
-    parallel_for(_gradient_rows, workers, (dy, gate, up, dgate, dup))
 
 
 @gated_gelu_gradient.kernel
@@ -108,5 +93,5 @@ def _gated_gelu_gradient(dy, gate, up):
     fits = gate.ndim == 2 and gate.shape == up.shape == dy.shape
     require(fits, "gated_gelu_gradient", dy, gate, up)
     dgate, dup = np.empty_like(gate), np.empty_like(gate)
-    _all_gradient_rows(workers_for(gate), dy, gate, up, dgate, dup)
+    _gradient_rows(workers_for(gate), dy, gate, up, dgate, dup)
     return dgate, dup

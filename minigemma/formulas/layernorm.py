@@ -11,8 +11,8 @@ import numpy as np
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel_for
+from ..kernels.compiler import jit_inner, workers_for
+from ..kernels.parallel import chunk, parallel
 
 
 @definition
@@ -55,20 +55,15 @@ def _row(x, weight, bias, eps, y):
         y[c] = (x[c] - mean) * scale * weight[c] + bias[c]
 
 
-@jit_inner
+@parallel
 def _norm_rows(worker, workers, x, weight, bias, eps, y):
     for p in chunk(worker, workers, len(x)):
         _row(x[p], weight, bias, eps, y[p])
-
-
-@jit
-def _all_rows(workers, x, weight, bias, eps, y):
-    parallel_for(_norm_rows, workers, (x, weight, bias, eps, y))
 
 
 @layer_norm.kernel
 def _layer_norm(x, weight, bias, eps):
     require(x.ndim == 2 and weight.shape == bias.shape == x.shape[1:], "layer_norm", x, weight, bias)
     y = np.empty_like(x)
-    _all_rows(workers_for(x), x, weight, bias, eps, y)
+    _norm_rows(workers_for(x), x, weight, bias, eps, y)
     return y

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel_for
+from ..kernels.compiler import workers_for
+from ..kernels.parallel import chunk, parallel
 from ..kernels.rows import norm_gradient_row, norm_row
 
 
@@ -41,15 +41,10 @@ def rms_norm_gradient(dy: F32, x: F32, weight: F32, eps: float) -> tuple[F32, F3
     return dx, (dy * normed).reshape(-1, x.shape[-1]).sum(axis=0)
 
 
-@jit_inner
+@parallel
 def _norm_rows(worker, workers, x, weight, eps, y):
     for t in chunk(worker, workers, len(x)):
         norm_row(x[t], weight, eps, y[t])
-
-
-@jit
-def _all_rows(workers, x, weight, eps, y):
-    parallel_for(_norm_rows, workers, (x, weight, eps, y))
 
 
 @rms_norm.kernel
@@ -57,19 +52,14 @@ def _rms_norm(x, weight, eps):
     require(weight.shape == x.shape[-1:], "rms_norm", x, weight)
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     y = np.empty_like(rows)
-    _all_rows(workers_for(rows), rows, weight, eps, y)
+    _norm_rows(workers_for(rows), rows, weight, eps, y)
     return y.reshape(x.shape)
 
 
-@jit_inner
+@parallel
 def _gradient_rows(worker, workers, dy, x, weight, eps, dx, dweights):
     for t in chunk(worker, workers, len(x)):
         norm_gradient_row(dy[t], x[t], weight, eps, dx[t], dweights[worker])
-
-
-@jit
-def _all_gradient_rows(workers, dy, x, weight, eps, dx, dweights):
-    parallel_for(_gradient_rows, workers, (dy, x, weight, eps, dx, dweights))
 
 
 @rms_norm_gradient.kernel
@@ -78,5 +68,5 @@ def _rms_norm_gradient(dy, x, weight, eps):
     drows, rows = (np.ascontiguousarray(each).reshape(-1, x.shape[-1]) for each in (dy, x))
     dx, workers = np.empty_like(rows), workers_for(rows)
     dweights = np.zeros((workers, len(weight)), np.float32)
-    _all_gradient_rows(workers, drows, rows, weight, eps, dx, dweights)
+    _gradient_rows(workers, drows, rows, weight, eps, dx, dweights)
     return dx.reshape(x.shape), dweights.sum(axis=0)

@@ -22,8 +22,8 @@ import numpy as np
 
 from ..arrays import F32, I32, read_only
 from ..definition import definition, require
-from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel_for
+from ..kernels.compiler import workers_for
+from ..kernels.parallel import chunk, parallel
 from ..kernels.rows import rotate
 
 
@@ -62,15 +62,10 @@ def rope_gradient(dy: F32, x: F32, positions: I32, base: float, scale: float, ro
     return rope(dy, -positions, base, scale, rotated)
 
 
-@jit_inner
+@parallel
 def _rotate_rows(worker, workers, x, cos, sin, y):
     for t in chunk(worker, workers, len(x)):
         rotate(x[t], cos[t], sin[t], y[t])
-
-
-@jit
-def _rotate_all(workers, x, cos, sin, y):
-    parallel_for(_rotate_rows, workers, (x, cos, sin, y))
 
 
 @rope.kernel
@@ -78,5 +73,5 @@ def _rope(x, positions, base, scale, rotated):
     fits = x.ndim == 3 and positions.shape == x.shape[:1] and 0 <= rotated <= x.shape[2]
     require(fits, "rope", x, positions)
     y = np.empty_like(x)
-    _rotate_all(workers_for(x), x, *angles(positions, base, scale, rotated), y)
+    _rotate_rows(workers_for(x), x, *angles(positions, base, scale, rotated), y)
     return y

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel_for
+from ..kernels.compiler import jit_inner, workers_for
+from ..kernels.parallel import chunk, parallel
 from ..kernels.simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
 from .attention import softmax
 
@@ -69,16 +69,11 @@ def log_sum_exp_row(z):
     return top + np.log(total)
 
 
-@jit_inner
-def _sum_rows(worker, workers, logits, sums):
+@parallel
+def log_sums(worker, workers, logits, sums):
+    """ln Σ exp(z) of all rows: logits [T, V], sums [T]."""
     for t in chunk(worker, workers, len(logits)):
         sums[t] = log_sum_exp_row(logits[t])
-
-
-@jit
-def log_sums(workers, logits, sums):
-    """ln Σ exp(z) of all rows: logits [T, V], sums [T]."""
-    parallel_for(_sum_rows, workers, (logits, sums))
 
 
 @log_sum_exp.kernel

@@ -13,8 +13,8 @@ from numba import float32
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import jit, jit_inner, workers_for
-from ..kernels.parallel import parallel_for
+from ..kernels.compiler import workers_for
+from ..kernels.parallel import parallel
 from ..kernels.rows import vectors_of, whole_vectors
 from ..kernels.scores import soft_cap_lanes
 from ..kernels.simd import load, splat, store, tanh
@@ -38,16 +38,11 @@ def soft_cap_gradient(dy: F32, x: F32, cap: float) -> F32:
     return dy * (1 - (soft_cap(x, cap) / np.float32(cap)) ** 2)
 
 
-@jit_inner
+@parallel
 def _some_slopes(worker, workers, dy, x, cap, dx):
     for v in vectors_of(worker, workers, x.size):
         part = tanh(load(x, v) * splat(float32(1) / cap))
         store(dx, v, load(dy, v) * (splat(float32(1)) - part * part))
-
-
-@jit
-def _all_slopes(workers, dy, x, cap, dx):
-    parallel_for(_some_slopes, workers, (dy, x, cap, dx))
 
 
 @soft_cap_gradient.kernel
@@ -55,24 +50,19 @@ def _soft_cap_gradient(dy, x, cap):
     require(dy.shape == x.shape, "soft_cap_gradient", dy, x)
     slopes, numbers = whole_vectors(dy.reshape(-1), x.reshape(-1))
     dx = np.empty_like(numbers)
-    _all_slopes(workers_for(x), slopes, numbers, np.float32(cap), dx)
+    _some_slopes(workers_for(x), slopes, numbers, np.float32(cap), dx)
     return dx[: x.size].reshape(x.shape)
 
 
-@jit_inner
+@parallel
 def _some_vectors(worker, workers, x, cap, y):
     for v in vectors_of(worker, workers, x.size):
         store(y, v, soft_cap_lanes(load(x, v), cap))
-
-
-@jit
-def _all_vectors(workers, x, cap, y):
-    parallel_for(_some_vectors, workers, (x, cap, y))
 
 
 @soft_cap.kernel
 def _soft_cap(x, cap):
     (numbers,) = whole_vectors(x.reshape(-1))
     y = np.empty_like(numbers)
-    _all_vectors(workers_for(x), numbers, np.float32(cap), y)
+    _some_vectors(workers_for(x), numbers, np.float32(cap), y)
     return y[: x.size].reshape(x.shape)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import F32
-from .compiler import jit, jit_inner, workers_for
-from .parallel import chunk, parallel_for
+from .compiler import jit_inner, workers_for
+from .parallel import chunk, parallel
 from .simd import LANES, fma, load, sum_lanes, zeros
 
 BLOCK = 1 << 13  # numbers
@@ -34,27 +34,22 @@ class Rates(NamedTuple):
 def sum_of_squares(x: F32) -> float:
     """Σ x² of x [P] float32, P a multiple of 16: float32 within a block, float64 across blocks."""
     sums = np.zeros(-(-x.size // BLOCK), np.float32)
-    _squares(workers_for(x), x, sums)
+    _sum_blocks(workers_for(x), x, sums)
     return float(sums.sum(dtype=np.float64))
 
 
 def update(weights: F32, gradients: F32, means: F32, squares: F32, rates: Rates) -> None:
     """Update weights and both moments in place, [P] float32 each, and set the gradients to zero."""
-    _update(workers_for(weights), weights, gradients, means, squares, rates)
+    _update_blocks(workers_for(weights), weights, gradients, means, squares, rates)
 
 
-@jit_inner
+@parallel
 def _sum_blocks(worker, workers, x, sums):
     for b in chunk(worker, workers, sums.size):
         total, first = zeros(), b * BLOCK
         for i in range(first, min(first + BLOCK, x.size), LANES):
             total = fma(load(x, i), load(x, i), total)
         sums[b] = sum_lanes(total)
-
-
-@jit
-def _squares(workers, x, sums):
-    parallel_for(_sum_blocks, workers, (x, sums))
 
 
 @jit_inner
@@ -68,13 +63,8 @@ def _update_block(w, g, m, v, r):
         m[i], v[i], g[i] = mean, square, np.float32(0)
 
 
-@jit_inner
+@parallel
 def _update_blocks(worker, workers, w, g, m, v, rates):
     for b in chunk(worker, workers, -(-w.size // BLOCK)):
         block = slice(b * BLOCK, min((b + 1) * BLOCK, w.size))
         _update_block(w[block], g[block], m[block], v[block], rates)
-
-
-@jit
-def _update(workers, w, g, m, v, rates):
-    parallel_for(_update_blocks, workers, (w, g, m, v, rates))

@@ -34,8 +34,8 @@ from llvmlite.binding import get_host_cpu_features
 from numba import get_num_threads
 
 from ..arrays import F32, U16, aligned
-from .compiler import jit, jit_inner
-from .parallel import chunk, parallel_for
+from .compiler import jit_inner
+from .parallel import chunk, parallel
 from .simd import bf16_bits
 from .simd.operation import I8, I64, VOID, Array, Index, Lanes, Pointer, call, constant, operation
 
@@ -169,7 +169,7 @@ begin, end, zero_sums, load_sums, add_products, store_sums = (
 # ---- the product of a panel of 32 rows with all tokens, 32 of them at a time; `steps` = ⌈D / 32⌉
 
 
-@jit_inner
+@parallel
 def _pack_some(worker, workers, x, packed, steps):
     """A token's 32 numbers of a step become 16 pairs, which go to the 16 rows of its tile."""
     T, D = x.shape
@@ -186,18 +186,13 @@ def _pack_some(worker, workers, x, packed, steps):
                     pairs[at + i * 16] = two[i]
 
 
-@jit
-def _pack_all(workers, x, packed, steps):
-    parallel_for(_pack_some, workers, (x, packed, steps))
-
-
 def pack_tokens(x: F32) -> U16:
     """x [T, D] float32 → bf16 in pairs, [⌈T/32⌉ · ⌈D/32⌉ · 2 tiles of TILE], zeros where there is no token."""
     steps = -(-x.shape[1] // DEPTH)
     packed = aligned(-(-len(x) // 32) * steps * 2 * TILE, np.uint16)
     if len(x) % 32:
         packed[:] = 0
-    _pack_all(get_num_threads(), x, packed, steps)
+    _pack_some(get_num_threads(), x, packed, steps)
     return packed
 
 

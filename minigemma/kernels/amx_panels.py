@@ -13,8 +13,8 @@ import numpy as np
 from ..arrays import F32, U16, aligned
 from ..layouts.int4 import BLOCK, SIDE
 from . import amx
-from .compiler import by_type, jit, jit_inner, workers_for
-from .parallel import chunk, parallel_for
+from .compiler import by_type, jit_inner, workers_for
+from .parallel import chunk, parallel
 from .simd import bf16_bits, round_int4_block
 from .weights import BF16Rows, Int8Rows, block_words, factor_of_minima, minima_at, widen_row
 
@@ -49,7 +49,7 @@ def tile_tokens(x: F32) -> TileTokens:
     return TileTokens(amx.pack_tokens(x), amx.new_tiles(), -(-len(x) // 32), x.shape[1], HEIGHT, DEPTH)
 
 
-@jit_inner
+@parallel
 def _some_tokens(worker, workers, x, packed, steps):
     for t in chunk(worker, workers, len(x)):
         for step in range(steps):
@@ -58,18 +58,13 @@ def _some_tokens(worker, workers, x, packed, steps):
                 packed[at + k] = bf16_bits(x[t, step * amx.DEPTH + k])
 
 
-@jit
-def _pack_tokens(workers, x, packed, steps):
-    parallel_for(_some_tokens, workers, (x, packed, steps))
-
-
 def tile_tokens_a(x: F32) -> TileTokensA:
     """x [T, D] rounded to bf16, for rows of int4."""
     T, steps = len(x), x.shape[1] // amx.DEPTH
     packed = aligned(-(-T // 32) * steps * 2 * amx.TILE, np.uint16)
     if T % 32:
         packed[:] = 0
-    _pack_tokens(workers_for(x), x, packed, steps)
+    _some_tokens(workers_for(x), x, packed, steps)
     return TileTokensA(packed, amx.new_tiles(), -(-T // 32), x.shape[1], HEIGHT, DEPTH)
 
 

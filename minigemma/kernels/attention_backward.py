@@ -19,8 +19,8 @@ import numpy as np
 
 from ..arrays import F32
 from .attention_prefill import BLOCK, WIDTH, widen_keys
-from .compiler import jit, jit_inner
-from .parallel import parallel_for
+from .compiler import jit_inner
+from .parallel import parallel
 from .scores import LOWEST, hide_lanes, is_visible, soft_cap_lanes
 from .simd import (
     LANES,
@@ -171,8 +171,12 @@ def store_queries(room, seen, padded, some, head, first, end, dq):
                 dq[c // G, head, c % G, h] = some[h * WIDTH + c - first - tile * WIDTH]
 
 
-@jit_inner
-def _some_columns(worker, workers, dy, queries, keys, scoring, dq, parts):
+@parallel
+def attention_backward(worker, workers, dy, queries, keys, scoring, dq, parts):
+    """dq [T, K, G, H] of attention, and each worker's share of dk and dv: parts [workers, 2, K, whole(S) · whole(H)].
+
+    dy [T, K, G, H]. Query positions rise, and `last_visible` does not fall.
+    """
     (T, K, G, H), S = queries.q.shape, len(keys.k)
     padded, lanes, room = whole(H, ROWS), whole(H, WIDTH), open_room(S, H)
     some, seen = np.empty(padded * WIDTH, np.float32), np.empty(whole(S, BLOCK) // BLOCK, np.int64)
@@ -202,12 +206,3 @@ def _some_columns(worker, workers, dy, queries, keys, scoring, dq, parts):
             add_to_keys(room.dscores, room.q_rows, start, lanes, end - first, parts[worker, 0, head])
             add_to_keys(room.scores, room.dy_rows, start, lanes, end - first, parts[worker, 1, head])
         store_queries(room, seen[:blocks], padded, some, head, first, end, dq)
-
-
-@jit
-def attention_backward(workers, dy, queries, keys, scoring, dq, parts):
-    """dq [T, K, G, H] of attention, and each worker's share of dk and dv: parts [workers, 2, K, whole(S) · whole(H)].
-
-    dy [T, K, G, H]. Query positions rise, and `last_visible` does not fall.
-    """
-    parallel_for(_some_columns, workers, (dy, queries, keys, scoring, dq, parts))

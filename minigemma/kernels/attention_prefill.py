@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import F32
-from .compiler import jit, jit_inner
-from .parallel import parallel_for
+from .compiler import jit_inner
+from .parallel import parallel
 from .scores import LOWEST, hide_lanes, is_visible, soft_cap_lanes
 from .simd import (
     LANES,
@@ -171,16 +171,11 @@ def attend_columns(queries, keys, scoring, head, first, end, out):
             out[c // G, head, c % G, h] = columns.totals[i, h * WIDTH + lane] / summed
 
 
-@jit_inner
-def _attend_chunks(worker, workers, queries, keys, scoring, out):
+@parallel
+def attention_prefill(worker, workers, queries, keys, scoring, out):
+    """out [T, K, G, H] = attention of `queries` to `keys`. Query positions rise, and `last_visible` does not fall."""
     K, columns = queries.q.shape[1], queries.q.shape[0] * queries.q.shape[2]
     chunks = (columns + COLUMNS - 1) // COLUMNS
     for task in range(worker, K * chunks, workers):
         first = task // K * COLUMNS
         attend_columns(queries, keys, scoring, task % K, first, min(first + COLUMNS, columns), out)
-
-
-@jit
-def attention_prefill(workers, queries, keys, scoring, out):
-    """out [T, K, G, H] = attention of `queries` to `keys`. Query positions rise, and `last_visible` does not fall."""
-    parallel_for(_attend_chunks, workers, (queries, keys, scoring, out))

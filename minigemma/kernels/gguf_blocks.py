@@ -32,7 +32,7 @@ from ..layouts.gguf_blocks import (
     quantize_blocks,
 )
 from .compiler import jit, jit_inner
-from .parallel import chunk, parallel_for
+from .parallel import chunk, parallel
 from .simd import (
     LANES,
     fma,
@@ -126,15 +126,10 @@ def _block(block, kind, out):
         _block_of_256(block, kind, out)
 
 
-@jit_inner
+@parallel
 def _dequantize_some(worker, workers, blocks, kind, out):
     for b in chunk(worker, workers, len(blocks)):
         _block(blocks[b], kind, out[b])
-
-
-@jit
-def _dequantize_all(workers, blocks, kind, out):
-    parallel_for(_dequantize_some, workers, (blocks, kind, out))
 
 
 @dequantize_blocks.kernel
@@ -143,7 +138,7 @@ def _dequantize(blocks, kind):
     if kind >= len(KERNELS):
         return NotImplemented
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]]), np.float32)
-    _dequantize_all(get_num_threads(), blocks, kind, out)
+    _dequantize_some(get_num_threads(), blocks, kind, out)
     return out
 
 
@@ -285,7 +280,7 @@ def _block_with_minimum(x, ranges, r, room, out):
     _store_nibbles(r, load_half(out, 0), float32(0.5), out, 4)
 
 
-@jit_inner
+@parallel
 def _quantize_some(worker, workers, x, kind, tried, out, whole):
     r, room = np.empty(32, np.float32), np.empty(3 * tried.size, np.float32)
     for b in chunk(worker, workers, x.size // 32):
@@ -298,17 +293,12 @@ def _quantize_some(worker, workers, x, kind, tried, out, whole):
             _block_with_minimum(w, tried, r, room, out[20 * b : 20 * b + 20])
 
 
-@jit
-def _quantize_all(workers, x, kind, tried, out, whole):
-    parallel_for(_quantize_some, workers, (x, kind, tried, out, whole))
-
-
 @quantize_blocks.kernel
 def _quantize(x, kind):
     require(x.ndim == 2 and x.shape[1] == 32, "quantize_blocks", x)
     out, tried = np.empty((len(x), BYTES[kind]), np.uint8), RANGES if kind == Q4_1 else SCALES
     flat = out.reshape(-1)
-    _quantize_all(get_num_threads(), np.ascontiguousarray(x).reshape(-1), kind, tried, flat, flat.view(np.int8))
+    _quantize_some(get_num_threads(), np.ascontiguousarray(x).reshape(-1), kind, tried, flat, flat.view(np.int8))
     return out
 
 

@@ -18,8 +18,8 @@ from ..arrays import F32, aligned
 from ..layouts.int4 import BLOCK, SIDE
 from ..layouts.int8 import BYTES as INT8_BYTES
 from .amx import on_cache_line
-from .compiler import by_type, jit, jit_inner, workers_for
-from .parallel import chunk, parallel_for
+from .compiler import by_type, jit_inner, workers_for
+from .parallel import chunk, parallel
 from .prepare import round_blocks
 from .simd import (
     LANES,
@@ -97,15 +97,10 @@ class ByteTokens(NamedTuple):
     depth: int
 
 
-@jit_inner
+@parallel
 def _round_some(worker, workers, x, whole, scales):
     mine = chunk(worker, workers, x.size // BLOCK)
     round_blocks(x, mine.start, mine.stop, whole, scales, 1)
-
-
-@jit
-def _round_all(workers, x, whole, scales):
-    parallel_for(_round_some, workers, (x, whole, scales))
 
 
 def byte_tokens(x: F32) -> ByteTokens:
@@ -113,7 +108,7 @@ def byte_tokens(x: F32) -> ByteTokens:
     (T, D), tokens = x.shape, -(-len(x) // ROWS) * ROWS
     whole, scales = aligned(tokens * D, np.int8), np.zeros(tokens * D // BLOCK * 2, np.float32)
     whole[T * D :] = 0
-    _round_all(workers_for(x), x.reshape(-1), whole, scales)
+    _round_some(workers_for(x), x.reshape(-1), whole, scales)
     return ByteTokens(whole, scales, tokens, D, 2 * LANES, DEPTH)
 
 

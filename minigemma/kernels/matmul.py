@@ -39,7 +39,7 @@ from .amx_panels import (
 )
 from .compiler import by_type, jit, jit_inner, workers_for
 from .int4 import ByteTokens, Panel, multiply_bytes, open_byte_panel, store_bytes, unpack_bytes
-from .parallel import chunk, parallel_for
+from .parallel import chunk, parallel, parallel_for
 from .prepare import round_whole
 from .simd import (
     LANES,
@@ -310,8 +310,9 @@ open_panel, unpack, multiply, store_sums, close_panel = (
 )
 
 
-@jit_inner
-def _all_panels(worker, workers, x, weights, ys):
+@parallel
+def matmul(worker, workers, x, weights, ys):
+    """ys[i] [T, R] = x weights[i]ᵀ: x packed in one of the forms above, weights of a layout that goes with it."""
     panel = open_panel(x)
     for i in range(len(weights)):
         weight = weights[i]
@@ -324,9 +325,3 @@ def _all_panels(worker, workers, x, weights, ys):
                 multiply(x, part, panel)
             store_sums(x, Part(top, rows, 0, weight.columns), panel, ys[i])
     close_panel(x, panel)
-
-
-@jit
-def matmul(workers, x, weights, ys):
-    """ys[i] [T, R] = x weights[i]ᵀ: x packed in one of the forms above, weights of a layout that goes with it."""
-    parallel_for(_all_panels, workers, (x, weights, ys))

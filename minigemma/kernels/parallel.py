@@ -1,13 +1,11 @@
 """Threads that share the work of one kernel.
 
-    @jit_inner
-    def _some_rows(worker, workers, x, y):
+    @parallel
+    def _rows(worker, workers, x, y):
         for t in chunk(worker, workers, len(x)):         # this worker's range of the rows
             …
 
-    @jit
-    def _rows(workers, x, y):
-        parallel_for(_some_rows, workers, (x, y))        # each worker on its own thread
+    _rows(workers, x, y)                                 # each worker on its own thread
 
 is a parallel region: the same as Numba's `prange`, on the same thread pool, compiled twice instead of five times.
 
@@ -41,6 +39,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -51,7 +50,7 @@ from numba.extending import intrinsic, overload
 from threadpoolctl import threadpool_limits
 
 from ..definition import runs_formulas
-from .compiler import BEFORE_USE, INLINED, KERNEL, NO_MEMORY, PLAIN, jit_inner, on_threads
+from .compiler import BEFORE_USE, INLINED, KERNEL, NO_MEMORY, PLAIN, jit, jit_inner, on_threads
 from .simd import prefetch
 
 TASKS_PER_THREAD = 8  # of each step: a late thread delays the others by one of them at most
@@ -274,6 +273,18 @@ def _choose_with_prange(function, workers, arguments):
 # each on a thread, and returns when all are done; one worker runs on the calling thread. Results are discarded.
 # MemoryError if a call fails: allocation is all that can fail in a kernel.
 parallel_for = _with_prange if PLAIN else _on_pool
+
+
+def parallel(function: Callable) -> Any:
+    """Decorator: `function(worker, workers, *arguments)` as a kernel (workers, *arguments) of one parallel region."""
+    code, inner = function.__code__, jit_inner(function)
+    names = ", ".join(code.co_varnames[2 : code.co_argcount])
+    source = f"def {function.__name__}(workers, {names}):\n    parallel_for(inner, workers, ({names},))"
+    region = {"parallel_for": parallel_for, "inner": inner, "__name__": function.__module__}
+    exec(compile(source, code.co_filename, "exec"), region)
+    made = region[function.__name__]
+    made.__qualname__, made.__doc__ = function.__qualname__, function.__doc__
+    return jit(made)
 
 
 @jit_inner

@@ -19,8 +19,8 @@ from ..arrays import F32, U8, U16, aligned
 from ..layouts import Weight
 from ..layouts.int8 import BLOCK
 from . import amx, dispatch, int4
-from .compiler import by_type, jit, jit_inner
-from .parallel import chunk, parallel_for, threads
+from .compiler import by_type, jit_inner
+from .parallel import chunk, parallel, threads
 from .simd import (
     AHEAD,
     LANES,
@@ -92,8 +92,9 @@ def median_seconds(run: Callable[[], Any]) -> float:
     return median(times)
 
 
-@jit_inner
-def _read(worker, workers, numbers, sums):
+@parallel
+def read_all(worker, workers, numbers, sums):
+    """Reads these float32 numbers from memory."""
     a, b, c, d = zeros(), zeros(), zeros(), zeros()
     step, part = 4 * LANES, numbers.size // STREAMS
     for place in chunk(worker, workers, part // step):
@@ -103,12 +104,6 @@ def _read(worker, workers, numbers, sums):
             a, b = a + load(numbers, i), b + load(numbers, i + LANES)
             c, d = c + load(numbers, i + 2 * LANES), d + load(numbers, i + 3 * LANES)
     sums[worker] = sum_lanes((a + b) + (c + d))  # keeps LLVM from removing the loads
-
-
-@jit
-def read_all(workers, numbers, sums):
-    """Reads these float32 numbers from memory."""
-    parallel_for(_read, workers, (numbers, sums))
 
 
 def read_bandwidth(numbers: F32 | None = None) -> float:
@@ -213,14 +208,9 @@ _multiply = by_type(
 )
 
 
-@jit_inner
+@parallel
 def _multiply_one(worker, workers, operands, steps, out):
     _multiply(operands, steps, out[worker])
-
-
-@jit
-def _multiply_all(workers, operands, steps, out):
-    parallel_for(_multiply_one, workers, (operands, steps, out))
 
 
 def _peak(operands: tuple, products: int, steps: int = STEPS) -> float:
@@ -228,7 +218,7 @@ def _peak(operands: tuple, products: int, steps: int = STEPS) -> float:
     workers = get_num_threads()
     out = aligned(workers * amx.SUMS, np.float32).reshape(workers, -1)
     out[:] = 0
-    return 2 * products * steps * workers / median_seconds(lambda: _multiply_all(workers, operands, steps, out))
+    return 2 * products * steps * workers / median_seconds(lambda: _multiply_one(workers, operands, steps, out))
 
 
 def arithmetic_peak() -> float:

@@ -20,8 +20,8 @@ from __future__ import annotations
 import numpy as np
 from numba import float32
 
-from .compiler import jit, jit_inner
-from .parallel import chunk, parallel_for
+from .compiler import jit_inner
+from .parallel import chunk, parallel
 from .rows import vectors_of
 from .simd import (
     LANES,
@@ -48,20 +48,15 @@ TOGETHER = 8  # rows of a gate that one token reads at a time
 WIDTH = 2 * LANES  # outputs of a tile
 
 
-@jit_inner
-def _scan_channels(worker, workers, x, decay, state, h):
+@parallel
+def scan(worker, workers, x, decay, state, h):
+    """h [T, E] = linear_scan of x and decay [T, E] from state [E]; E is a multiple of LANES."""
     channels = vectors_of(worker, workers, x.shape[1])
     for t in range(len(x)):
         row, a, out = x[t], decay[t], h[t]
         before = h[t - 1] if t else state
         for e in channels:
             store(out, e, fma(load(a, e), load(before, e), load(row, e)))
-
-
-@jit
-def scan(workers, x, decay, state, h):
-    """h [T, E] = linear_scan of x and decay [T, E] from state [E]; E is a multiple of LANES."""
-    parallel_for(_scan_channels, workers, (x, decay, state, h))
 
 
 @jit_inner
@@ -84,8 +79,9 @@ def token_row(x, recurrence, input, decay_rate, before, start, channels, h):
             store(h, e, fma(exp(log_a), load(before, e), normalizer * gated))
 
 
-@jit_inner
-def _rg_lru_channels(worker, workers, tokens, decay_rate, state, start, h):
+@parallel
+def rg_lru_scan(worker, workers, tokens, decay_rate, state, start, h):
+    """h [T, E] = rg_lru of `tokens`, the three arrays x, recurrence and input [T, E]; E is a multiple of LANES."""
     x, recurrence, input = tokens
     channels = vectors_of(worker, workers, x.shape[1])
     for t in range(len(x)):
@@ -93,14 +89,8 @@ def _rg_lru_channels(worker, workers, tokens, decay_rate, state, start, h):
         token_row(x[t], recurrence[t], input[t], decay_rate, before, start and t == 0, channels, h[t])
 
 
-@jit
-def rg_lru_scan(workers, tokens, decay_rate, state, start, h):
-    """h [T, E] = rg_lru of `tokens`, the three arrays x, recurrence and input [T, E]; E is a multiple of LANES."""
-    parallel_for(_rg_lru_channels, workers, (tokens, decay_rate, state, start, h))
-
-
-@jit_inner
-def _rg_lru_back_channels(worker, workers, dh, tokens, decay_rate, start, gradients, sums):
+@parallel
+def rg_lru_scan_back(worker, workers, dh, tokens, decay_rate, start, gradients, sums):
     """From the last token to the first; sums [2, E]: of decay_rate's gradient, and what a token passes back."""
     (x, recurrence, input, before), (dx, drecurrence, dinput) = tokens, gradients
     one, drate, carried = splat(float32(1)), sums[0], sums[1]
@@ -122,14 +112,6 @@ def _rg_lru_back_channels(worker, workers, dh, tokens, decay_rate, start, gradie
             store(drecurrence[t], e, pull * rate * r * (one - r))
             store(drate, e, fma(pull, r, load(drate, e)))
             store(carried, e, a * du)
-
-
-@jit
-def rg_lru_scan_back(workers, dh, tokens, decay_rate, start, gradients, sums):
-    """The gradient of rg_lru by x, recurrence and input [T, E] each; sums [2, E] as zeros become those of decay_rate
-    and state. `tokens`: x, recurrence, input and the state that each token meets, [T, E]; E is a multiple of LANES.
-    """
-    parallel_for(_rg_lru_back_channels, workers, (dh, tokens, decay_rate, start, gradients, sums))
 
 
 @jit_inner
@@ -176,17 +158,12 @@ def block_tokens(x, weight, bias, m, y):
                     y[t + r, m * size + j + k] = out[r * WIDTH + k] + bias[m, j + k]
 
 
-@jit_inner
-def _some_blocks(worker, workers, x, weight, bias, y):
+@parallel
+def all_blocks(worker, workers, x, weight, bias, y):
+    """y [T, E] = block_diagonal of x [T, E], weight [M, I, I] and bias [M, I]; threads share the blocks."""
     size = weight.shape[1]
     for m in chunk(worker, workers, len(weight)):
         if len(x) == 1 and size % LANES == 0:
             block_row(x[0], weight.reshape(-1), bias, m, 0, size, y[0])
         else:
             block_tokens(x, weight, bias, m, y)
-
-
-@jit
-def all_blocks(workers, x, weight, bias, y):
-    """y [T, E] = block_diagonal of x [T, E], weight [M, I, I] and bias [M, I]; threads share the blocks."""
-    parallel_for(_some_blocks, workers, (x, weight, bias, y))

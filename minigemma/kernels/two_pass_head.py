@@ -22,7 +22,7 @@ from ..layouts.int4 import BLOCK, SIDE
 from .compiler import jit, jit_inner
 from .matvec import dot
 from .pairs import pairs_of_task, stream_of
-from .parallel import barrier, chunk, new_counters, next_task, parallel_for
+from .parallel import barrier, chunk, new_counters, next_task, parallel, parallel_for
 from .prepare import prepare, round_blocks, round_whole
 from .simd import (
     LANES,
@@ -109,7 +109,7 @@ def _pack_row(w, q, fine, at, r, scales, words):
         at, first = at + WORDS, first + count
 
 
-@jit_inner
+@parallel
 def _pack_some(worker, workers, weight, order, fine, scales, words):
     D = order.size
     wide, ordered, q = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(COARSE, np.uint8)
@@ -122,15 +122,10 @@ def _pack_some(worker, workers, weight, order, fine, scales, words):
             _pack_row(ordered, q, fine, group * size, r, scales, words)
 
 
-@jit
-def _pack_all(workers, weight, order, fine, scales, words):
-    parallel_for(_pack_some, workers, (weight, order, fine, scales, words))
-
-
 def pack(workers, weight, order, fine, out):
     """out [R/16, blocks, 288] = the rows in few bits: `in_few_bits`."""
     scales = out.reshape(-1)
-    _pack_all(workers, weight, order, fine, scales, scales.view(np.uint32))
+    _pack_some(workers, weight, order, fine, scales, scales.view(np.uint32))
 
 
 # ---- the first pass

@@ -1,13 +1,13 @@
-"""The folder of a run, and the checkpoint from which it goes on exactly where it was.
+"""The folder of a run, and the checkpoint from which it resumes exactly.
 
     config.json, model.safetensors, tokenizer.*   the model of the last checkpoint, in float32: `load(folder)` reads it
     best/                                         the same of the checkpoint that predicted the held-out text best
     log.jsonl                                     a row per step
-    run/settings.json                             what the run was told
+    run/settings.json                             the settings of the run
     run/ids.npy, run/documents.npy                the data as ids
     run/state.safetensors                         parameters, both moments and all counters, with a checksum
 
-Every file is written under another name and then renamed: a full disk or a power cut leaves the last checkpoint whole.
+Every file is written under a temporary name and renamed: a full disk or a power cut leaves the last checkpoint intact.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ARRAYS = ("weights", "means", "squares")
 
 
 class RunError(FileError):
-    """A folder that no run can be written to or resumed from."""
+    """A folder that a run cannot be written to or resumed from."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Counters:
 
 
 def refuse_occupied(folder: Path) -> None:
-    """Raise RunError for a folder of a new run that holds anything."""
+    """Raise RunError if the folder of a new run is not empty."""
     if (folder / SETTINGS).exists():
         raise RunError(folder, "holds another run", "resume it with --resume, or name a folder that is not there yet")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -59,7 +59,7 @@ def refuse_occupied(folder: Path) -> None:
 
 @contextmanager
 def beginning(folder: Path) -> Iterator[None]:
-    """Make the folder of a new run, and remove what is in it again if the run cannot begin."""
+    """Make the folder of a new run; if the run cannot start, remove its content again."""
     existed = folder.exists()
     try:
         (folder / "run").mkdir(parents=True)
@@ -79,14 +79,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What a run was told; RunError where the folder holds none."""
+    """The settings of a run. RunError if the folder holds no run."""
     if not (folder / SETTINGS).exists():
         raise RunError(folder, "holds no run that could be resumed", "begin one without --resume")
     return read_json(folder / SETTINGS)
 
 
 def save_state(folder: Path, adam: AdamW, counters: Counters) -> None:
-    """Write the checkpoint; raises OSError, and then the one before is still there."""
+    """Write the checkpoint. After an OSError the previous one is still there."""
     parts = _parts(adam, counters)
     parts["checksum"] = np.array([_checksum(parts)], np.int64)
     kinds = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64", np.dtype(np.int64): "I64"}
@@ -96,7 +96,7 @@ def save_state(folder: Path, adam: AdamW, counters: Counters) -> None:
 
 
 def load_state(folder: Path, adam: AdamW) -> Counters:
-    """Read the checkpoint into `adam`; RunError where it is missing, damaged or of another model."""
+    """Read the checkpoint into `adam`. RunError if it is missing, damaged or of another model."""
     path, again = folder / STATE, "its run cannot go on; the model of its last checkpoint may still load"
     try:
         tensors = {name: tensor.array for name, tensor in open_safetensors(path).items()}
@@ -145,7 +145,7 @@ def _checksum(parts: dict[str, np.ndarray]) -> int:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The name to write a file under, which takes the name `path` when it is written, or is removed."""
+    """Yields a temporary path to write to; it is renamed to `path` at the end, or removed after an error."""
     new = path.with_name(f"{path.name}.partial")
     try:
         with naming(path):
@@ -157,7 +157,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError inside names this file: a failed write does not know which one it was."""
+    """Adds the file's name to an OSError, which a failed write lacks."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Texts as ids: read once, kept beside the run, cut into windows, and handed out in an order that a seed decides.
+"""Texts as ids: read once, stored with the run, cut into windows, and shuffled by a seed.
 
 A document (a line of a jsonl file, a file of plain text, or a chapter of one) becomes ids with <eos> at its end, and
 these become windows of at most `seq` ids. A window w is trained on as
@@ -10,8 +10,8 @@ so that each id is predicted once per epoch, from ids of its own document alone,
 windows one after another. The windows of epoch e come in a permutation of (seed, e): a cursor, the count of windows
 handed out so far, is all that a resumed run needs to know.
 
-What is held out to measure is the end of the data: whole documents, or the last pages of a single long one. Lines drawn
-at random would not do: their neighbors, which were trained on, tell too much about them.
+The held-out text is the end of the data: whole documents, or the last pages of a single long one. Randomly drawn lines
+would leak: training has seen their neighbors.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Corpus:
         return int(self.documents[self.trained, 0])
 
     def windows(self, seq: int, held_out: bool = False) -> Windows:
-        """The windows of at most `seq` ids that the documents are cut into."""
+        """Cuts the documents into windows of at most `seq` ids."""
         first, last = (self.trained, len(self.documents) - 1) if held_out else (0, self.trained)
         cuts = [
             np.append(np.arange(start, end, seq), end)
@@ -194,7 +194,7 @@ def encoded(tokenizer: Tokenizer, text: str) -> Iterator[int]:
 
 
 def documents(path: Path, digest: Any = None) -> list[str]:
-    """The documents of one file; `digest`, of hashlib, takes up its bytes. Raises DataError."""
+    """The documents of one file; its bytes are added to `digest` (hashlib). Raises DataError."""
     content = content_of(path)
     if digest is not None:
         digest.update(content)

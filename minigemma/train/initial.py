@@ -1,4 +1,4 @@
-"""The parameters that a training begins with: normal draws whose spread keeps activations near unit variance.
+"""Initial parameters: normal draws whose spread keeps activations near unit variance.
 
     embedding                D^-1/2, so that √D · E has unit variance and the tied head's logits begin with about 1
     a linear map             (its inputs)^-1/2; times (2L)^-1/2 where it writes to the residual stream: o, down, out

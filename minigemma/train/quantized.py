@@ -1,11 +1,11 @@
-"""Quantization-aware training: the model runs with rounded matrices, and learns to be good with them (Gemma 3 §2.3).
+"""Quantization-aware training: the model runs with rounded matrices and adapts to them (Gemma 3 §2.3).
 
     forward    with ŵ = Q(w), exactly what `load(folder, dtype)` makes of w
     backward   ∂loss/∂w := ∂loss/∂ŵ, straight through the rounding
     update     of w, in float32: its small steps add up until ŵ moves to the next number
 
-Gemma 3 fine-tunes so for a few thousand steps, towards the probabilities of the model before: distill with the trained
-model as its own teacher, --init and --qat.
+Gemma 3 fine-tunes this way for a few thousand steps, towards the probabilities of the unrounded model: distill with the
+trained model as its own teacher, --init and --qat.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a training is told: how long, in which batches, at which rate, what is measured and kept on the way."""
+"""The settings of a training: length, batches, learning rate, what is measured and stored on the way."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Settings:
     qat: str | None = None  # the model runs with its matrices rounded to this dtype of `load` (quantized.py)
 
     def __post_init__(self) -> None:
-        """Refuse settings that no training can have with ValueError."""
+        """Raise ValueError for impossible settings."""
         if (self.steps is None) == (self.tokens is None):
             given = "both steps and tokens are given" if self.steps is not None else "neither steps nor tokens is given"
             raise ValueError(f"{given}; one of them says how long the training is")

@@ -97,7 +97,7 @@ def _derivation(piece: str, ids: dict[str, int], scores: Sequence[float]) -> set
 
 
 def _rebuilt(pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> Tokenizer:
-    """A tokenizer of nothing but these: what a trainer wrote into its file beside them is left out."""
+    """A tokenizer of exactly these pieces, without a trainer's other entries."""
     strings = Strings.of([piece.encode() for piece in pieces])
     return Tokenizer.from_vocabulary(strings, np.array(scores, np.float32), np.array(kinds, np.int32))
 

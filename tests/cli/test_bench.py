@@ -33,7 +33,7 @@ def test_plot_on_the_command_line(tmp_path, capsys, monkeypatch):
     assert "a prompt    of 2 tokens: minigemma" in capsys.readouterr().out
     assert path.read_text().startswith("<?xml")
     assert main(["bench", *sizes, "--plot", "roof.docx"]) == 1
-    assert "name it .png, or one of" in capsys.readouterr().err
+    assert "use .png, or one of" in capsys.readouterr().err
     assert main(["bench", *sizes, "--plot", str(tmp_path / "no" / "roof.png")]) == 1
     assert "No such folder" in capsys.readouterr().err
     monkeypatch.setattr("minigemma.cli.roofline.find_spec", lambda name: None)

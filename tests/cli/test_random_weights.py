@@ -48,7 +48,7 @@ def test_the_seed_decides():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="no released model is named 'gemma-5'; those that are: gemma-2b,"):
+    with pytest.raises(ValueError, match="no released model is named 'gemma-5'; the released ones are gemma-2b,"):
         random_model("gemma-5")
     with pytest.raises(ValueError, match="dtype is 'int2'"):
         random_model(RECURRENT, "int2")
