@@ -270,7 +270,7 @@ def add_parallel(to: argparse.ArgumentParser) -> None:
 
 
 def add_serving(to: argparse.ArgumentParser) -> None:
-    """Where is served, and to whom."""
+    """Adds the address, the port, the key and the limits of the server."""
     to.add_argument("--host", default="127.0.0.1", help="the address; another than this machine's takes --api-key")
     to.add_argument("--port", type=number(int, 0, 65_535), default=8080, help="(default: %(default)s)")
     waiting = "requests that may wait; more are refused (default: %(default)s)"

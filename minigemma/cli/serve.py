@@ -47,12 +47,12 @@ except ImportError as error:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LARGEST = 32 * 2**20  # bytes of a request
 PATIENCE = 60  # seconds for a request's body to arrive
-GONE = 499  # nginx's status for a client that has closed the connection; nobody reads it
+GONE = 499  # nginx's status for a closed connection; no client receives it
 T = TypeVar("T")
 
 
 class Api:
-    """What is served: the engine, the model's names, and who may ask."""
+    """The engine, the model's names, and the rules of access."""
 
     def __init__(self, engine: Engine, names: tuple[str, ...], key: str | None = None) -> None:
         """`names`: what requests may call the model, the first in replies. `key`: what they must show; None: nothing,
@@ -81,7 +81,7 @@ class Api:
         return Starlette(routes=routes, exception_handlers={HTTPException: no_route, Exception: failed})
 
     def guarded(self, handler: Callable[[Http], Awaitable[Response]]) -> Callable[[Http], Awaitable[Response]]:
-        """A handler that answers only who may ask, and whose errors are OpenAI's error object."""
+        """Wraps a handler: refuses clients without access, and turns errors into OpenAI's error object."""
 
         async def handle(http: Http) -> Response:
             try:

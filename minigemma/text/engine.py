@@ -68,7 +68,7 @@ class Job:
     cancelled: bool = False
     cache: Cache | None = None
     cached: int = 0  # tokens of its prompt that were in a cache already
-    fork: int = 0  # a copy of the cache is kept after so many tokens; 0: none
+    fork: int = 0  # the number of tokens after which a copy of the cache is kept; 0: no copy
     said: list[int] = field(default_factory=list)
     answer: Answer | None = None  # once the prompt is read
 
@@ -206,7 +206,7 @@ class Engine:
             return
         try:
             rows = next_logits(self.model, [answer for _, answer in decoding])
-        except Exception as error:  # of which nobody knows whose it is, nor how far each cache has come
+        except Exception as error:  # the failing request is unknown, and so is the state of each cache
             for job, _ in decoding:
                 job.cache = None
                 self._fail(job, error)

@@ -1,4 +1,4 @@
-"""OpenAI's API over loopback: what it answers, what it refuses, and that clients who misbehave harm no other.
+"""OpenAI's API over loopback: what it answers, what it refuses, and that misbehaving clients do not affect others.
 
 Needs starlette and uvicorn, which the extra [serve] brings, and [test] with it.
 """

@@ -1,4 +1,4 @@
-"""Requests answered together: each text is that of its prompt alone, whoever comes, goes or fails beside it."""
+"""Requests answered together: each text equals that of its prompt alone, whichever others join, leave or fail."""
 
 import queue
 import threading
