@@ -31,6 +31,9 @@ class Taps(dict[str, NDArray]):
 
     def __init__(self, *patterns: str) -> None:
         super().__init__()
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise ValueError(f"a pattern of values is {pattern!r}; it must be a text, as 'blocks.*.residual.out'")
         self.patterns = patterns
         self._offered: set[str] = set()  # all names that a run has come across
 
@@ -66,6 +69,8 @@ class Edits(Taps):
     """
 
     def __init__(self, functions: Mapping[str, Callable[[NDArray, str], NDArray]], *kept: str) -> None:
+        if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
+            raise ValueError("edits are a table of functions by name, as {'blocks.0.residual.out': function}")
         super().__init__(*functions, *kept)
         self.functions, self.kept = dict(functions), Taps(*kept)
 

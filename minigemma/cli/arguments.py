@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -29,13 +30,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print where the flags are listed and what is wrong, and exit with 2."""
+        if choice := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
+            near = difflib.get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"usage: {self.prog} …   (all flags: {self.prog} --help)\n{self.prog}: {message}\n")
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
         """Refuse words that no flag takes."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         near = difflib.get_close_matches(words[0].split("=")[0], flags, n=1) if words[0].startswith("-") else []
-        self.error(f"unknown: {' '.join(words)}" + (f"; did you mean {near[0]}?" if near else ""))
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if not words[0].startswith("-"):
+            hint = "; a text with blanks stands in quotes"
+        self.error(f"unknown: {' '.join(words)}{hint}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

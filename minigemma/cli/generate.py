@@ -40,9 +40,10 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
 
 
 def token_text(model: Decoder, token: int) -> str:
-    """The text of one token; an image's have none."""
+    """The text of one token, or its name if it has none."""
     assert model.tokenizer, "open_model refuses a model without one"
-    return model.tokenizer.decode([token]) if token < model.tokenizer.size else "<image_soft_token>"
+    known = token < model.tokenizer.size
+    return model.tokenizer.decode([token]) or model.tokenizer.piece(token) if known else "<image_soft_token>"
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:

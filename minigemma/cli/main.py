@@ -141,9 +141,9 @@ def one_line(error: Exception, model: str) -> str:
     elif isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}; check the path"
     elif isinstance(error, (ValueError, OSError, ImportError)):
-        text = f"{model}: {error}"
+        text = str(error) if not model or model in str(error) else f"{model}: {error}"
     elif isinstance(error, MemoryError):
         text = f"{model}: not enough memory; `minigemma inspect` says how much it takes, -c and --dtype lower it"
     else:
         text = f"{model}: {type(error).__name__}: {error}; this is a bug, --debug shows where"
-    return " ".join(text.split())
+    return " ".join(text.split()).encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of a C locale

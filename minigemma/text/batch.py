@@ -12,6 +12,7 @@ from ..kernels.matvec import FEW
 from ..models.decoder import Decoder
 from ..models.together import forward_together
 from .generation import Prompt, Token, stream_generate
+from .prompt import checked_model
 
 
 class Answer(NamedTuple):
@@ -43,9 +44,10 @@ def generate_batch(
     Raises ValueError for other numbers of images or seeds than of prompts, and for a `max_together` below 1, at once;
     as `stream_generate` does, when a prompt joins.
     """
+    checked_model(model)
+    if prompts is None or isinstance(prompts, (str, bytes)):
+        raise ValueError(f"prompts is {'None' if prompts is None else 'one text'}; give a list of texts")
     count = len(prompts)
-    if isinstance(prompts, str):
-        raise ValueError("prompts is one text; give a list of them")
     seeds = (
         [None if seed is None else seed + i for i in range(count)] if seed is None or isinstance(seed, int) else seed
     )

@@ -16,7 +16,7 @@ from ..files.safetensors_file import read_json
 from ..models.decoder import Decoder
 from .generation import Token, stream_generate
 from .processors import CONSTRAINTS, Steering
-from .prompt import MARK, conversation_ids
+from .prompt import MARK, checked_model, conversation_ids
 from .seeing import Seen, look_at
 
 
@@ -46,6 +46,7 @@ class Chat:
         """`settings`, those of `stream_generate`, hold for all answers. TypeError for a setting of another name."""
         if unknown := set(settings) - {*signature(stream_generate).parameters, *Steering.__annotations__}:
             raise TypeError(f"Chat has no setting {min(unknown)!r}; see stream_generate for those it has")
+        checked_model(model)
         self.model = model
         self.settings: dict[str, Any] = settings
         self.reset(system)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..kernels.parallel import threads
 from ..models.decoder import PREFILL_CHUNK, Decoder, chunks
 from ..taps import Taps
 from .processors import Processor, Steering, processed, processors_for
-from .prompt import checked_prompt, conversation_ids, text_ids
+from .prompt import checked_model, checked_prompt, conversation_ids, text_ids
 from .seeing import Seen, look_at
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def stream_generate(
     choice = Choice(sampler, _generator(seed), _stop_strings(model, stop), taps, _checked_top(model, top_logprobs))
     if _whole("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-    seen = images if isinstance(images, Seen) else look_at(model, images, pan_and_scan) if len(images) else None
+    seen = _seen(model, images, pan_and_scan)
     follows = cache is not None and cache.position > 0
     ids = _checked_ids(model, prompt, seen.crops if seen else (), raw, follows)
     features = seen.features if seen else np.empty((0, 0, 0), np.float32)
@@ -140,6 +139,13 @@ def stream_generate(
     exact = exact_logits or sampler.temperature > 1 or new < PAYS or (seed is not None and sampler.temperature > 0)
     exact = exact or taps is not None or bool(choice.processors) or top_logprobs > 0
     return _tokens(model, (ids, features), cache, new, choice._replace(exact=exact), progress)
+
+
+def _seen(model: Decoder, images: Sequence[Any] | Seen | None, pan_and_scan: PanAndScan | None) -> Seen | None:
+    """The images as the model sees them; None if there are none."""
+    if images is None or isinstance(images, Seen):
+        return images
+    return look_at(model, images, pan_and_scan) if len(images) else None
 
 
 def _room(model: Decoder, cache: Cache | None, count: int) -> int:
@@ -174,7 +180,9 @@ def _generator(seed: int | None) -> np.random.Generator:
 
 
 def _stop_strings(model: Decoder, stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, (str, bytes)) else tuple(stop)
+    if stop is not None and not isinstance(stop, (str, bytes, Iterable)):
+        raise ValueError(f"stop is {stop!r}; give a text, or a list of texts")
+    stops = (stop,) if isinstance(stop, (str, bytes)) else tuple(stop or ())
     if not all(isinstance(each, str) for each in stops):
         raise ValueError("a stop string is no text; give a text, or a list of texts")
     if not all(stops):
@@ -189,8 +197,7 @@ def sampler_for(model: Decoder, **given: Any) -> Sampler:
 
     Raises ValueError for settings out of range, and for those that have no effect at temperature 0.
     """
-    if isinstance(model, (str, Path)):
-        raise ValueError(f"the model is the name {str(model)!r}; load it first, as with mg.load(name)")
+    checked_model(model)
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
         if isinstance(value, (bool, str)) or not np.isscalar(value):

@@ -20,6 +20,7 @@ An image that was cut into crops (pan & scan, Gemma 3 §2.1) is followed by them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,18 @@ def text_ids(
     return [tokenizer.bos, *_joined(tokenizer, segments, vision, **({"control": True} if control else {}))]
 
 
+def checked_model(model: Any) -> None:
+    """Raises ValueError where the name of a model was given instead of a model."""
+    if model is None or isinstance(model, (str, bytes, Path)):
+        raise ValueError(f"the model is the name {str(model)!r}; load it first, as with mg.load(name)")
+
+
 def checked_prompt(given: Any, what: str = "prompt") -> str | list[int]:
     """A text as it is, or token ids as a list; ValueError for anything else, which says what was given."""
+    if isinstance(given, np.ndarray) and given.ndim == 0:
+        given = given.item()
     if isinstance(given, str):
-        return given
+        return str(given)
     if isinstance(given, (bytes, bytearray, memoryview)):
         raise ValueError(f"the {what} is bytes; decode it first")
     if given is None or isinstance(given, (Sequence, np.ndarray)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from ..formulas.attention import softmax
 from ..formulas.sampling import logprob_of
 from ..models.decoder import Decoder
 from ..taps import Taps
-from .prompt import checked_prompt, text_ids
+from .prompt import checked_model, checked_prompt, text_ids
 
 TOGETHER = 64  # tokens whose logits exist at once: with 262,144 of them each, 67 MB
 
@@ -69,6 +68,8 @@ def choose(model: Decoder, text_or_ids: str | Sequence[int], answers: Sequence[s
         raise ValueError("this checkpoint has no tokenizer, so its tokens have no texts")
     if isinstance(answers, str):
         raise ValueError("answers is one text; give a list of them")
+    if not len(answers):
+        raise ValueError("answers is empty; give the texts of two tokens or more")
     tokens = [model.tokenizer.encode(answer) for answer in answers]
     for answer, found in zip(answers, tokens, strict=True):
         if len(found) != 1:
@@ -78,8 +79,7 @@ def choose(model: Decoder, text_or_ids: str | Sequence[int], answers: Sequence[s
 
 def _ids(model: Decoder, given: str | Sequence[int]) -> list[int]:
     """BOS and the text, or the ids; ValueError where they are more than the context, or a text has no tokenizer."""
-    if isinstance(model, (str, Path)):
-        raise ValueError(f"the model is the name {str(model)!r}; load it first, as with mg.load(name)")
+    checked_model(model)
     ids = checked_prompt(given, "text")
     if isinstance(ids, str):
         if model.tokenizer is None:

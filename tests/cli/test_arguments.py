@@ -25,7 +25,9 @@ from minigemma.cli.values import read_text, unicode
     [
         ("generate x --temprature 1", "did you mean --temperature?"),
         ("score x --offlin3", "did you mean --offline?"),
-        ("chat extra", "unknown: extra"),
+        ("chat extra", "unknown: extra; a text with blanks stands in quotes"),
+        ("generat x", "did you mean generate?"),
+        ("generate x --dtype int44", "did you mean int4?"),
         ("generate x --top-k 5 --temp 0", "--top-k has no effect with --temperature 0"),
         ("generate x --stream", "goes with --json"),
         ("generate x -n 0", "0 is not at least 1"),

@@ -382,6 +382,7 @@ def test_a_misspelt_setting_of_a_chat_is_refused():
         ({"stop": b"x"}, "a stop string is no text"),
         ({"stop": [b"x"]}, "a stop string is no text"),
         ({"stop": ["x", 5]}, "a stop string is no text"),
+        ({"stop": 5}, "stop is 5; give a text"),
     ],
 )
 def test_settings_of_another_type_are_refused(settings, why):
@@ -393,3 +394,31 @@ def test_settings_of_another_type_are_refused(settings, why):
 def test_a_name_is_no_model(call):
     with pytest.raises(ValueError, match="the model is the name 'gemma-3-270m'; load it first"):
         call("gemma-3-270m", "Hello")
+
+
+@pytest.mark.parametrize("call", [mg.Chat, lambda model: mg.generate_batch(model, ["Hello"])])
+def test_a_name_is_no_model_for_others_either(call):
+    with pytest.raises(ValueError, match="load it first"):
+        call("gemma-3-270m")
+
+
+def test_nothing_is_none_and_a_text_may_be_numpys():
+    settings = {"max_new_tokens": 3, "temperature": 0}
+    plain = mg.generate(talker(), "Hello", **settings)
+    assert mg.generate(talker(), "Hello", images=None, stop=None, **settings) == plain
+    for text in (np.str_("Hello"), np.array("Hello")):
+        assert mg.generate(talker(), text, **settings) == plain
+
+
+@pytest.mark.parametrize(
+    "call, why",
+    [
+        (lambda m: mg.Taps(5), "a pattern of values is 5"),
+        (lambda m: mg.Edits({"logits": 5}), "edits are a table of functions"),
+        (lambda m: mg.choose(m, "Hello", []), "answers is empty"),
+        (lambda m: mg.generate_batch(m, None), "prompts is None"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_in_a_sentence(call, why):
+    with pytest.raises(ValueError, match=why):
+        call(mg.load("tiny-gemma-3", backend="numpy"))
