@@ -1,6 +1,6 @@
 """Measure what docs/performance.md says, and write it into its tables.
 
-python docs/make_performance.py [SECTION …]        sections: products attention token models peers start; all of them
+python docs/make_performance.py [SECTION …]    sections: products attention token together models peers start; or all
 
 Each table stands between two comments that name it; the text around them is written by hand. Programs that are compared
 take turns in one run; times are medians. The whole takes about half an hour on two cores that nothing else wants, of
@@ -26,17 +26,19 @@ import numpy as np
 import torch
 
 import minigemma as mg
-from minigemma.cli.measure import Plan, bench, weight_bytes
+from minigemma.cli.measure import Plan, bench, parameters, weight_bytes
 from minigemma.cli.random_weights import random_model
 from minigemma.formulas.attention import Mask, attention
 from minigemma.formulas.linear import linear
 from minigemma.kernels.amx import choice
 from minigemma.kernels.matvec import TOGETHER, matvec
 from minigemma.kernels.parallel import threading_layer, threads
-from minigemma.kernels.peaks import READ_BYTES, amx_peak, arithmetic_peak, read_all, read_bandwidth
+from minigemma.kernels.peaks import READ_BYTES, amx_peak, arithmetic_peak, peak_for, read_all, read_bandwidth
 from minigemma.kernels.simd import LANES
 from minigemma.kernels.weights import no_rows, of
 from minigemma.layouts import LAYOUTS, Weight
+from minigemma.models.decoder import Decoder
+from minigemma.models.together import forward_together
 from minigemma.text.generation import sampling_logits
 
 PAGE = Path(__file__).with_name("performance.md")
@@ -215,6 +217,30 @@ def token() -> str:
     return f"{machine()}\n\n{table(header, [one_dtype(dtype) for dtype in ('bf16', 'int8', 'int4')])}"
 
 
+def one_together(name: str, model: Decoder) -> list[str]:
+    """Milliseconds of a step of 1, 4 and 16 sequences, at position 100, and tokens per second beside those of one."""
+    first = model.new_cache(2000)
+    model.forward(list(range(5, 105)), first, last_only=True)
+    caches, counts = [first.copy() for _ in range(16)], (4, 16)
+    with threads(THREADS):
+        steps = [partial(forward_together, model, [7] * count, caches[:count]) for count in counts]
+        one, *several = in_turns(partial(sampling_logits, model, 7, first), *steps, rounds=3)
+        _, peak = peak_for(model.weights.blocks[0].ffn.gate)
+        limit = 2 * 16 * parameters(model) / peak()
+    ratios = [f"{count * one / step:.2f}" for count, step in zip((*counts, 16), (*several, limit), strict=True)]
+    return [name, *[f"{1e3 * step:.1f}" for step in (one, *several)], *ratios]
+
+
+def together() -> str:
+    """Sequences that decode together, beside one alone."""
+    rows = [one_together("270M, int8", mg.load("gemma-3-270m", dtype="int8", threads=THREADS))]
+    for shape in ("gemma-2-2b", "recurrentgemma-2b"):
+        model = random_model(shape, "int8", layers=6, threads=THREADS)
+        rows.append(one_together(f"{shape}, 6 layers, int8", model))
+    header = ["ms of a step", "1 sequence", "4", "16", "tokens/s of 4, by one's", "of 16", "of 16 at the peak"]
+    return f"{machine()}\n\n{table(header, rows)}"
+
+
 def models() -> str:
     """Decoding and prompts at the shapes of released models, random weights."""
     rows = []
@@ -313,7 +339,7 @@ def start() -> str:
     return f"{machine()}\n\n{table(['270M: start of the process to first token', 'seconds', 'from … to'], rows)}"
 
 
-SECTIONS = {f.__name__.split("_")[0]: f for f in (products, attention_alone, token, models, peers, start)}
+SECTIONS = {f.__name__.split("_")[0]: f for f in (products, attention_alone, token, together, models, peers, start)}
 
 
 def main(names: list[str]) -> None:
