@@ -191,9 +191,10 @@ def soak(served: Served, minutes: float) -> int:
     alive, _ = served.ask(json.dumps({"prompt": "a", "max_tokens": 1}).encode())
     for name, count in sorted(fates.items()):
         print(f"{count:9,} {name}")
-    first, settled, last = memory[0], memory[len(memory) // 10], memory[-1]
-    print(f"memory: {first:,.0f} MB at first, {settled:,.0f} MB after a tenth of the time, {last:,.0f} MB at last")
-    print(f"growth after that tenth: {last - settled:+,.0f} MB; the server {'answers' if alive == 200 else 'is dead'}")
+    tenths = [memory[(len(memory) - 1) * i // 10] for i in range(11)]
+    print(f"memory at every tenth of the time, MB: {' '.join(f'{each:,.0f}' for each in tenths)}")
+    print(f"growth after the first: {tenths[-1] - tenths[1]:+,.0f} MB; ", end="")
+    print("the server answers" if alive == 200 else "the server is dead")
     return sum(count for name, count in fates.items() if name.startswith("lost")) + (alive != 200)
 
 

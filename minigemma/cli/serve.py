@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import hmac
 import json
 import signal
@@ -35,7 +36,6 @@ from .progress import Progress, note
 try:
     import uvicorn
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
     from starlette.requests import Request as Http
@@ -135,7 +135,7 @@ class Api:
     async def answer(self, chat: bool, http: Http) -> Response:
         """A completion, whole or as a stream."""
         content = await body_of(http)
-        asked = await run_in_threadpool(self.read, content, chat)
+        asked = await asyncio.to_thread(self.read, content, chat)
         reply = Reply(self.engine.model, asked.form, self.names[0])
         tokens = Answering(self.engine, asked)
         try:
@@ -224,16 +224,20 @@ def event_of(chunk: dict[str, Any]) -> str:
 
 async def body_of(http: Http) -> bytes:
     """The body of a request, at most LARGEST bytes; more is read and dropped, for the client to learn why."""
-    parts, size = list[bytes](), 0
+    said = http.headers.get("content-length", "")
+    parts, size, fits = list[bytes](), 0, not said.isdigit() or int(said) <= LARGEST
     try:
         async with asyncio.timeout(PATIENCE):
             async for part in http.stream():
                 size += len(part)
-                if size <= LARGEST:
+                fits = fits and size <= LARGEST
+                if fits:
                     parts.append(part)
+                else:
+                    parts.clear()
     except TimeoutError:
         raise ApiError(f"the body did not arrive within {PATIENCE} s", 408) from None
-    if size > LARGEST:
+    if not fits:
         raise ApiError(f"the body has {size:,} bytes; at most {LARGEST:,} are read", 413)
     return b"".join(parts)
 
@@ -310,6 +314,8 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
             check_room(args.model, model, args.parallel + max(args.parallel, 4))
         progress("warming up")
         warm_up(model)
+        gc.freeze()
+        gc.set_threshold(700, 10, 10)  # Python's own; for short commands `own_process` makes it wait
         with Engine(model, args.parallel, args.queue) as engine:
             api = Api(engine, (model.name or args.model, args.model), key)
             server = Server(engine, api.app())

@@ -16,6 +16,7 @@ import time
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from PIL import Image
 from support.toy_models import ToyTokenizer
 
 import minigemma as mg
+from benchmarks.serve import Served, fate
 from minigemma import cli
 from minigemma.cli import serve
 from minigemma.cli.random_weights import random_model
@@ -365,6 +367,29 @@ def test_openais_own_client(server, model):
     assert refusal.value.param == "n"
     with client.chat.completions.create(messages=messages, stream=True, model="tiny", max_tokens=900) as left:
         next(iter(left))
+
+
+def test_a_short_soak(model):
+    """That of `python -m benchmarks.serve`, which leaves, sends what is wrong or too large, and half-closes."""
+    lost = []
+
+    def client(number):
+        chance = Random(number)
+        for _ in range(2):
+            try:
+                lost.extend(name for name in [fate(soaked, chance)] if name == "lost")
+            except OSError as error:
+                lost.append(error)
+
+    with served(model, parallel=3, queue=2) as server:
+        soaked = object.__new__(Served)
+        soaked.port = server.address[1]
+        clients = [threading.Thread(target=client, args=(number,)) for number in range(12)]
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join(120)
+        assert lost == [] and complete(server, {"prompt": "a", "max_tokens": 2})[0] == 200
 
 
 def png(pixels):
