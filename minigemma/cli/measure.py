@@ -104,11 +104,12 @@ def bench(
 
 
 def about(model: Decoder, ours: Ours) -> dict[str, Any]:
-    """What is measured."""
+    """What is measured; the dtype is the narrower one of the first feed-forward block."""
+    ffn = model.weights.blocks[0].ffn
     return {
         "name": model.name,
         "parameters": parameters(model),
-        "dtype": model.weights.blocks[0].ffn.gate.layout.name,
+        "dtype": min((ffn.gate.layout, ffn.down.layout), key=lambda layout: layout.bits).name,
         "threads": model.threads,
         "vectors": f"{LANES} lanes",
         "weight_bytes": ours.weight_bytes,

@@ -2,8 +2,8 @@
 
 The folder is as Hugging Face's: config.json and the tokenizer are copied, and the tensors keep their names, in one
 model.safetensors. A matrix [R, D] becomes the bytes of a layout or stored form (layouts/ says which byte is what).
-What is no matrix, and matrices whose rows are no whole blocks, stay as they are; the embedding of an int4 model is
-int8, as the quality of a text depends on it most.
+What is no matrix, and matrices whose rows are no whole blocks, stay as they are. The matrices on which the text depends
+most stay int8 in an int4 model: `in_eight_bits` in files/convert.py.
 """
 
 from __future__ import annotations

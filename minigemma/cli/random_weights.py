@@ -63,7 +63,7 @@ def _tensor(random: np.random.Generator, name: str, shape: tuple[int, ...], dtyp
     if name.endswith("recurrent.decay"):  # a between 0.9 and 0.999, as the paper begins (§2.4)
         return read_only((-np.log(random.uniform(0.9, 0.999, shape)) / 8).astype(np.float32))
     if len(shape) == 2 and not name.endswith("_bias") and name != "vision.positions":
-        return random_matrix(random, *shape, in_eight_bits(name, dtype))
+        return random_matrix(random, *shape, in_eight_bits(name, dtype, shape[1]))
     if len(shape) == 3 and dtype != "f32":
         return read_only(random_matrix(random, shape[0] * shape[1], shape[2], "bf16").data.reshape(shape))
     gain = 1 if re.search(r"^vision\..*norm[12]?$", name) and name != "vision.soft_norm" else 0  # of a LayerNorm

@@ -70,7 +70,8 @@ def load(
     """Loads a model: a folder or file, a name in weights/ or the Hugging Face cache, or "gemma-3-270m", the demo.
 
     dtype    None: as stored; "f32": the exact mode; or "bf16", "int8", "int4", "int4-symmetric", "sfp8", "int8-row",
-             "int4-row", which layouts/ describes; the embedding of an int4 model is int8
+             "int4-row", which layouts/ describes; the embedding, q, k and v of an int4 model are int8, and gate
+             and up where it is less than 1,024 wide
     backend  "numba": kernels; "numpy": the definitions alone, which a debugger can step through
     threads  how many cores a kernel uses; None: all that this process may use
     vision   False: do not load the vision tower of a model that has one in its file

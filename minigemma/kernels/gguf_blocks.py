@@ -21,6 +21,7 @@ from ..layouts.gguf_blocks import (
     Q6_K,
     Q8_0,
     RANGES,
+    REFITS,
     SCALES,
     SHARED,
     STEPS,
@@ -237,7 +238,7 @@ def _store_nibbles(x, d, zero, out, to):
 @jit_inner
 def _best_line(r, ranges, room):
     """The slope and center of the line through r [32], weights from -1 to 1, that leaves the least error: one for each
-    of `ranges`, the lanes of this search. `room` [3 · 16] is for the sums of each.
+    of `ranges`, the lanes of this search, then REFITS more. `room` [3 · 16] is for the sums of each.
     """
     count, mean = ranges.size, float32(0)
     for j in range(32):
@@ -259,6 +260,17 @@ def _best_line(r, ranges, room):
         if square > 0 and along * along / square > most:
             slope, most = along / square, along * along / square
             center = mean - slope * average
+    for _ in range(REFITS if slope > 0 else 0):
+        sums, products, squares = zeros(), zeros(), zeros()
+        for j in range(0, 32, LANES):
+            w = load(r, j)
+            q = round_lanes((w - splat(center)) / splat(slope) + splat(float32(7.5)))
+            p = minimum(maximum(q, zeros()), splat(float32(15))) - splat(float32(7.5))
+            sums, products, squares = sums + p, fma(w, p, products), fma(p, p, squares)
+        total = sum_lanes(sums)
+        along, square = sum_lanes(products) - mean * total, sum_lanes(squares) - total * total / float32(32)
+        slope = along / square if square > 0 else slope
+        center = mean - slope * total / float32(32)
     return slope, center
 
 

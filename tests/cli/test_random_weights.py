@@ -23,9 +23,10 @@ def test_random_weights_take_the_bytes_that_the_format_says(dtype, bits):
     config = replace(RELEASED["gemma-3-270m"], vocab=16_384)
     model = random_model(config, dtype, layers=2)
     sizes, wide = replace(config, layers=2), {"int4": 8.5, "int4-symmetric": 8.5, "int4-row": 8.5}.get(dtype, bits)
-    in_eight = config.embedding_parameters  # of an int4 model, and what attention begins with
+    in_eight = config.embedding_parameters  # of an int4 model, and what its narrow blocks begin with
     if dtype == "int4":
         in_eight += 2 * (config.heads + 2 * config.kv_heads) * config.head_dim * config.width
+        in_eight += 2 * 2 * config.ffn_width * config.width
     in_four = sizes.embedding_parameters + sizes.non_embedding_parameters - in_eight
     expected = (in_eight * wide + in_four * bits) / 8
     assert weight_bytes(model.weights) == pytest.approx(expected, rel=2e-3), "norms are float32"

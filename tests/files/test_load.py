@@ -103,10 +103,10 @@ def test_int4_of_rows_that_do_not_divide_by_sixteen_runs_as_int8():
     blocks = quantize_blocks(x.reshape(-1, 32), Q4_0).reshape(19, 3, 18)
     for kind, array in (("Q4_0", blocks), ("F32", x)):
         tensor = Stored("up", kind, (19, 96), array)
-        weight, wide = converted_weight("blocks.0.ffn.up", tensor, "int4", 0.0, LargePages()), dequantize(kind, array)
+        weight, wide = converted_weight("blocks.0.ffn.down", tensor, "int4", 0.0, LargePages()), dequantize(kind, array)
         assert weight.layout.name == "int8"
         assert np.abs(weight.widen() - wide).max() <= (0 if kind == "Q4_0" else np.abs(wide).max() / 250)
-        assert held_bytes("blocks.0.ffn.up", tensor, "int4") == weight.nbytes
+        assert held_bytes("blocks.0.ffn.down", tensor, "int4") == weight.nbytes
 
 
 def test_q4_k_takes_five_bits_and_is_its_own_exact_model(tmp_path, monkeypatch):
@@ -155,10 +155,10 @@ def test_files_of_int4_without_minima_are_read(dtype):
     data = LAYOUTS["int4-symmetric"].pack(x)
     tensor = stored_tensor("up", "U8", data)
     assert (tensor.kind, tensor.shape) == ("INT4-SYMMETRIC", (32, 96))
-    weight = converted_weight("blocks.0.ffn.up", tensor, dtype, 0.0, LargePages())
+    weight = converted_weight("blocks.0.ffn.down", tensor, dtype, 0.0, LargePages())
     assert np.shares_memory(weight.data, data) and weight.layout.name == "int4-symmetric"
     for other in ("int8", "f32"):  # the same integers and scales
-        same = converted_weight("blocks.0.ffn.up", tensor, other, 0.0, LargePages())
+        same = converted_weight("blocks.0.ffn.down", tensor, other, 0.0, LargePages())
         assert same.layout.name == other and np.array_equal(same.widen(), weight.widen())
 
 
