@@ -84,10 +84,11 @@ def check_weights(args: argparse.Namespace, path: Path, progress: Progress) -> N
 
 
 def show_cpu(args: argparse.Namespace) -> None:
-    """Print which kernels run here, and how many threads share them."""
+    """Print which kernels run here, how many threads share them, and the measured peak of each multiply instruction."""
     from ..kernels.amx import choice
     from ..kernels.dispatch import rows
     from ..kernels.parallel import default_threads, most_threads, threading_layer
+    from ..kernels.peaks import PEAKS
     from ..kernels.simd import paths
 
     chosen, why = choice()
@@ -98,11 +99,13 @@ def show_cpu(args: argparse.Namespace) -> None:
         "regions": threading_layer(),
     }
     told |= {f"{layout}, {work} tokens": f"x in {path.form}; {path.multiplies}" for layout, work, path in rows()}
+    used = dict.fromkeys(path.multiplies for *_, path in rows())
+    told |= {f"peak, {name}": f"{PEAKS[name]() / 1e9:,.0f} GFLOP/s from registers, all threads" for name in used}
     if args.json:
         print_json(told)
         return
     for name, text in told.items():
-        print(f"{name:26}{text}")
+        print(f"{name:28}{text}")
 
 
 def summary(about: Description, config: TextConfig) -> dict[str, Any]:

@@ -267,10 +267,10 @@ def _best_line(r, ranges, room):
             q = round_lanes((w - splat(center)) / splat(slope) + splat(float32(7.5)))
             p = minimum(maximum(q, zeros()), splat(float32(15))) - splat(float32(7.5))
             sums, products, squares = sums + p, fma(w, p, products), fma(p, p, squares)
-        total = sum_lanes(sums)
-        along, square = sum_lanes(products) - mean * total, sum_lanes(squares) - total * total / float32(32)
-        slope = along / square if square > 0 else slope
-        center = mean - slope * total / float32(32)
+        height = sum_lanes(sums)
+        rise, run = sum_lanes(products) - mean * height, sum_lanes(squares) - height * height / float32(32)
+        slope = rise / run if run > 0 else slope
+        center = mean - slope * height / float32(32)
     return slope, center
 
 

@@ -18,6 +18,7 @@ import minigemma.text.chat
 from minigemma.cli import chat, generate, inspect, opening, score
 from minigemma.cli.main import main
 from minigemma.cli.progress import COMPILED, Progress, share_done
+from minigemma.kernels import peaks
 from minigemma.models.registry import RELEASED
 from minigemma.text import generation
 from minigemma.text.generation import Token
@@ -467,8 +468,10 @@ def test_inspect_adds_up_weights_and_cache(described, capsys):
 def test_inspect_tells_which_kernels_run(forced, monkeypatch, capsys):
     if forced:
         monkeypatch.setenv("MINIGEMMA_CPU", "generic")
+    monkeypatch.setattr(peaks, "PEAKS", dict.fromkeys(peaks.PEAKS, lambda: 123e9))
     assert main(["inspect", "--cpu"]) == 0
     out = capsys.readouterr().out
+    assert "peak, 8-bit integers        123 GFLOP/s" in out
     assert ("MINIGEMMA_CPU=generic" in out) == forced
     assert main(["inspect", "--cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["regions"] in ("omp", "tbb", "workqueue")

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from minigemma.files.demo import SIZE
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -45,3 +47,16 @@ def test_the_readme_repeats_what_int8_costs():
     page = (ROOT / "docs" / "accuracy.md").read_text("utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| int8 |")).split("|")
     assert f"mean KL {number(row[3]):.4f} nats" in README
+
+
+def test_pages_agree_on_the_demo_file_and_on_the_tokens_read():
+    size, read = f"{SIZE // 10**6} MB", "12,288 tokens of English"
+    assert size in README and size in (ROOT / "weights" / "README.md").read_text("utf-8")
+    assert read in README and read in (ROOT / "docs" / "accuracy.md").read_text("utf-8")
+
+
+def test_the_readme_says_for_which_processor_its_numbers_hold():
+    numbers = README.split("## Numbers")[1].split("\n## ")[0]
+    assert "| AVX2, two cores |" in numbers and "**AVX2**" in numbers
+    ratios = [line for line in README.replace(numbers, "").splitlines() if re.search(r"\d times the speed", line)]
+    assert not ratios, "a ratio of speeds stands where its class of processor is not said"
