@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import TextConfig, VisionConfig
 from ..errors import ModelFormatError
 from ..files.load import describe, not_finite, planned
-from ..files.resolve import resolve
+from ..files.resolve import model_name, resolve
 from .opening import with_context
 from .progress import Progress, print_json
 
@@ -113,7 +113,7 @@ def summary(about: Description, config: TextConfig) -> dict[str, Any]:
     kinds = [config.kind(layer) for layer in range(config.layers)]
     cache = config.cache_bytes(config.context)
     return {
-        "name": config.name or about.files[0].stem,
+        "name": config.name or model_name(about.files[0]),
         "family": config.family,
         "kind": KINDS[about.instruction_tuned],
         "files": {str(file): file.stat().st_size for file in about.files},

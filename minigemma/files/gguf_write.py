@@ -66,7 +66,10 @@ def save_gguf(
         raise ValueError(f"llama.cpp has no {family.title}, so no GGUF file can hold it; write a folder: --to hf")
     fields = family.to_gguf(config)
     check_stated(config, family.from_gguf(Fields(fields), config.vocab), "GGUF header")
-    metadata: dict[str, Any] = {"general.architecture": family.architecture, "general.name": config.name or path.stem}
+    metadata: dict[str, Any] = {
+        "general.architecture": family.architecture,
+        "general.name": config.name or path.stem.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+    }
     metadata |= {"general.file_type": FORMS[dtype].file_type, "general.quantization_version": 2}
     metadata |= {f"{family.architecture}.{name}": value for name, value in fields.items()}
     if tokenizer is not None:

@@ -38,6 +38,10 @@ KINDS: dict[bytes | tuple[bytes, ...], str] = {  # how other files begin, in low
     (b"ii*\0", b"mm\0*"): "a TIFF picture",
     (b"ftyphe", b"ftypmif1"): "an HEIC picture",
     b"ftypavi": "an AVIF picture",
+    (b"\0\0\0\x0cjp", b"\xff\x4f\xff\x51"): "a JPEG 2000 picture",
+    b"\0\0\1\0": "an icon",
+    b"8bps": "a Photoshop file",
+    (b"p1", b"p2", b"p3", b"p4", b"p5", b"p6"): "a Netpbm picture",
     b"ftyp": "a video",
 }
 
@@ -120,7 +124,7 @@ def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
                 return _rgb(_from_array(source), name, tell)
             if isinstance(source, Image.Image):
                 return _rgb(source, name, tell)
-            with _opened(source if isinstance(source, bytes) else Path(source), name) as image:
+            with _opened(source if isinstance(source, bytes) else Path(source).expanduser(), name) as image:
                 _check_size(image.size, name)
                 if getattr(image, "is_animated", False) and image.format != "MPO":  # a JPEG with a second one for depth
                     tell(f"{name} is animated; its first frame is used")

@@ -35,7 +35,7 @@ from .convert import (
 )
 from .memory import check_memory, fits_memory
 from .open import Files, open_files
-from .resolve import resolve
+from .resolve import model_name, resolve
 from .statements import Statements
 from .tokenizer import REMEDY, Tokenizer, stop_ids
 
@@ -84,7 +84,7 @@ def load(
     Raises ModelFormatError for files that cannot be used, ValueError for invalid arguments and for a model that does
     not fit into memory.
     """
-    _check_arguments(dtype, backend, threads)
+    _check_arguments(dtype, backend, threads, context)
     files = open_files(resolve(name), vision, mmproj)
     folders = [adapter] if isinstance(adapter, (str, Path)) else adapter
     adapters = [read_adapter(folder, files.config) for folder in folders]
@@ -109,18 +109,21 @@ def load(
         coarse_head_fits=fits_memory(held + coarse_bytes(files.config.vocab, files.config.width), cache),
     )
     model.path = files.path
+    model.name = model.name or model_name(files.path)
     take_up(model, files.states)
     return adapted(model, adapters)
 
 
-def _check_arguments(dtype: str | None, backend: str, threads: int | None) -> None:
+def _check_arguments(dtype: str | None, backend: str, threads: int | None, context: int | None) -> None:
     """Raise ValueError for what `load` cannot do."""
     if dtype not in (None, *FORMATS):
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(FORMATS)}, or None for as stored")
     if backend not in ("numba", "numpy"):
         raise ValueError(f"backend is {backend!r}; it must be 'numba' or 'numpy'")
-    if threads is not None and not 1 <= threads <= most_threads():
-        raise ValueError(f"threads is {threads}; this machine offers 1 … {most_threads()}")
+    if context is not None and (not isinstance(context, int) or context < 1):
+        raise ValueError(f"context is {context!r}; it must be an integer from 1, or None")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= most_threads()):
+        raise ValueError(f"threads is {threads!r}; this machine offers 1 … {most_threads()}")
 
 
 def _check_loaded(files: Files, weights: dict[str, Any], tokenizer: Tokenizer | None) -> None:

@@ -23,6 +23,7 @@ from ..errors import ModelFormatError
 from ..models.registry import released_ids
 from . import demo
 
+HUB_ADDRESS = re.compile(r"((https?://)?(www\.)?(hf\.co|huggingface\.co)/|hf://)(models/)?")
 LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
@@ -34,14 +35,18 @@ def resolve(name: str | Path | None = None) -> Path:
     """
     if name is None:
         return demo.demo_weights()
-    text = str(name)
+    text = str(name).strip()
     if text[:1] in ("'", '"') and text[-1:] == text[:1]:
         text = text[1:-1]  # quotes that a script or a settings file left
+    if not text:
+        raise ModelFormatError("the model's name", "is empty", "give a folder, a file, a name or an id")
+    if address := HUB_ADDRESS.match(text):  # as copied from a browser, or as Ollama writes it
+        text = re.sub(r"/(blob|resolve|tree)/[^/]+", "", text[address.end() :]).rstrip("/")
     if found := _find(text):
-        return _model_in(found)
+        return _model_in(found, text)
     base, _, variant = text.rpartition(":")
     if base and re.fullmatch(r"[\w.-]+", variant) and (found := _find(base)):
-        return _model_in(found, variant)
+        return _model_in(found, base, variant)
     if text == demo.NAME:
         return demo.demo_weights()
     raise _not_found(text)
@@ -83,8 +88,17 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _model_in(path: Path, variant: str = "") -> Path:
+def model_name(path: Path) -> str:
+    """What a model is called by its path: the id of a cached one, the folder's name, or the GGUF file's."""
+    hub = next((part for part in path.absolute().parts if part.startswith("models--")), "")
+    folder = path.parent if path.suffix == ".safetensors" else path
+    return "/".join(hub.split("--")[1:]) or (path.stem if path.suffix == ".gguf" else folder.absolute().name)
+
+
+def _model_in(path: Path, name: str, variant: str = "") -> Path:
     """The file or folder itself; for a folder with GGUF models and no safetensors, the one whose name has `variant`."""
+    if path.name.startswith("models--") and (path / "snapshots").is_dir():  # the folder of the cache itself
+        path = _snapshot(model_name(path), path) or path
     if not path.is_dir() or (not variant and any(path.glob("*.safetensors*"))):
         return path
     found = sorted(path.glob("*.gguf")) or sorted(path.glob("*/*.gguf"))
@@ -96,7 +110,7 @@ def _model_in(path: Path, variant: str = "") -> Path:
         if not models:
             raise ModelFormatError(path, f"holds no GGUF file with {variant} in its name: {names}", "name one of them")
     if len(models) > 1:
-        remedy = f"name one of them, as in {path.name}:Q8_0 or {path.name}/{models[0].relative_to(path)}"
+        remedy = f"name one of them, as in {name}:Q8_0 or {name}/{models[0].relative_to(path)}"
         raise ModelFormatError(path, f"holds {len(models)} GGUF files: {names}", remedy)
     return models[0] if models else path
 

@@ -60,6 +60,10 @@ class Tokenizer:
         if [self.piece(i) for i in range(4)] != ["<pad>", "<eos>", "<bos>", "<unk>"]:
             raise ModelFormatError(path, "has the vocabulary of another model, not a Gemma's", remedy)
 
+    def __repr__(self) -> str:
+        """How many tokens it has."""
+        return f"<{type(self).__name__}: {self.size:,} tokens>"
+
     @classmethod
     def from_model_file(cls, path: str | Path) -> Tokenizer:
         """From a tokenizer.model; raises ModelFormatError for anything else."""
@@ -126,6 +130,8 @@ class Tokenizer:
 
         Halves of surrogate pairs, which are no characters, become U+FFFD; a typed U+2581 cannot be told from a blank.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"the text is of type {type(text).__name__}; the tokenizer takes one text")
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids, done = [], 0
         for name in self._found(text, control):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, Self
 
 import numpy as np
@@ -183,6 +183,10 @@ class Decoder:
         Arguments and errors are those of `forward`.
         """
         taps = NO_TAPS if taps is None else taps
+        if not isinstance(taps, Taps):
+            raise ValueError(f"taps is of type {type(taps).__name__}; give mg.Taps(pattern, …) or mg.Edits")
+        if not isinstance(cache, (Cache, NoneType)):
+            raise ValueError(f"cache is of type {type(cache).__name__}; give one that model.new_cache made")
         if images is not None and len(images):
             self._tower(len(images))  # said before what is wrong with the ids, which then may hold image tokens
         tokens = self.checked_ids(ids)
@@ -331,6 +335,8 @@ class Decoder:
         """The ids as an array, or a ValueError that says what is wrong with them: kernels check no index."""
         if type(ids) is list and len(ids) == 1 and type(ids[0]) is int and 0 <= ids[0] < self.config.vocab:
             return np.array(ids)  # at once: so comes each token that is generated
+        if isinstance(ids, (str, bytes)):
+            raise ValueError("ids is a text; give the ids of its tokens, as model.tokenizer.encode(text) does")
         tokens = np.asarray(ids)
         if tokens.ndim != 1 or not len(tokens):
             raise ValueError(f"ids must be a sequence of at least one token id, not of shape {list(tokens.shape)}")

@@ -375,3 +375,40 @@ def test_parts_of_a_split_file_are_one_model(tmp_path):
 def test_quotes_around_a_name_are_no_part_of_it(tmp_path):
     folder = model(tmp_path / "mine")
     assert locate.resolve(f"'{folder}'") == locate.resolve(f'"{folder}"') == folder
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "hf.co/me/one-GGUF",
+        "https://huggingface.co/me/one-GGUF",
+        "https://huggingface.co/me/one-GGUF/blob/main/m-Q8_0.gguf",
+        "hf.co/me/one-GGUF:Q8_0",
+        "hf://me/one-GGUF/",
+        " me/one-GGUF ",
+    ],
+)
+def test_an_address_of_the_hub_is_the_cached_model(written, home):
+    snapshot = cached(home, "me/one-GGUF", ("m-Q8_0.gguf",))
+    assert locate.resolve(written) == snapshot / "m-Q8_0.gguf"
+
+
+def test_an_empty_name_is_no_model(home):
+    with pytest.raises(ModelFormatError, match="the model's name: is empty"):
+        locate.resolve("")
+
+
+def test_the_folder_of_the_cache_is_its_snapshot_and_models_are_called_by_their_id(home):
+    snapshot = cached(home, "me/model")
+    assert locate.resolve(snapshot.parents[1]) == snapshot
+    assert locate.model_name(snapshot) == locate.model_name(snapshot / "model.safetensors") == "me/model"
+    assert (
+        locate.model_name(Path("weights/mine")) == locate.model_name(Path("weights/mine/model.safetensors")) == "mine"
+    )
+    assert locate.model_name(Path("weights/mine-Q8_0.gguf")) == "mine-Q8_0"
+
+
+def test_the_remedy_for_several_gguf_files_names_the_model_as_it_was_named(home):
+    cached(home, "me/two-GGUF", ("m-Q8_0.gguf", "m-Q4_0.gguf"))
+    with pytest.raises(ModelFormatError, match=r"as in me/two-GGUF:Q8_0 or me/two-GGUF/m-Q4_0\.gguf"):
+        locate.resolve("me/two-GGUF")

@@ -413,6 +413,12 @@ def test_nothing_is_none_and_a_text_may_be_numpys():
 @pytest.mark.parametrize(
     "call, why",
     [
+        (lambda m: m.forward("Hello"), "ids is a text"),
+        (lambda m: m.forward([2], taps="blocks.*"), "taps is of type str"),
+        (lambda m: m.forward([2], cache={}), "cache is of type dict"),
+        (lambda m: m.tokenizer.encode(5), "the text is of type int"),
+        (lambda m: mg.load("anything", threads="2"), "threads is '2'"),
+        (lambda m: mg.load("anything", context=0), "context is 0"),
         (lambda m: mg.Taps(5), "a pattern of values is 5"),
         (lambda m: mg.Edits({"logits": 5}), "edits are a table of functions"),
         (lambda m: mg.choose(m, "Hello", []), "answers is empty"),
