@@ -241,6 +241,10 @@ def targets(T, k, V):
     return Targets(rng.integers(0, V, (T, k)).astype(np.int32), rng.random((T, k), np.float32))
 
 
+CASES["low_rank"] = [
+    (normal(T, D), normal(r, D), normal(R, r), 0.5) for T, D, r, R in ((1, 33, 2, 20), (17, 96, 8, 131), (60, 40, 3, 7))
+]
+CASES["low_rank_gradient"] = [(normal(len(x), len(b)), x, a, b, scale) for x, a, b, scale in CASES["low_rank"]]
 CASES["linear_gradient"] = [
     (normal(T, R), normal(T, D), packed("f32", normal(R, D)))
     for T, R, D in ((1, 5, 33), (13, 131, 96), (300, 7, 40), (40, 20, 600))

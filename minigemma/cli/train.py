@@ -42,7 +42,7 @@ def _begun(args: argparse.Namespace, progress: Progress) -> Training:
     told = given(args)
     Settings(**told)  # before anything is read
     if args.command == "distill":
-        names = ("teacher", "draws", "soft", "targets")
+        names = ("teacher", "draws", "soft", "targets", "on_policy", "beta")
         told["distillation"] = Distillation(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
     progress(f"reading {', '.join(args.data)}")
     model = config_named(args.named, args.vocab)
@@ -59,7 +59,7 @@ def refuse_changes(args: argparse.Namespace, fixed: Sequence[str]) -> None:
 
 
 def _resumed(args: argparse.Namespace, progress: Progress) -> Training:
-    refuse_changes(args, ("init", "vocab", "teacher", "draws", "soft", "targets"))
+    refuse_changes(args, ("init", "vocab", "teacher", "draws", "soft", "targets", "on_policy", "beta"))
     progress(f"resuming {args.out}")
     return Training.resume(args.out, args.data, args.threads)
 

@@ -55,6 +55,9 @@ def add_teacher(to: argparse.ArgumentParser) -> None:
     kept = "256 draws of each distribution (default), set:256, top:64, or all of it, computed in every step"
     to.add_argument("--draws", metavar="N|all|…", help=kept)
     to.add_argument("--soft", type=share, metavar="X%%", help="its share; the rest is the text's next token (100%%)")
+    to.add_argument("--on-policy", type=share, metavar="X%%", help="share of windows that the student writes on (0%%)")
+    beta = "the divergence: 0 forward KL, 1 reverse KL, between them JSD(beta)"
+    to.add_argument("--beta", type=number(float, 0, 1), metavar="X", help=beta)
 
 
 def add_finetuning(to: argparse.ArgumentParser) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numba import get_num_threads
 
-from ..arrays import F32, read_only
+from ..arrays import F32
 from ..definition import definition, require, runs_formulas
 from ..kernels import dispatch, weights
 from ..kernels.matmul import matmul
 from ..kernels.matvec import TOGETHER, matvec
-from ..kernels.product import WIDTH, Matrix, product
+from ..kernels.product import multiply
 from ..layouts import Adapted, Weight
 from .lora import low_rank, low_rank_gradient
 
@@ -96,19 +96,6 @@ def add(gradients: Gradients, name: str, value: F32) -> None:
     """Add to the gradient of this name; without one it is not wanted: the parameter is frozen."""
     if name in gradients:
         gradients[name] += value
-
-
-def multiply(a: F32, b: F32, c: F32, adds: bool = False) -> F32:
-    """c = a b, or with `adds` c += a b; returns c [I, J], whose numbers lie row by row: a [I, K], b [K, J]."""
-    blocks = np.empty((-(-b.shape[1] // WIDTH), len(b) * WIDTH), np.float32)
-    product(get_num_threads(), _matrix(a), _matrix(b), blocks, c.reshape(-1), adds)
-    return c
-
-
-def _matrix(x: F32) -> Matrix:
-    rows = x if x.flags.c_contiguous else x.T if x.flags.f_contiguous else np.ascontiguousarray(x)
-    steps = (1, len(x)) if rows is not x and x.flags.f_contiguous else (x.shape[1], 1)
-    return Matrix(read_only(rows.reshape(-1).view()), *x.shape, *steps)
 
 
 @linear_gradient.kernel

@@ -21,9 +21,9 @@ from numba import get_num_threads
 
 from ..arrays import F32, U16, widen_bf16
 from ..definition import definition, require
+from ..kernels.product import multiply
 from ..kernels.rows import whole_vectors
 from ..kernels.scan import DECAY, STEEPEST, all_blocks, rg_lru_scan, rg_lru_scan_back, scan
-from .linear import multiply
 
 
 def sigmoid(x: F32) -> F32:

@@ -18,8 +18,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import get_num_threads
 
-from ..arrays import F32
+from ..arrays import F32, read_only
 from .compiler import jit, jit_inner
 from .parallel import chunk, parallel_for
 from .simd import LANES, ROWS, load, store, tile_add_outer, tile_load, tile_store, tile_zeros
@@ -123,3 +124,16 @@ def product(workers, a, b, packed, c, adds):
     """c [rows of a · columns of b] = a b, or with `adds` += a b; packed [blocks, rows of b · WIDTH] is room."""
     parallel_for(_pack_columns, min(workers, len(packed)), (b, packed))
     parallel_for(_some_bands, workers, (a, packed, b.columns, c, adds))
+
+
+def multiply(a: F32, b: F32, c: F32, adds: bool = False) -> F32:
+    """c = a b, or with `adds` c += a b; returns c [I, J], whose numbers lie row by row: a [I, K], b [K, J]."""
+    blocks = np.empty((-(-b.shape[1] // WIDTH), len(b) * WIDTH), np.float32)
+    product(get_num_threads(), _matrix(a), _matrix(b), blocks, c.reshape(-1), adds)
+    return c
+
+
+def _matrix(x: F32) -> Matrix:
+    rows = x if x.flags.c_contiguous else x.T if x.flags.f_contiguous else np.ascontiguousarray(x)
+    steps = (1, len(x)) if rows is not x and x.flags.f_contiguous else (x.shape[1], 1)
+    return Matrix(read_only(rows.reshape(-1).view()), *x.shape, *steps)

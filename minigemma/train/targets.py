@@ -31,6 +31,8 @@ from ..files.tokenizer import Tokenizer
 from ..formulas.attention import softmax
 from ..formulas.cross_entropy import LossOf, Targets
 from ..formulas.sampling import log_sum_exp
+from ..models.backward import Batch
+from ..models.decoder import Decoder
 from .checkpoint import replacing, write_json
 from .data import Corpus, Windows, micro_batches
 from .teacher import Teacher, TeacherError, keep, least_loss
@@ -49,11 +51,22 @@ class Distillation:
     draws: str = "256"
     soft: float = 1.0  # α
     targets: str | None = None  # the folder that targets are kept in; None: one inside the run's
+    on_policy: float = 0.0  # λ: the share of windows whose second half the student writes (onpolicy.py)
+    beta: float | None = None  # the divergence that is minimized (formulas/divergence.py); None: by `draws` and `soft`
+
+    @property
+    def live(self) -> bool:
+        """Is the teacher asked in every step, about what the student writes or for a divergence by all logits?"""
+        return self.on_policy > 0 or self.beta is not None
 
     def __post_init__(self) -> None:
         """Refuse other values with ValueError."""
         if not 0 <= self.soft <= 1:
             raise ValueError(f"soft is {self.soft:g}; it is the teacher's share of the targets, from 0 to 1")
+        if not 0 <= self.on_policy <= 1 or not 0 <= (self.beta or 0) <= 1:
+            raise ValueError(f"on_policy is {self.on_policy:g} and beta {self.beta or 0:g}; both are from 0 to 1")
+        if self.live and (self.soft != 1 or self.draws not in ("256", "all") or self.targets):
+            raise ValueError("draws, soft and targets are for a teacher that is asked once, not with on_policy or beta")
         kind, count = self.reading
         if kind not in ("counts", "set", "top", "all") or not 1 <= count <= 1 << 15:
             raise ValueError(f"draws is {self.draws!r}; it must be a number, set:NUMBER, top:NUMBER or all")
@@ -72,6 +85,7 @@ class Wanted(NamedTuple):
 
     targets: Targets | LossOf
     floor: float  # the sum of their tokens' least losses
+    batch: Batch | None = None  # in place of the windows' own ids
 
 
 class Source(Protocol):
@@ -110,6 +124,8 @@ class Text(NamedTuple):
     seq: int
     tokenizer: Tokenizer
     threads: int
+    student: Decoder
+    moment: Callable[[], tuple[int, int]]  # the run's seed and step
 
 
 class Full:
@@ -240,6 +256,10 @@ def source_of(told: Distillation | None, text: Text, out: Path | None) -> Source
     """What a run learns to predict; ValueError where targets are to be kept and no folder is named."""
     if told is None:
         return NextToken(text.corpus)
+    if told.live:
+        from .onpolicy import OnPolicy  # which is made of what this page has
+
+        return OnPolicy(told, text)
     if told.reading[0] == "all":
         return Full(told, text)
     if told.targets is not None:

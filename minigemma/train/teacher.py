@@ -65,7 +65,11 @@ class Teacher:
     def probabilities(self, corpus: Corpus, windows: Windows) -> F32:
         """P for each token of the windows, [T, V] float32 over the student's V pieces."""
         ids, _, starts = corpus.inputs(windows, self.student.bos)
-        h = hidden(self.model, Batch(self.ids[ids], starts))
+        return self.read(Batch(ids, starts))
+
+    def read(self, batch: Batch) -> F32:
+        """P for the token after each of a batch of the student's ids, [T, V] float32."""
+        h = hidden(self.model, Batch(self.ids[batch.ids], batch.starts))
         with using_threads(self.model.threads):
             logits, cap = linear(h, self.head), self.model.config.logit_cap
             return softmax(logits if cap is None else soft_cap(logits, cap))

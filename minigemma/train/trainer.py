@@ -233,7 +233,8 @@ class Training:
         self.adam = AdamW(parameters, self.settings.weight_decay)
         self.model = self._made(threads)
         self.order = Order(self.corpus.windows(self.seq), self.settings.seed)
-        text = Text(self.corpus, self.seq, self.tokenizer, self.model.threads)
+        moment = lambda: (self.settings.seed, self.counters.step)  # noqa: E731
+        text = Text(self.corpus, self.seq, self.tokenizer, self.model.threads, self.model, moment)
         self.source = source_of(self.distillation, text, self.out)
         self._clock: list[tuple[float, int]] = []  # seconds and tokens of the steps of this process
 
@@ -260,7 +261,7 @@ class Training:
         for some in micro_batches(windows, self.settings.micro_tokens):
             batch, following = self._batch(some)
             wanted = self.source.of(some, following)
-            total += float(self._learn(batch, wanted.targets, 1 / count).sum(dtype=np.float64))
+            total += float(self._learn(wanted.batch or batch, wanted.targets, 1 / count).sum(dtype=np.float64))
             floor += wanted.floor
         return total / count, floor / count
 

@@ -7,8 +7,9 @@ import pytest
 
 from minigemma.definition import DEFINITIONS, formulas_only
 from minigemma.formulas import conv1d, geglu, layernorm, linear, lora, rglru, rmsnorm, sampling  # noqa: F401
-from minigemma.formulas.attention import Mask, visible
+from minigemma.formulas.attention import Mask, softmax, visible
 from minigemma.formulas.cross_entropy import Targets
+from minigemma.formulas.divergence import Toward
 from minigemma.formulas.rope import angles
 from minigemma.layouts import LAYOUTS, Weight
 
@@ -43,6 +44,7 @@ CASES = {
     "low_rank": [(normal(T, 16), normal(3, 16), normal(9, 3), 0.7) for T in (1, 7)],
     "embed": [(np.array([3, 0, 3, 8]), matrix(9, 16), 4.0)],
     "cross_entropy": [(normal(5, 20) * 3, targets(5, k, 20)) for k in (1, 8)],
+    "divergence": [(normal(5, 20), Toward(softmax(normal(5, 20)), beta)) for beta in (0, 0.3, 1)],
     "rms_norm": [(normal(3, 16), normal(16), 1e-6), (normal(2, 3, 8), normal(8) - 1, 1e-2)],
     "layer_norm": [(normal(3, 16) * 3 + 1, normal(16), normal(16), 1e-6)],
     "rope": [
@@ -156,6 +158,15 @@ class Autograd:
         dense = self.torch.zeros_like(logits)
         dense.scatter_add_(1, self.torch.tensor(targets.ids).long(), self.torch.tensor(targets.weights).double())
         return self.functional.cross_entropy(logits, dense, reduction="none")
+
+    def divergence(self, logits, toward):
+        p, q = self.torch.tensor(toward.p).double(), logits.log_softmax(-1)
+        m, kl = toward.beta * p + (1 - toward.beta) * q.exp(), self.functional.kl_div
+        if toward.beta in (0, 1):
+            pair = (q, p.log()) if toward.beta == 0 else (p.log(), q)
+            return kl(*pair, reduction="none", log_target=True).sum(-1)
+        parts = (kl(m.log(), each, reduction="none", log_target=True).sum(-1) for each in (p.log(), q))
+        return sum(share * part for share, part in zip((toward.beta, 1 - toward.beta), parts, strict=True))
 
     def rms_norm(self, x, weight, eps):
         return self.functional.rms_norm(x, weight.shape, 1 + weight, float(np.float32(eps)))
