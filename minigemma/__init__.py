@@ -16,13 +16,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .errors import ModelFormatError
+    from .files.cache_file import load_cache
     from .files.load import load
     from .taps import Edits, Taps
     from .text.batch import generate_batch
     from .text.chat import Chat
     from .text.embedding import embed
     from .text.generation import generate, stream_generate
-    from .text.scoring import choose, score
+    from .text.scoring import choose, score, score_choices
     from .train.finetune import FineTuning, Lora
     from .train.targets import Distillation
     from .train.trainer import Training
@@ -41,7 +42,9 @@ __all__ = [
     "generate",
     "generate_batch",
     "load",
+    "load_cache",
     "score",
+    "score_choices",
     "stream_generate",
 ]
 
@@ -59,7 +62,9 @@ _HOME = {
     "generate": "text.generation",
     "generate_batch": "text.batch",
     "load": "files.load",
+    "load_cache": "files.cache_file",
     "score": "text.scoring",
+    "score_choices": "text.scoring",
     "stream_generate": "text.generation",
 }
 

@@ -12,11 +12,14 @@ layer is as long as the context and never wraps. Both begin small and double up 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import TypeVar
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +139,12 @@ class KeyValueRing:
                 new[: len(old)] = old
             self.keys, self.values = larger
 
+    def stored(self, position: int) -> dict[str, NDArray]:
+        """What a file keeps of it after `position` tokens: views of keys and values, [min(position, limit), K, H]."""
+        count = min(position, self.limit)
+        self._grow(count)
+        return {"keys": self.keys[:count], "values": self.values[:count]}
+
     def copy(self) -> KeyValueRing:
         """An independent ring with the same contents."""
         other = object.__new__(KeyValueRing)
@@ -174,6 +183,10 @@ class RecurrentState:
             self.tail, self.h = self._pending
             self._pending = None
 
+    def stored(self, position: int) -> dict[str, NDArray]:
+        """What a file keeps of it: both arrays themselves."""
+        return {"tail": self.tail, "h": self.h}
+
     def copy(self) -> RecurrentState:
         """An independent state with the same contents."""
         other = RecurrentState(len(self.tail) + 1, len(self.h))
@@ -195,12 +208,23 @@ def each_sequence(
     return [(at, own, its) for own, (at, its) in zip(states, tokens.sequences, strict=True)]
 
 
+def checksum(tensors: Mapping[str, NDArray]) -> int:
+    """CRC-32 of arrays one after the other, in the order of their names."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = crc32(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data, crc)
+    return crc
+
+
 class Cache:
     """The state of one sequence: that of each layer, and the number of tokens in them."""
 
-    def __init__(self, layers: tuple[LayerState, ...], max_tokens: int) -> None:
+    notes: str = ""  # a text of the caller's, which a file keeps too
+
+    def __init__(self, layers: tuple[LayerState, ...], max_tokens: int, fingerprint: Callable[[], str] = str) -> None:
         self.layers = layers
         self.max_tokens = max_tokens
+        self.fingerprint = fingerprint  # of the model that it belongs to
         self.position = 0
         self._ids: I32 = np.zeros(0, np.int32)
         self._moving_to: int | None = None
@@ -231,6 +255,33 @@ class Cache:
             larger = np.zeros(max(tokens, 2 * len(self._ids)), np.int32)
             larger[: len(self._ids)] = self._ids
             self._ids = larger
+
+    @property
+    def stored(self) -> dict[str, NDArray]:
+        """What a file keeps of it, by name: views of the layers' arrays, and the tokens."""
+        layers = {f"layers.{i}": layer.stored(self.position) for i, layer in enumerate(self.layers)}
+        named = {f"{layer}.{name}": array for layer, found in layers.items() for name, array in found.items()}
+        return {"ids": self.ids, **named}
+
+    def save(self, path: str | Path) -> None:
+        """Write it as a safetensors file for `load_cache`, whole or not at all; raises OSError.
+
+        Tensors: "ids" [T] int32; of each layer "keys" and "values" [S, K, H], bf16 as uint16, or "tail" and "h"; and
+        "about", JSON with the model's fingerprint, the caller's notes, and a checksum of the other tensors.
+        """
+        from safetensors.numpy import save
+
+        self.settle()
+        path, tensors = Path(path), {name: np.ascontiguousarray(array) for name, array in self.stored.items()}
+        about = {"version": 1, "model": self.fingerprint(), "checksum": checksum(tensors), "notes": self.notes}
+        tensors["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            partial.write_bytes(save(tensors))
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
     def skip_to(self, position: int) -> None:
         """Stand at `position` without having read anything, to measure what a token costs there."""
@@ -263,7 +314,7 @@ class Cache:
         if tokens is not None and not self.can_copy(tokens):
             raise ValueError(f"the cache at position {self.position} cannot be cut to its first {tokens} tokens")
         self.settle()
-        other = Cache(tuple(layer.copy() for layer in self.layers), self.max_tokens)
+        other = Cache(tuple(layer.copy() for layer in self.layers), self.max_tokens, self.fingerprint)
         other.position = self.position if tokens is None else tokens
-        other._ids = self._ids[: other.position].copy()
+        other.notes, other._ids = self.notes, self._ids[: other.position].copy()
         return other

@@ -86,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     doc = "Serve OpenAI's API to programs on this machine (extra [serve])."
     command("serve", doc, add_model, add_mmproj, add_machine, add_serving, add_parallel)
     doc = "Say how likely a text is: perplexity and, with -v, each token."
-    command("score", doc, add_text, add_model, add_machine, add_json)
+    made = command("score", doc, add_text, add_model, add_machine, add_json)
+    told = "of a text longer than the context, score N tokens at a time, after those before them"
+    made.add_argument("--stride", type=number(int, 1), metavar="N", help=told)
     doc = "Print the embedding of each text, for EmbeddingGemma (-m google/embeddinggemma-300m)."
     command("embed", doc, add_texts, add_model, add_machine, add_json)
     doc = "Show a run from inside in the browser: what each layer predicts, attention, gates; silence heads."

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     assert model.tokenizer, "open_model refuses a model without one"
     ids = text_ids(model.tokenizer, text, control=args.control_tokens)
     progress(f"scoring {len(ids):,} tokens")
-    result = score(model, ids, **progress.watched(f"scoring {len(ids):,} tokens"))
+    result = score(model, ids, stride=args.stride, **progress.watched(f"scoring {len(ids):,} tokens"))
     progress("")
     if math.isnan(result.perplexity):
         raise ValueError("the model's logits are NaN; `minigemma inspect --check` finds the weights that are")

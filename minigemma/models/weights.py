@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..arrays import F32, read_only, round_bf16
-from ..layouts.weight import Weight
+from ..layouts.weight import Adapted, Weight
 
 Tree = TypeVar("Tree")
 
@@ -38,6 +39,21 @@ def replaced(tree: Tree, changed: Mapping[str, Weight | F32]) -> Tree:
             near = ", ".join(get_close_matches(name, known, n=3, cutoff=0.3))
             raise ValueError(f"the model has no weight {name!r}" + (f"; the nearest are {near}" if near else ""))
     return _replaced(tree, {name: _fitted(name, known[name], new) for name, new in changed.items()}, "")
+
+
+def fingerprint_of(sizes: str, tree: Any) -> str:
+    """A digest, 32 hex digits, of a text and of 8 KB of each weight, with names, layouts and adapters."""
+    digest = sha256(sizes.encode())
+    for name, weight in named_weights(tree):
+        arrays = [weight.data] if isinstance(weight, Weight) else [weight]
+        arrays += [weight.a * np.float32(weight.scale), weight.b] if isinstance(weight, Adapted) else []
+        digest.update(f"{name} {weight.layout.name if isinstance(weight, Weight) else ''}".encode())
+        for array in arrays:
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            for first in range(0, len(data), max(len(data) // 16, 512)):
+                digest.update(data[first : first + 512].data)
+    return digest.hexdigest()[:32]
 
 
 def _parts(tree: Any) -> dict[str, Any]:

@@ -91,11 +91,55 @@ def test_the_choice_among_answers_is_the_softmax_of_their_logits():
     np.testing.assert_array_equal(found, mg.choose(model, ids, ["y", "n"]))
 
 
-def test_an_answer_is_one_token():
-    with pytest.raises(ValueError, match="the answer 'yes' is 3 tokens; it must be one"):
-        mg.choose(talker(), "Is it so?", ["yes", "n"])
-    with pytest.raises(ValueError, match="has no tokenizer"):
-        mg.choose(uniform(37), [2, 5], ["y"])
+def test_choices_are_scored_as_what_follows_the_text():
+    model, choices = talker(), ["y", "yes", "né"]
+    ids = [2, *model.tokenizer.encode("Is it so?")]
+    found = mg.score_choices(model, "Is it so?", choices)
+    for choice, logprob in zip(choices, found, strict=True):
+        tokens = model.tokenizer.encode(choice)
+        assert logprob == pytest.approx(mg.score(model, ids + tokens).logprobs[-len(tokens) :].sum(), abs=1e-4)
+    np.testing.assert_allclose(mg.choose(model, ids, choices), np.exp(found) / np.exp(found).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model, choices, told",
+    [
+        (uniform(37), ["y"], "has no tokenizer"),
+        (talker(), "yes", "the choices are one text"),
+        (talker(), [], "there is no choice"),
+        (talker(), ["y", ""], "or an empty one"),
+        (talker(context=3), ["y", "yes"], "have 4 tokens and the context holds 3"),
+    ],
+)
+def test_choices_that_cannot_be_scored_are_refused(model, choices, told):
+    with pytest.raises(ValueError, match=told):
+        mg.score_choices(model, [2, 5], choices)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("stride, count", [(1, 30), (4, 30), (8, 29), (8, 16), (8, 17)])
+def test_a_stride_scores_each_token_after_as_many_as_the_context_holds(stride, count, bos):
+    model = ToyModel(chaotic(61), context=16)
+    ids = [2 if bos else 7, *np.random.default_rng(count).integers(3, 61, count - 1).tolist()]
+    calls = []
+    found = mg.score(model, ids, stride=stride, progress=lambda *done: calls.append(done))
+    assert calls[-1] == (count, count)
+    assert found.ids == tuple(ids) and len(found.logprobs) == count - 1
+    for at in range(1, count):
+        end = 16 if at < 16 else min(16 + (at - 16) // stride * stride + stride, count)
+        first = 0 if at < 16 else end - (15 if bos else 16)
+        before = ids[:at] if at < 16 else ids[:1] * bos + ids[first:at]
+        logits = model.rule(before)
+        expected = logits[ids[at]] - math.log(sum(math.exp(z) for z in logits))
+        assert found.logprobs[at - 1] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("stride", [0, 9, 2.0, "4"])
+def test_a_stride_is_at_most_half_the_context(stride):
+    with pytest.raises(ValueError, match="it must be an integer from 1 to half the context, 8"):
+        mg.score(ToyModel(chaotic(61), context=16), [2] * 30, stride=stride)
+    with pytest.raises(ValueError, match="30 tokens and the context holds 16; shorten it, or score it with a stride"):
+        mg.score(ToyModel(chaotic(61), context=16), [2] * 30)
 
 
 @pytest.mark.parametrize("text", [b"hi", bytearray(b"hi"), memoryview(b"hi")])
