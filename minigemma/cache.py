@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -139,6 +139,20 @@ class KeyValueRing:
                 new[: len(old)] = old
             self.keys, self.values = larger
 
+    def overwritten(self, position: int, tokens: int) -> tuple[NDArray, ...]:
+        """Copies of the keys and values that the tokens from `position` on will overwrite; () while none are."""
+        if position + tokens <= self.limit:
+            return ()
+        self._grow(self.limit)
+        slots = np.arange(position, position + tokens) % self.limit
+        return self.keys[slots], self.values[slots]
+
+    def rewind(self, mark: Mark, position: int, overwritten: tuple[NDArray, ...]) -> None:
+        """Have again what the tokens from `position` on have overwritten."""
+        self._pending, first = None, position - mark.position
+        for array, old in zip((self.keys, self.values), overwritten, strict=bool(overwritten)):
+            array[np.arange(position, mark.position + len(old)) % self.limit] = old[first:]
+
     def stored(self, position: int) -> dict[str, NDArray]:
         """What a file keeps of it after `position` tokens: views of keys and values, [min(position, limit), K, H]."""
         count = min(position, self.limit)
@@ -183,6 +197,14 @@ class RecurrentState:
             self.tail, self.h = self._pending
             self._pending = None
 
+    def overwritten(self, position: int, tokens: int) -> tuple[NDArray, ...]:
+        """Both arrays: what comes after them has arrays of its own."""
+        return self.tail, self.h
+
+    def rewind(self, mark: Mark, position: int, overwritten: tuple[NDArray, ...]) -> None:
+        """Be what it was at the mark, to which `Cache.rewind` then goes back."""
+        self._pending, (self.tail, self.h) = None, overwritten
+
     def stored(self, position: int) -> dict[str, NDArray]:
         """What a file keeps of it: both arrays themselves."""
         return {"tail": self.tail, "h": self.h}
@@ -192,6 +214,13 @@ class RecurrentState:
         other = RecurrentState(len(self.tail) + 1, len(self.h))
         other.tail, other.h = self.tail.copy(), self.h.copy()
         return other
+
+
+class Mark(NamedTuple):
+    """What `Cache.rewind` needs in order to go back: a position, and what the tokens from there on overwrite."""
+
+    position: int
+    layers: tuple[tuple[NDArray, ...], ...]
 
 
 LayerState = KeyValueRing | RecurrentState
@@ -255,6 +284,23 @@ class Cache:
             larger = np.zeros(max(tokens, 2 * len(self._ids)), np.int32)
             larger[: len(self._ids)] = self._ids
             self._ids = larger
+
+    def mark(self, tokens: int) -> Mark:
+        """What to keep in order to take back any of the next `tokens` tokens, of which a ring must hold all."""
+        self.settle()
+        return Mark(self.position, tuple(layer.overwritten(self.position, tokens) for layer in self.layers))
+
+    def rewind(self, mark: Mark, position: int) -> None:
+        """Go back to `position`, after the mark; with a recurrent state, which has no earlier ones, to the mark itself.
+
+        The tokens between are then to be read again.
+        """
+        self.settle()
+        if any(isinstance(layer, RecurrentState) for layer in self.layers):
+            position = mark.position
+        for layer, overwritten in zip(self.layers, mark.layers, strict=True):
+            layer.rewind(mark, position, overwritten)
+        self.position = position
 
     @property
     def stored(self) -> dict[str, NDArray]:

@@ -226,6 +226,10 @@ def add_talking(to: argparse.ArgumentParser) -> None:
     to.add_argument("--system", type=unicode, metavar="TEXT", help="an instruction for the whole conversation")
     to.add_argument("--image", action="append", default=[], metavar="FILE", help="show the model an image; repeatable")
     to.add_argument("--pan-and-scan", action="store_true", help="show it crops of wide and tall images too")
+    told = "keep the cache of the text in FILE: what it has of the text is not read again"
+    to.add_argument("--prompt-cache", type=Path, metavar="FILE", help=told)
+    told = "guess tokens, which are checked several at once: prompt looks them up in the text; or a smaller model"
+    to.add_argument("--draft", metavar="prompt|MODEL", help=told)
     told = "with --json: the N likeliest tokens with each token, and their log-probabilities"
     to.add_argument("--top-logprobs", type=number(int, 1), metavar="N", help=told)
     to.add_argument("--exact-logits", action="store_true", help="no shortcut for the logits of unlikely tokens")

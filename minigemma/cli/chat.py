@@ -14,7 +14,7 @@ from ..text.chat import Chat, ContextFull
 from ..text.generation import sampler_for
 from .generate import print_speed, settings, show
 from .main import Interrupt
-from .opening import open_model, see
+from .opening import open_draft, open_model, see
 from .progress import Progress, note, print_json
 from .terminal import Prompt
 from .values import SETTINGS
@@ -34,7 +34,11 @@ COMMANDS = tuple(word for word in HELP.split() if word.startswith("/"))
 def run(args: argparse.Namespace, progress: Progress) -> None:
     """Answer each message of standard input until it ends or /exit."""
     model = open_model(args, progress, vision=True)
+    args.draft = open_draft(args, progress)
     talk = Talk(Chat(model, system=args.system), args, progress)
+    if args.prompt_cache and args.prompt_cache.exists():
+        talk.chat.reopen(args.prompt_cache)
+        note(args, f"going on with the {len(talk.chat.messages)} messages in {args.prompt_cache}")
     progress("")
     if not model.instruction_tuned:
         why = "it continues text and was never taught to answer; take an -it one"
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
             try:
                 message = prompt.read()
                 if message is None or message.strip() == "/exit":
-                    return
+                    return talk.chat.keep(args.prompt_cache) if args.prompt_cache else None
                 talk.take(message)
             except KeyboardInterrupt:  # at the prompt, or between two steps: what was said stays
                 if not prompt.terminal:

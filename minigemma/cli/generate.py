@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..cache import Cache
+from ..files.cache_file import load_cache
 from ..files.safetensors_file import read_json
 from ..models.decoder import Decoder
-from ..text.generation import Token, prompt_ids, stream_generate
+from ..text.generation import Token, prefill, prompt_ids, stream_generate
 from ..text.processors import Steering
+from ..text.seeing import Seen
 from .main import Interrupt
-from .opening import open_model, see
+from .opening import open_draft, open_model, see
 from .progress import START, Progress, note, print_json
 from .values import read_text
 
@@ -27,16 +33,50 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     seen = see(model, args, progress) if args.image else ()
     turns = {"system": args.system, "raw": args.raw, "control": args.control_tokens}
     ids = prompt_ids(model, text, crops=seen.crops if seen else (), **turns)
+    args.draft = open_draft(args, progress)
     if args.verbose:
         note(args, f"prompt {[(i, token_text(model, i)) for i in ids]}")
     progress(f"reading the prompt ({len(ids):,} tokens)")
     shown = progress.watched("reading the prompt")
-    tokens = stream_generate(model, ids, seen, **settings(args), **shown)
+    more: dict[str, Any] = {}
+    held = 0
+    if args.prompt_cache:
+        more["cache"], held = read_with(model, args.prompt_cache, ids, seen, shown)
+        note(args, f"{held:,} of the prompt's {len(ids):,} tokens were in {args.prompt_cache}")
+    rest = ids[-1:] if more else ids
+    tokens = stream_generate(model, rest, seen, **more, **settings(args), **shown)
     report = show(json_lines(tokens) if args.stream else tokens, progress, silent=args.json)
+    report |= {"prompt_tokens": len(ids), "cached_tokens": held} if more else {}
     if args.json:
         print_json(report)
     elif not args.quiet:
         print_speed(report)
+
+
+def read_with(
+    model: Decoder, path: Path, ids: list[int], seen: Seen | Sequence[Any], shown: dict[str, Any]
+) -> tuple[Cache, int]:
+    """A cache of all of `ids` but the last, and how many of them `path` had; all of them are in `path` afterwards.
+
+    The last token is read in any case: its logits are what an answer begins with. Where the file has another text, as
+    much of its beginning is used as a cache can go back to (`Cache.can_copy`).
+    """
+    if len(seen):
+        raise ValueError("--prompt-cache keeps text alone; leave out --image")
+    begin = np.array(ids[:-1], np.int32)
+    cache = load_cache(model, path) if path.exists() else model.new_cache(model.config.context)
+    common = min(len(begin), cache.position)
+    same = cache.ids[:common] == begin[:common]
+    shared = common if same.all() else int(same.argmin())
+    if shared < cache.position:
+        cache = cache.copy(shared) if shared and cache.can_copy(shared) else model.new_cache(model.config.context)
+    held = cache.position
+    if held < len(begin):
+        if len(ids) >= model.config.context:
+            stream_generate(model, ids)  # says that there is no room
+        prefill(model, ids[held:-1], cache, **shown)
+        cache.save(path)
+    return cache, held
 
 
 def token_text(model: Decoder, token: int) -> str:
@@ -53,8 +93,8 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steering(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags among `Steering` that are given, and --top-logprobs."""
-    found = {name: getattr(args, name, None) for name in (*Steering.__annotations__, "top_logprobs")}
+    """The flags among `Steering` that are given, --top-logprobs and --draft."""
+    found = {name: getattr(args, name, None) for name in (*Steering.__annotations__, "top_logprobs", "draft")}
     found["logit_bias"] = dict(args.logit_bias or ())
     found["json_schema"] = read_json(args.json_schema) if args.json_schema else None
     return {name: value for name, value in found.items() if value}

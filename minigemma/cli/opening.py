@@ -35,6 +35,14 @@ def open_model(args: argparse.Namespace, progress: Progress, vision: bool = Fals
     return model
 
 
+def open_draft(args: argparse.Namespace, progress: Progress) -> Decoder | str | None:
+    """What --draft names: "prompt", or a model."""
+    if args.draft in (None, "prompt"):
+        return args.draft
+    progress(f"loading {args.draft}")
+    return load(args.draft, threads=args.threads, vision=False, force=args.force)
+
+
 def with_context(config: TextConfig, tokens: int | None) -> TextConfig:
     """The config with the context of -c, which may be shorter than the model's but not longer."""
     if tokens and tokens > config.context:

@@ -36,7 +36,7 @@ def generate_batch(
     images        those of each prompt, as `look_at` takes them; none at all where the sequence is empty
     seed          one for each prompt, or a number: prompt i has `seed` + i
     max_together  how many prompts are answered at once; the others wait until one has its last token
-    settings      those of `stream_generate`, for all prompts, but for `cache` and `taps`
+    settings      those of `stream_generate`, for all prompts, but for `cache`, `taps` and `draft`
 
     Each text is what `generate` makes of its prompt alone with its seed, up to the order of sums. A prompt is read when
     it joins; the others then wait. All logits are exact, but when one text is left (`exact_logits`).
@@ -57,7 +57,7 @@ def generate_batch(
             raise ValueError(f"{what} for {len(given)} prompts were given, and there are {count}")
     if max_together < 1:
         raise ValueError(f"max_together is {max_together}; it must be 1 or more")
-    if unknown := {"cache", "progress", "taps"} & set(settings):
+    if unknown := {"cache", "progress", "taps", "draft"} & set(settings):
         raise ValueError(f"{min(unknown)} is for one text alone, not for several together")
 
     def begin(i: int) -> Answer:

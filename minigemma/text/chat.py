@@ -12,6 +12,8 @@ import numpy as np
 
 from ..arrays import F32
 from ..cache import Cache
+from ..errors import ModelFormatError
+from ..files.cache_file import load_cache
 from ..files.safetensors_file import read_json
 from ..models.decoder import Decoder
 from .generation import Token, stream_generate
@@ -140,6 +142,35 @@ class Chat:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+    def keep(self, path: str | Path) -> None:
+        """Write the cache, with the messages, for `reopen`; nothing where no answer was given. Raises OSError.
+
+        ValueError for a conversation with images, which such a file does not hold.
+        """
+        if self._seen.size:
+            raise ValueError("a conversation with images cannot be kept with its cache; save() writes its messages")
+        if self._cache:
+            self._cache.notes = json.dumps(self.messages)
+            self._cache.save(path)
+
+    def reopen(self, path: str | Path) -> None:
+        """Go on with the conversation that `keep` wrote, of which nothing is read again.
+
+        Raises ModelFormatError for another file and another model's, ValueError for one that begins with another
+        system text than this chat, and leaves the history as it was.
+        """
+        cache = load_cache(self.model, path)
+        try:
+            messages = json.loads(cache.notes)
+            self._ids([*messages, {"role": "user", "content": ""}])
+        except (ValueError, TypeError):
+            raise ModelFormatError(path, "holds no conversation", "name the file that a chat wrote") from None
+        if self.messages and self.messages != messages[:1]:
+            raise ValueError(f"the conversation in {path} has another system text; leave --system out")
+        self.messages, self._seen = messages, self._seen[:0]
+        self._forget()
+        self._cache = cache
 
     def load(self, path: str | Path) -> int:
         """Go on with the messages that `save` wrote; how many images they had, which such a file does not hold.

@@ -16,6 +16,7 @@ from ..formulas.softcap import soft_cap
 from ..kernels.parallel import threads
 from ..models.decoder import PREFILL_CHUNK, Decoder, chunks
 from ..taps import Taps
+from .draft import Ahead, Draft, checked_draft
 from .processors import Processor, Steering, processed, processors_for
 from .prompt import checked_model, checked_prompt, conversation_ids, text_ids
 from .seeing import Seen, look_at
@@ -65,11 +66,13 @@ def generate(
     exact_logits: bool = False,
     raw: bool | None = None,
     taps: Taps | None = None,
+    draft: Draft | None = None,
     **steering: Unpack[Steering],
 ) -> str:
     """The text that follows `prompt`; the settings are those of `stream_generate`."""
     settings = max_new_tokens, temperature, top_k, top_p, min_p, seed, stop
     more: dict[str, Any] = {"pan_and_scan": pan_and_scan, "exact_logits": exact_logits, "raw": raw, "taps": taps}
+    more["draft"] = draft
     return "".join(token.text for token in stream_generate(model, prompt, images, *settings, **more, **steering))
 
 
@@ -91,6 +94,7 @@ def stream_generate(
     raw: bool | None = None,
     taps: Taps | None = None,
     top_logprobs: int = 0,
+    draft: Draft | None = None,
     **steering: Unpack[Steering],
 ) -> Generator[Token, F32 | None, None]:
     """Yield a `Token` for each token that follows `prompt`; the last one has a finish_reason.
@@ -112,6 +116,8 @@ def stream_generate(
               never with a seed, whose text must not depend on `max_new_tokens`. Greedy text is the same either way
     taps      `Edits` that change every pass, that of the prompt and of each new token; Taps keep the latest pass
     top_logprobs  how many of the likeliest tokens to name with each token, whichever was chosen
+    draft     "prompt": look up in the text what may come next; a smaller model with the same tokenizer: let it guess.
+              One pass then computes several tokens (text/draft.py). The text is the same, up to the order of sums
     steering  repetition_penalty, frequency_penalty, presence_penalty, logit_bias, logits_processors, json_schema, regex
               and choices, which change the logits; text/processors.py says how. All logits are then exact. With one of
               the last three, an answer that ends for "stop" has that form, and one for "length" is a beginning of it
@@ -123,7 +129,9 @@ def stream_generate(
     prompt that is empty or longer than the context, and images for a model that has no vision tower.
     """
     sampler = sampler_for(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    choice = Choice(sampler, _generator(seed), _stop_strings(model, stop), taps, _checked_top(model, top_logprobs))
+    top_logprobs = _checked_top(model, top_logprobs)
+    draft = checked_draft(model, draft, taps is None and (draft == "prompt" or not len(images)))
+    choice = Choice(sampler, _generator(seed), _stop_strings(model, stop), taps, top_logprobs, draft)
     if _whole("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
     seen = _seen(model, images, pan_and_scan)
@@ -268,6 +276,7 @@ class Choice(NamedTuple):
     stops: tuple[str, ...]
     taps: Taps | None
     top_logprobs: int
+    draft: Draft | None
     processors: tuple[Processor, ...] = ()
     exact: bool = True  # logits of unlikely tokens too
 
@@ -292,27 +301,29 @@ def _tokens(
     decoder = model.tokenizer.stream() if model.tokenizer else None
     banned = [token for token in model.banned if token < len(logits)]  # a small embedding has no rows for the marks
     pending = ""  # decided text is yielded; this may be the beginning of a stop string
-    for count in range(1, max_new_tokens + 1):
-        allowed = processed(choice.processors, cache.ids, logits.copy())
-        allowed[model.vocab_limit :] = allowed[banned] = -np.inf
-        token = choice.sampler.choose(allowed, choice.random)
-        logprob = float(logprob_of(logits[None], [token])[0])
-        reason = "stop" if token in model.eos else "length" if count == max_new_tokens else None
-        if decoder:
-            pending += ("" if token in model.eos else decoder.push(token)) + (decoder.flush() if reason else "")
-        text, pending, stopped = _split_at_stop(pending, choice.stops, bool(reason))
-        reason = "stop" if stopped else reason
-        speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
-        likeliest = top_logprobs_of(logits, choice.top_logprobs)
-        sent = yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed, 0, likeliest)
-        if reason:
-            return
-        if sent is not None:
-            logits = sent
-        elif choice.exact:
-            logits = model.forward([token], cache, last_only=True, taps=choice.taps)[0]
-        else:  # the shortcut of a coarse head
-            logits = sampling_logits(model, token, cache)
+
+    def step(token: int) -> F32:
+        if choice.exact:
+            return model.forward([token], cache, last_only=True, taps=choice.taps)[0]
+        return sampling_logits(model, token, cache)
+
+    with Ahead(model, cache, choice.draft, step) as ahead:
+        for count in range(1, max_new_tokens + 1):
+            allowed = processed(choice.processors, ahead.text, logits.copy())
+            allowed[model.vocab_limit :] = allowed[banned] = -np.inf
+            token = choice.sampler.choose(allowed, choice.random)
+            logprob = float(logprob_of(logits[None], [token])[0])
+            reason = "stop" if token in model.eos else "length" if count == max_new_tokens else None
+            if decoder:
+                pending += ("" if token in model.eos else decoder.push(token)) + (decoder.flush() if reason else "")
+            text, pending, stopped = _split_at_stop(pending, choice.stops, bool(reason))
+            reason = "stop" if stopped else reason
+            speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
+            likeliest = top_logprobs_of(logits, choice.top_logprobs)
+            sent = yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed, 0, likeliest)
+            if reason:
+                return
+            logits = ahead.after(token) if sent is None else sent
 
 
 def sampling_logits(model: Decoder, token: int, cache: Cache) -> F32:

@@ -35,7 +35,7 @@ class Tokenizer:
 @pytest.fixture
 def calls(monkeypatch):
     """Put stand-ins where the commands import the library from, and record what they were given."""
-    unused = {"vision": False, "mmproj": None, "context": None, "force": False}
+    unused = {"vision": False, "mmproj": None, "context": None, "force": False, "adapter": []}
     seen = SimpleNamespace(unused=unused, instruction_tuned=False, pieces=["Hel", "lo"], error=None)
 
     def load(name, dtype=None, **flags):
@@ -71,7 +71,7 @@ def calls(monkeypatch):
     def conversation_ids(tokenizer, family, messages, vision):
         return [2, *(ord(c) for m in messages for c in f"[{m['role']}]{m['content']}")]
 
-    def score_ids(model, ids):
+    def score_ids(model, ids, stride):
         return SimpleNamespace(logprobs=[-0.5] * (len(ids) - 1), perplexity=1.6487)
 
     class Chat:

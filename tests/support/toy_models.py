@@ -41,6 +41,7 @@ class ToyModel:
         vocab = tokenizer.size if tokenizer else 300
         self.name, self.config = "toy", SimpleNamespace(context=context, family=family, vocab=vocab)
         self.vision = self.coarse_head = None
+        self.weights = ()
         self.instruction_tuned, self.sampling, self.foreign_turns = False, {}, ""
         self.vocab_limit = limit or vocab
         self.fed = []  # tokens in each call

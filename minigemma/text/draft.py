@@ -1,0 +1,194 @@
+"""Several tokens in one pass: a draft guesses what comes, and the model checks all guesses at once.
+
+Leviathan, Kalman & Matias 2023, "Fast Inference from Transformers via Speculative Decoding": a pass over 9 tokens reads
+each weight once, as a pass over one does. Of the guesses g_1 … g_k, in order, each is kept that is the token which the
+model draws at its place from its own distribution, p_i, over what stands before it; the first that is not is replaced
+by the token drawn, and the rest are dropped. Every token is thus drawn from the model's own distribution, whatever the
+guesses are. (The paper keeps a guess drawn from q with probability min(1, p/q); here the guess is always the draft's
+likeliest, so q is 1 there, and both rules are the same.)
+
+Two kinds of draft. "prompt": the last tokens are looked up in the text so far, and what followed them is the guess
+(Saxena 2023, "Prompt Lookup Decoding"): where a text is quoted, edited or summarized that is right often, and it costs
+nothing. A smaller model with the same tokenizer: guesses are right more often, and each costs a pass of it.
+
+Guesses are an investment: a pass with them takes about a token's time more. As long as they have earned less than they
+cost, at most one token in fifty is spent on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays import F32, I32, read_only
+from ..cache import Cache, KeyValueRing, Mark
+from ..kernels.matvec import FEW
+from ..models.decoder import Decoder
+from ..models.weights import named_weights
+
+MOST = 8  # guesses in a pass
+LONGEST, SHORTEST = 4, 2  # tokens that are looked up together
+COST = 1.5  # tokens that a pass with guesses takes longer than one without
+CREDIT, SHARE, MUCH = 3.0, 0.02, 12.0  # tokens that may be lost at first, of all tokens, and of those that were won
+
+Draft = str | Decoder
+
+
+def checked_draft(model: Decoder, draft: Draft | None, alone: bool) -> Draft | None:
+    """The draft as `stream_generate` takes it; `alone`: without taps and images.
+
+    Raises ValueError for one that is neither "prompt" nor a model, a model with another tokenizer, and not `alone`.
+    """
+    if draft is None or draft == "prompt":
+        if draft and not alone:
+            raise ValueError("a draft guesses tokens of text: it goes without taps")
+        return draft
+    if isinstance(draft, str) or not hasattr(draft, "forward"):
+        raise ValueError(f"draft is {draft!r}; it must be 'prompt' or a loaded model")
+    if not alone:
+        raise ValueError("a model as draft reads text alone: it goes without taps and images")
+    if not same_vocabulary(model, draft):
+        raise ValueError(f"{draft.name} as draft has another tokenizer than {model.name}; take one of the same family")
+    return draft
+
+
+def same_vocabulary(one: Decoder, other: Decoder) -> bool:
+    """Do the ids of two models stand for the same tokens?"""
+    a, b = one.tokenizer, other.tokenizer
+    if a is None or b is None:
+        return a is b and one.config.vocab == other.config.vocab
+    limit = one.vocab_limit
+    return limit == other.vocab_limit and all(a.bytes_of(i) == b.bytes_of(i) for i in range(0, limit, 97))
+
+
+class Ahead:
+    """The logits after each token of an answer, some of which are computed before the token is chosen.
+
+    Without a draft, those of one token at a time. `with` leaves a cache that holds the text and no guesses.
+    """
+
+    def __init__(self, model: Decoder, cache: Cache, draft: Draft | None, step: Callable[[int], F32]) -> None:
+        """`step(token)` puts one token into the cache, which holds the prompt, and gives the logits [V] after it."""
+        self.model, self.cache, self.step = model, cache, step
+        self.guess: Callable[[I32, int], list[int]] | None = None
+        if draft is None:
+            return
+        self.guess = look_up if isinstance(draft, str) else SmallModel(draft, cache.max_tokens)
+        self.pass_cost = 0.0 if isinstance(draft, str) else _size(draft) / _size(model)
+        self.most = min([FEW, *(ring.limit for ring in cache.layers if isinstance(ring, KeyValueRing))])  # in a pass
+        self.ids, self.count = np.empty(cache.max_tokens + 1, np.int32), cache.position
+        self.ids[: self.count] = cache.ids
+        self.begun, self.balance, self.next = self.count, CREDIT, 4
+        self.guesses, self.rows = list[int](), list[F32]()  # those not yet decided, and the logits after each
+        self.mark: Mark | None = None
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    @property
+    def text(self) -> I32:
+        """The prompt and the answer so far."""
+        return self.cache.ids if self.guess is None else read_only(self.ids[: self.count])
+
+    def after(self, token: int) -> F32:
+        """The logits [V] after `token`, which the text goes on with."""
+        if self.guess is None:
+            return self.step(token)
+        self.ids[self.count] = token
+        if self.guesses and self.guesses[0] == token:
+            self.count += 1
+            self.balance = min(self.balance + 1, MUCH)
+            self.next = min(2 * self.next, MOST)
+            del self.guesses[0]
+            return self.rows.pop(0)
+        self._drop_guesses()
+        self.count += 1
+        return self._read()
+
+    def _drop_guesses(self) -> None:
+        """Take those out of the cache that are not in the text."""
+        self.guesses, self.rows = [], []
+        self.cache.settle()
+        if self.mark and self.cache.position > self.count:
+            self.cache.rewind(self.mark, self.count)
+
+    def _read(self) -> F32:
+        """Read the text's last token, with what a recurrent state must read again before it, and new guesses."""
+        assert self.guess
+        unread = self.ids[self.cache.position : self.count].tolist()
+        room = min(self.next, self.most - len(unread), self.cache.max_tokens - self.count)
+        worth = self.balance + SHARE * (self.count - self.begun) > 0
+        guesses = self._possible(self.guess(self.text, room)) if room > 0 and worth else []
+        if not guesses:
+            if len(unread) == 1:
+                return self.step(unread[0])
+            return self.model.forward(unread, self.cache, last_only=True)[0]
+        self.balance -= COST + self.pass_cost * len(guesses)
+        self.next = 2
+        self.mark = self.cache.mark(len(unread) + len(guesses))
+        rows = self.model.forward(unread + guesses, self.cache)[len(unread) - 1 :]
+        self.guesses, self.rows = guesses, list(rows[1:])
+        return rows[0]
+
+    def _possible(self, guesses: list[int]) -> list[int]:
+        """Those before the first that is never drawn, such as an image's."""
+        limit, banned = self.model.vocab_limit, self.model.banned
+        return guesses[: next((i for i, token in enumerate(guesses) if token >= limit or token in banned), None)]
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Drop guesses; unless interrupted, have all of the text in the cache."""
+        if self.guess is not None:
+            self._drop_guesses()
+            if kind in (None, GeneratorExit) and self.cache.position < self.count:
+                self.model.forward(self.ids[self.cache.position : self.count].tolist(), self.cache, last_only=True)
+
+
+def look_up(ids: I32, most: int) -> list[int]:
+    """What followed the last tokens of a text where they stood before, at most `most` tokens; [] where they did not.
+
+    Of the longest end that stood before, at most LONGEST tokens and at least SHORTEST, the latest place. ids [T].
+    """
+    places = np.flatnonzero(ids[:-1] == ids[-1]) + 1  # where a guess may begin
+    found = 0
+    for length in range(2, LONGEST + 1):
+        if length >= len(ids):
+            break
+        places = places[places >= length]
+        places = places[ids[places - length] == ids[-length]]
+        if not len(places):
+            break
+        found = int(places[-1]) if length >= SHORTEST else 0
+    return ids[found : found + most].tolist() if found else []
+
+
+class SmallModel:
+    """Guesses of a smaller model: always its likeliest token."""
+
+    def __init__(self, model: Decoder, max_tokens: int) -> None:
+        self.model, self.cache = model, model.new_cache(max_tokens + MOST)
+        self.mark: Mark | None = None
+        limits = [ring.limit for ring in self.cache.layers if isinstance(ring, KeyValueRing)]
+        self.most = min([MOST, *limits])
+
+    def __call__(self, ids: I32, most: int) -> list[int]:
+        """At most `most` tokens after ids [T]."""
+        held = self.cache.ids[: len(ids) - 1]
+        same = held == ids[: len(held)]
+        shared = len(held) if same.all() else int(same.argmin())
+        if self.mark and shared < self.cache.position:
+            self.cache.rewind(self.mark, shared)
+        logits = self.model.forward(ids[self.cache.position :].tolist(), self.cache, last_only=True)[0]
+        self.mark = self.cache.mark(self.most)
+        found: list[int] = []
+        while True:
+            found.append(int(logits[: self.model.vocab_limit].argmax()))
+            if len(found) >= min(most, self.most):
+                return found
+            logits = self.model.forward(found[-1:], self.cache, last_only=True)[0]
+
+
+def _size(model: Decoder) -> int:
+    weights: Sequence[Any] = [weight for _, weight in named_weights(model.weights)]
+    return sum(weight.nbytes for weight in weights) or 1
