@@ -11,6 +11,7 @@ import numpy as np
 from ..cache import Cache, checksum
 from ..errors import ModelFormatError
 from ..models.decoder import Decoder
+from ..models.weights import fingerprint_of
 from .safetensors_file import Tensor, open_safetensors
 
 DAMAGED = "the file is damaged: delete it, and the text is read again"
@@ -26,7 +27,7 @@ def load_cache(model: Decoder, path: str | Path, max_tokens: int | None = None) 
     path = Path(path)
     tensors = open_safetensors(path)
     about = _about(path, tensors)
-    if about["model"] != model.fingerprint:
+    if about["model"] != fingerprint_of(model.config, model.weights):
         raise ModelFormatError(path, "is the cache of another model, or of other weights", "name another file")
     ids, room = tensors["ids"].array, max_tokens or model.config.context
     if len(ids) > room:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -138,8 +138,8 @@ class Decoder:
         kept = np.float32 if dtype == "f32" or (dtype is None and self.exact) else np.uint16
         if max_tokens < 1:
             raise ValueError(f"a cache for {max_tokens} tokens; it needs room for 1 at least")
-        layers = tuple(self.layer_state(i, max_tokens, kept) for i in range(self.config.layers))
-        return Cache(layers, max_tokens, lambda: self.fingerprint)
+        states = (self.layer_state(i, max_tokens, kept) for i in range(self.config.layers))
+        return Cache(tuple(states), max_tokens, lambda: fingerprint_of(self.config, self.weights))
 
     def layer_state(self, layer: int, max_tokens: int, dtype: type) -> LayerState:
         """The initial state of one layer: an empty ring, as long as its window or the whole sequence."""
@@ -233,8 +233,7 @@ class Decoder:
         """
         model = copy(self)
         model.weights = replaced(self.weights, changed)
-        for name in ("coarse_head", "fingerprint"):  # made of the old weights
-            model.__dict__.pop(name, None)
+        model.__dict__.pop("coarse_head", None)  # made of the old weights
         return model
 
     def image_features(self, images: Any, taps: Taps | None = None) -> F32:
@@ -332,12 +331,6 @@ class Decoder:
         if not self.coarse_head_fits or self.exact or isinstance(self.weights.scores, Adapted):
             return None
         return coarse_head_of(self.weights.scores, self.weights.final_norm)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What tells it from other models in a cache's file: a digest of sizes, layouts and a sample of weights."""
-        sizes = replace(self.config, name="", context=1, vision=None)
-        return fingerprint_of(repr(sizes), replace(self.weights, vision=None))
 
     def checked_ids(self, ids: Sequence[int]) -> NDArray:
         """The ids as an array, or a ValueError that says what is wrong with them: kernels check no index."""

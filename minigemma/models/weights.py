@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..arrays import F32, read_only, round_bf16
+from ..config import TextConfig
 from ..layouts.weight import Adapted, Weight
 
 Tree = TypeVar("Tree")
@@ -41,10 +42,10 @@ def replaced(tree: Tree, changed: Mapping[str, Weight | F32]) -> Tree:
     return _replaced(tree, {name: _fitted(name, known[name], new) for name, new in changed.items()}, "")
 
 
-def fingerprint_of(sizes: str, tree: Any) -> str:
-    """A digest, 32 hex digits, of a text and of 8 KB of each weight, with names, layouts and adapters."""
-    digest = sha256(sizes.encode())
-    for name, weight in named_weights(tree):
+def fingerprint_of(config: TextConfig, tree: Any) -> str:
+    """A digest, 32 hex digits, of a text model's sizes and of 8 KB of each weight, with names, layouts and adapters."""
+    digest = sha256(repr(replace(config, name="", context=1, vision=None)).encode())
+    for name, weight in named_weights(replace(tree, vision=None)):
         arrays = [weight.data] if isinstance(weight, Weight) else [weight]
         arrays += [weight.a * np.float32(weight.scale), weight.b] if isinstance(weight, Adapted) else []
         digest.update(f"{name} {weight.layout.name if isinstance(weight, Weight) else ''}".encode())

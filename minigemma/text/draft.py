@@ -11,13 +11,16 @@ Two kinds of draft. "prompt": the last tokens are looked up in the text so far, 
 (Saxena 2023, "Prompt Lookup Decoding"): where a text is quoted, edited or summarized that is right often, and it costs
 nothing. A smaller model with the same tokenizer: guesses are right more often, and each costs a pass of it.
 
-Guesses are an investment: a pass with them takes about a token's time more. As long as they have earned less than they
-cost, at most one token in fifty is spent on them.
+Guesses are an investment. What reading weights costs is shared by all of a pass, what multiplying costs is not: a pass
+over 9 tokens takes the time of two where memory is the limit (wide weights, many cores, products of bytes in hardware),
+and of six for int8 weights on a core with AVX2 alone. So passes are timed, and as long as guesses have earned less than
+they cost, at most one token in fifty is spent on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -26,14 +29,14 @@ from ..arrays import F32, I32, read_only
 from ..cache import Cache, KeyValueRing, Mark
 from ..kernels.matvec import FEW
 from ..models.decoder import Decoder
-from ..models.weights import named_weights
 
 MOST = 8  # guesses in a pass
 LONGEST, SHORTEST = 4, 2  # tokens that are looked up together
-COST = 1.5  # tokens that a pass with guesses takes longer than one without
-CREDIT, SHARE, MUCH = 3.0, 0.02, 12.0  # tokens that may be lost at first, of all tokens, and of those that were won
+CREDIT, SHARE, MUCH = 1.0, 0.02, 12.0  # tokens that may be lost at first, of all tokens, and of those that were won
 
 Draft = str | Decoder
+Step = Callable[[int], F32]
+Head = Callable[[F32], F32]
 
 
 def checked_draft(model: Decoder, draft: Draft | None, alone: bool) -> Draft | None:
@@ -69,19 +72,22 @@ class Ahead:
     Without a draft, those of one token at a time. `with` leaves a cache that holds the text and no guesses.
     """
 
-    def __init__(self, model: Decoder, cache: Cache, draft: Draft | None, step: Callable[[int], F32]) -> None:
-        """`step(token)` puts one token into the cache, which holds the prompt, and gives the logits [V] after it."""
-        self.model, self.cache, self.step = model, cache, step
+    def __init__(self, model: Decoder, cache: Cache, draft: Draft | None, step: Step, head: Head | None) -> None:
+        """`step(token)` puts one token into the cache, which holds the prompt, and gives the logits [V] after it.
+
+        head: what makes them of a hidden state [1, D], when they are asked for; None: `forward`, of all at once.
+        """
+        self.model, self.cache, self.step, self.head = model, cache, step, head
         self.guess: Callable[[I32, int], list[int]] | None = None
         if draft is None:
             return
         self.guess = look_up if isinstance(draft, str) else SmallModel(draft, cache.max_tokens)
-        self.pass_cost = 0.0 if isinstance(draft, str) else _size(draft) / _size(model)
         self.most = min([FEW, *(ring.limit for ring in cache.layers if isinstance(ring, KeyValueRing))])  # in a pass
         self.ids, self.count = np.empty(cache.max_tokens + 1, np.int32), cache.position
         self.ids[: self.count] = cache.ids
         self.begun, self.balance, self.next = self.count, CREDIT, 4
-        self.guesses, self.rows = list[int](), list[F32]()  # those not yet decided, and the logits after each
+        self.guesses, self.rows = list[int](), list[F32]()  # those not yet decided, and the rows of x after each
+        self.alone = 0.0  # seconds that a token takes without guesses
         self.mark: Mark | None = None
 
     def __enter__(self) -> Ahead:
@@ -99,10 +105,11 @@ class Ahead:
         self.ids[self.count] = token
         if self.guesses and self.guesses[0] == token:
             self.count += 1
-            self.balance = min(self.balance + 1, MUCH)
             self.next = min(2 * self.next, MOST)
             del self.guesses[0]
-            return self.rows.pop(0)
+            began, logits = perf_counter(), self._logits(self.rows.pop(0))
+            self.balance = min(self.balance + 1 - (perf_counter() - began) / self.alone, MUCH)
+            return logits
         self._drop_guesses()
         self.count += 1
         return self._read()
@@ -118,19 +125,27 @@ class Ahead:
         """Read the text's last token, with what a recurrent state must read again before it, and new guesses."""
         assert self.guess
         unread = self.ids[self.cache.position : self.count].tolist()
-        room = min(self.next, self.most - len(unread), self.cache.max_tokens - self.count)
-        worth = self.balance + SHARE * (self.count - self.begun) > 0
+        room, began = min(self.next, self.most - len(unread), self.cache.max_tokens - self.count), perf_counter()
+        worth = self.alone > 0 and self.balance + SHARE * (self.count - self.begun) > 0
         guesses = self._possible(self.guess(self.text, room)) if room > 0 and worth else []
         if not guesses:
-            if len(unread) == 1:
-                return self.step(unread[0])
-            return self.model.forward(unread, self.cache, last_only=True)[0]
-        self.balance -= COST + self.pass_cost * len(guesses)
+            if len(unread) > 1:
+                return self.model.forward(unread, self.cache, last_only=True)[0]
+            logits = self.step(unread[0])
+            took = perf_counter() - began
+            self.alone = min(took, 0.9 * self.alone + 0.1 * took) if self.alone else took
+            return logits
         self.next = 2
         self.mark = self.cache.mark(len(unread) + len(guesses))
-        rows = self.model.forward(unread + guesses, self.cache)[len(unread) - 1 :]
-        self.guesses, self.rows = guesses, list(rows[1:])
-        return rows[0]
+        read = self.model.hidden_states if self.head else self.model.forward
+        first, *self.rows = np.split(read(unread + guesses, self.cache)[len(unread) - 1 :], len(guesses) + 1)
+        self.guesses, logits = guesses, self._logits(first)
+        self.balance -= (perf_counter() - began) / self.alone - 1
+        return logits
+
+    def _logits(self, row: F32) -> F32:
+        """The logits [V] of a row [1, V] of them, or of a hidden state [1, D]."""
+        return self.head(row) if self.head else row[0]
 
     def _possible(self, guesses: list[int]) -> list[int]:
         """Those before the first that is never drawn, such as an image's."""
@@ -187,8 +202,3 @@ class SmallModel:
             if len(found) >= min(most, self.most):
                 return found
             logits = self.model.forward(found[-1:], self.cache, last_only=True)[0]
-
-
-def _size(model: Decoder) -> int:
-    weights: Sequence[Any] = [weight for _, weight in named_weights(model.weights)]
-    return sum(weight.nbytes for weight in weights) or 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
@@ -130,7 +131,7 @@ def stream_generate(
     """
     sampler = sampler_for(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     top_logprobs = _checked_top(model, top_logprobs)
-    draft = checked_draft(model, draft, taps is None and (draft == "prompt" or not len(images)))
+    draft = checked_draft(model, draft, taps is None and (draft == "prompt" or images is None or not len(images)))
     choice = Choice(sampler, _generator(seed), _stop_strings(model, stop), taps, top_logprobs, draft)
     if _whole("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
@@ -307,7 +308,8 @@ def _tokens(
             return model.forward([token], cache, last_only=True, taps=choice.taps)[0]
         return sampling_logits(model, token, cache)
 
-    with Ahead(model, cache, choice.draft, step) as ahead:
+    head = None if choice.exact or not has_coarse(model) else partial(coarse_logits, model)
+    with Ahead(model, cache, choice.draft, step, head) as ahead:
         for count in range(1, max_new_tokens + 1):
             allowed = processed(choice.processors, ahead.text, logits.copy())
             allowed[model.vocab_limit :] = allowed[banned] = -np.inf
@@ -332,12 +334,21 @@ def sampling_logits(model: Decoder, token: int, cache: Cache) -> F32:
     Exact for all where the model has no coarse copy of its head: in the exact mode, under the NumPy backend, and for a
     head that is small or has few bits already.
     """
-    coarse = model.coarse_head
-    if coarse is None or model.backend == "numpy":
+    if not has_coarse(model):
         return model.forward([token], cache, last_only=True)[0]
-    x = model.hidden_states([token], cache, last_only=True)
+    return coarse_logits(model, model.hidden_states([token], cache, last_only=True))
+
+
+def has_coarse(model: Decoder) -> bool:
+    """Has the model a coarse copy of its head, and kernels to use it?"""
+    return model.coarse_head is not None and model.backend != "numpy"
+
+
+def coarse_logits(model: Decoder, x: F32) -> F32:
+    """The logits [V] of a hidden state, x [1, D], by the coarse copy of the head."""
+    assert model.coarse_head
     with threads(model.threads):
-        logits, cap = coarse.logits(x), model.config.logit_cap
+        logits, cap = model.coarse_head.logits(x), model.config.logit_cap
         return logits[0] if cap is None else soft_cap(logits, cap)[0]
 
 

@@ -92,13 +92,15 @@ def score_choices(model: Decoder, text_or_ids: str | Sequence[int], choices: Seq
     if model.tokenizer is None:
         raise ValueError("this checkpoint has no tokenizer, so its tokens have no texts")
     if isinstance(choices, str):
-        raise ValueError("the choices are one text; give a list of them")
+        raise ValueError("answers is one text; give a list of them")
     tokens = [model.tokenizer.encode(choice) for choice in choices]
-    if not tokens or not all(tokens):
-        raise ValueError("there is no choice, or an empty one, which has no probability")
+    if not tokens:
+        raise ValueError("answers is empty; give the texts of two or more")
+    if not all(tokens):
+        raise ValueError("an answer is empty, and has no probability")
     longest = len(ids) + max(map(len, tokens)) - 1
     if longest > model.config.context:
-        raise ValueError(f"text and choice have {longest:,} tokens and the context holds {model.config.context:,}")
+        raise ValueError(f"text and answer have {longest:,} tokens and the context holds {model.config.context:,}")
     cache = model.new_cache(longest)
     first = log_softmax(model.forward(ids, cache, last_only=True))[0]
     found = [float(first[each[0]]) for each in tokens]

@@ -105,9 +105,9 @@ def test_choices_are_scored_as_what_follows_the_text():
     "model, choices, told",
     [
         (uniform(37), ["y"], "has no tokenizer"),
-        (talker(), "yes", "the choices are one text"),
-        (talker(), [], "there is no choice"),
-        (talker(), ["y", ""], "or an empty one"),
+        (talker(), "yes", "answers is one text"),
+        (talker(), [], "answers is empty"),
+        (talker(), ["y", ""], "an answer is empty"),
         (talker(context=3), ["y", "yes"], "have 4 tokens and the context holds 3"),
     ],
 )
