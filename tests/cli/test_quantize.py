@@ -89,7 +89,7 @@ def test_it_can_be_read_by_torch(folder, tmp_path):
 
     quantize(folder, tmp_path / "small", "int4")
     tensors = load_file(tmp_path / "small" / "model.safetensors")
-    assert tensors["model.layers.0.mlp.up_proj.weight"].shape[-1] == 320
+    assert tensors["model.layers.0.mlp.down_proj.weight"].shape[-1] == 320
 
 
 def test_a_quantized_folder_can_be_loaded_in_another_dtype(folder, tmp_path):

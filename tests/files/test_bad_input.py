@@ -172,7 +172,7 @@ def test_what_may_not_be_read(what):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
 def test_a_file_that_is_no_model(folder, name):
-    assert f"{name}: is not a GGUF file" in refused(mg.load, folder / name)
+    assert f"{name}: is neither a safetensors nor a GGUF file; name a model's folder" in refused(mg.load, folder / name)
 
 
 def test_a_file_beside_the_model_is_not_the_model(folder):

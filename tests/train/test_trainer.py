@@ -76,8 +76,9 @@ def test_micro_batches_add_up_to_the_batch(tmp_path, micro):
     whole, parts = (begin(tmp_path, out=None, seq=16, micro_tokens=size) for size in (128, micro))
     first, second = whole.step(), parts.step()
     assert first.loss == pytest.approx(second.loss, rel=1e-6) and first.norm == pytest.approx(second.norm, rel=1e-5)
-    for name, values in whole.adam.parameters.items():
-        np.testing.assert_allclose(parts.adam.parameters[name], values, rtol=0, atol=2e-5, err_msg=name)
+    # The first moments, 0.1 of the gradient: Adam's first step is the sign of a gradient, also of one that rounds to 0.
+    means = whole.adam.means
+    np.testing.assert_allclose(parts.adam.means, means, rtol=0, atol=2e-6 * np.abs(means).max())
 
 
 def test_every_token_counts_the_same_however_long_its_window_is(tmp_path):
