@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("-m", "--model", default="gemma-3-270m")
     parser.add_argument("--dtype")
     parser.add_argument("--tasks", required=True, help="names of the harness, separated by commas")
-    parser.add_argument("--limit", type=int, help="only the first so many of each task")
+    parser.add_argument("--limit", type=int, help="only the first N of each task")
     args = parser.parse_args()
     model = Harness(mg.load(args.model, dtype=args.dtype))
     print(make_table(simple_evaluate(model, tasks=args.tasks.split(","), limit=args.limit, bootstrap_iters=0)))

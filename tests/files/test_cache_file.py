@@ -1,4 +1,4 @@
-"""Caches on disk: a text goes on as if it had not been closed, and no other file is taken for one."""
+"""Caches on disk: a saved text continues exactly where it stopped, and a cache of another model is refused."""
 
 import dataclasses
 import json
