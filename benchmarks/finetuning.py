@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import resource
-import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,9 +21,10 @@ from minigemma.kernels.parallel import default_threads
 from minigemma.train.data import micro_batches
 from minigemma.train.finetune import FineTuning
 
+from .training import Step, adam_step, fastest
+
 LENGTH, TOKENS, MODEL = 256, 512, "gemma-3-270m"
 PROSE = Path(__file__).parents[1] / "tests" / "data" / "prose.txt"
-Step = Callable[[], float]
 
 
 def our_step(dtype: str | None) -> tuple[Step, np.ndarray, FineTuning]:
@@ -54,20 +53,14 @@ def torch_step(folder: Path, dtype: str, ids: np.ndarray) -> Step:
     transformers.logging.set_verbosity_error()
     made = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     model = peft.get_peft_model(made, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")).train()
-    adam = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, (0.9, 0.95), fused=True)
     given = torch.tensor(np.concatenate([np.full((len(ids), 1), 2), ids[:, :-1]], axis=1))
     following = torch.tensor(ids)
 
-    def step() -> float:
-        adam.zero_grad(set_to_none=True)
+    def loss_of() -> Any:
         logits = model(given, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), following.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.step()
-        return float(loss.detach())
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), following.flatten())
 
-    return step
+    return adam_step(model, 1e-4, loss_of)
 
 
 def main() -> None:
@@ -88,18 +81,12 @@ def main() -> None:
             for dtype in ("float32", "bfloat16"):
                 steps[f"peft, {dtype}"] = torch_step(Path(room) / "model", dtype, ids)
                 losses[f"peft, {dtype}"] = steps[f"peft, {dtype}"]()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.rounds):
-        for name, run in steps.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    own = min(times["minigemma"])
+    times = fastest(steps, args.rounds)
     print(f"LoRA step of {MODEL}, {TOKENS} tokens, {default_threads()} threads; {args.rounds} rounds")
     print("| program | first loss | s, fastest round | tokens/s | minigemma is |\n|--|--|--|--|--|")
-    for name, seen in times.items():
-        best = min(seen)
-        print(f"| {name} | {losses[name]:.3f} | {best:.2f} | {TOKENS / best:,.0f} | {best / own:.2f} x as fast |")
+    for name, best in times.items():
+        speed, ratio = TOKENS / best, best / times["minigemma"]
+        print(f"| {name} | {losses[name]:.3f} | {best:.2f} | {speed:,.0f} | {ratio:.2f} x as fast |")
     print(f"memory of the process after minigemma's first step, all of it: {memory:,.0f} MB")
     print(f"head: {tuning._with_short_head[1].size:,} of {tuning.config.vocab:,} rows")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from minigemma.files.convert import Stored, held_bytes
 from minigemma.layouts import int8
 from minigemma.models.decoder import Decoder
 from minigemma.models.registry import FAMILIES, RELEASED, all_names
+
+from .training import fastest
 
 SUB_BLOCKS, LARGEST = 8, 63  # of a block of 256 weights, and of a 6-bit scale
 Q6_K_ROLES = ("attention.v", "ffn.down")  # which Q4_K_M stores in Q6_K in about half of the layers
@@ -81,16 +83,11 @@ def mean_kl(exact: Decoder, other: Decoder, ids: NDArray) -> float:
 
 def milliseconds(models: dict[str, Decoder], repeat: int) -> dict[str, float]:
     """The shortest time of one token after 16 others, all logits; the models take turns."""
-    times: dict[str, list[float]] = {name: [] for name in models}
     caches = {name: model.new_cache(32 + repeat) for name, model in models.items()}
     for name, model in models.items():
         model.forward(range(2, 18), caches[name])
-    for _ in range(repeat):
-        for name, model in models.items():
-            began = time.perf_counter()
-            model.forward([5], caches[name])
-            times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: min(each) for name, each in times.items()}
+    runs = {name: partial(model.forward, [5], caches[name]) for name, model in models.items()}
+    return {name: 1e3 * seconds for name, seconds in fastest(runs, repeat).items()}
 
 
 def q4_k_m_bytes(name: str) -> int:

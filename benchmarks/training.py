@@ -12,7 +12,7 @@ import argparse
 import importlib
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,17 +100,35 @@ def torch_step(model: Any, ids: np.ndarray, compiled: bool) -> Step:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten())
 
     run = torch.compile(loss_of) if compiled else loss_of
-    adam = torch.optim.AdamW(model.parameters(), RATE, (0.9, 0.95), weight_decay=0.1, fused=True)
+    return adam_step(model, RATE, run, weight_decay=0.1)
+
+
+def adam_step(model: Any, rate: float, loss_of: Callable[[], Any], **settings: Any) -> Step:
+    """A step of torch's AdamW on the loss that `loss_of` computes; returns the loss."""
+    torch = importlib.import_module("torch")
+    trained = [each for each in model.parameters() if each.requires_grad]
+    adam = torch.optim.AdamW(trained, rate, (0.9, 0.95), fused=True, **settings)
 
     def step() -> float:
         adam.zero_grad(set_to_none=True)
-        loss = run()
+        loss = loss_of()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         adam.step()
         return float(loss.detach())
 
     return step
+
+
+def fastest(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The shortest time of each in seconds, over rounds in which they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    return {name: min(seen) for name, seen in times.items()}
 
 
 def main() -> None:
@@ -133,18 +151,12 @@ def main() -> None:
         if args.compile:
             steps["torch.compile"] = torch_step(torch_model(config, parameters), ids, compiled=True)
         losses |= {name: step() for name, step in steps.items() if name not in losses}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - began)
-    own = min(times["minigemma"])
+    times = fastest(steps, args.rounds)
     print(f"{args.family} mini, {SEQUENCES} x {LENGTH} tokens, {default_threads()} threads; {args.rounds} rounds")
     print("| program | first loss | ms, fastest round | tokens/s | minigemma is |\n|--|--|--|--|--|")
-    for name, seen in times.items():
-        speed, ratio = SEQUENCES * LENGTH / min(seen), min(seen) / own
-        print(f"| {name} | {losses[name]:.5f} | {1e3 * min(seen):.0f} | {speed:,.0f} | {ratio:.2f} x as fast |")
+    for name, best in times.items():
+        speed, ratio = SEQUENCES * LENGTH / best, best / times["minigemma"]
+        print(f"| {name} | {losses[name]:.5f} | {1e3 * best:.0f} | {speed:,.0f} | {ratio:.2f} x as fast |")
     print(
         f"memory that minigemma's first step adds to weights, gradients and moments, kernels included: {memory:.0f} MB"
     )

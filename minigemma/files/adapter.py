@@ -25,7 +25,7 @@ from ..layouts import Adapted
 from ..models.decoder import Decoder
 from ..models.registry import all_names
 from ..models.weights import named_weights
-from .convert import Stored, converted_weight, widened
+from .convert import Stored, converted_weight, unfolded, widened
 from .open import HEAD, PREFIXES, SEES, WRAPPERS
 from .safetensors_file import open_safetensors, read_json, short, write_safetensors
 from .save import replacing_files
@@ -290,8 +290,7 @@ class Merged(Mapping[str, F32]):
         for adapter in self.adapters:
             if ours in adapter.whole:
                 tensor = adapter.whole[ours]
-                wide = np.array(widened(tensor.kind, tensor.array), np.float32)
-                values = np.ascontiguousarray(wide[:, 0].T) if ours.endswith("recurrent.conv") else wide
+                values = unfolded(ours, np.array(widened(tensor.kind, tensor.array), np.float32))
             if ours in adapter.pairs:
                 a, b, scale = adapter.pairs[ours]
                 values = values + np.float32(scale) * (b @ a)

@@ -55,11 +55,8 @@ def config_from_gguf(gguf: GGUF) -> TextConfig:
         problem = f"is a GGUF of architecture {short(architecture)}"
         raise ModelFormatError(path, problem, f"{runs()}: take one of their checkpoints")
     embedding = gguf.tensors.get("token_embd.weight")
-    rows, read, fields = (
-        embedding.shape[0] if embedding else 1,
-        family.from_gguf,
-        fields_under(gguf, f"{architecture}."),
-    )
+    rows, read = embedding.shape[0] if embedding else 1, family.from_gguf
+    fields = fields_under(gguf, f"{architecture}.")
     config = _reading(path, (AGAIN, RELEASED_ONE), lambda: named(read(fields, rows)))
     _refuse_left_over(path, fields, HARMLESS, GGUF_VALUES)
     vocabulary = fields_under(gguf, "tokenizer.ggml.")

@@ -100,14 +100,17 @@ def converted_weight(ours: str, tensor: Stored, dtype: str | None, norm_offset: 
         return _matrix(tensor, dtype, ours, pages)
     if len(tensor.shape) == 3 and ours.endswith("_gate") and tensor.kind == "BF16" and dtype != "f32":
         return read_only(tensor.array)
-    wide = np.array(dequantize(tensor.kind, tensor.array), np.float32)
-    if ours.endswith("recurrent.conv"):
-        wide = np.ascontiguousarray(wide[:, 0].T)
+    wide = unfolded(ours, np.array(dequantize(tensor.kind, tensor.array), np.float32))
     if ours.endswith("recurrent.decay"):
         return read_only(softplus(wide))
     if ours.startswith("vision.") and ours != "vision.soft_norm":  # a LayerNorm's weight is the gain itself
         return read_only(wide)
     return read_only(wide - np.float32(norm_offset))
+
+
+def unfolded(ours: str, wide: F32) -> F32:
+    """A tensor in float32 with the causal convolution, [E, 1, C] in files, as the models take it: [C, E]."""
+    return np.ascontiguousarray(wide[:, 0].T) if ours.endswith("recurrent.conv") else wide
 
 
 def _laid_out(ours: str, tensor: Stored) -> Stored:

@@ -22,7 +22,7 @@ from ..arrays import F32, round_bf16
 from ..config import TextConfig
 from ..models.fields import Fields, Json
 from ..models.registry import FAMILIES, all_names
-from .convert import widened
+from .convert import unfolded, widened
 from .open import Files, open_files
 from .resolve import resolve
 from .safetensors_file import write_safetensors
@@ -121,9 +121,7 @@ class Parameters(Mapping[str, F32]):
 
     def __getitem__(self, ours: str) -> F32:
         tensor = self.files.tensors[ours]
-        wide = np.array(widened(tensor.kind, tensor.array), np.float32).reshape(tensor.shape)
-        if ours.endswith("recurrent.conv"):
-            return np.ascontiguousarray(wide[:, 0].T)
+        wide = unfolded(ours, np.array(widened(tensor.kind, tensor.array), np.float32).reshape(tensor.shape))
         return wide - np.float32(self.files.norm_offset) if wide.ndim == 1 else wide
 
 

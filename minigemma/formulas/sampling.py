@@ -140,7 +140,9 @@ def keep_min_p(probs: F32, min_p: float) -> Ids:
 
 def top_logprobs_of(logits: F32, count: int) -> tuple[tuple[int, float], ...]:
     """The `count` likeliest tokens, likeliest first, and log_softmax at them: logits [V] → ((id, logprob), …)."""
-    tokens = keep_top_k(logits, count) if count else np.arange(0)
+    if not count:  # with every generated token
+        return ()
+    tokens = keep_top_k(logits, count)
     tokens = tokens[np.argsort(-logits[tokens], kind="stable")][:count]
     return tuple((int(v), float(logprob_of(logits[None], [v])[0])) for v in tokens)
 

@@ -289,10 +289,8 @@ def _thread(worker, workers, x, first, call, rooms, out):
     layer = _layer_at(call.layers, first, D, call.numbers)
     for i in range(len(rooms.y)):
         room, own = _room_at(rooms, i), _step_at(call, first + i)
-        following, team = (
-            _layer_at(call.layers, (first + i + 1) % layers, D, call.numbers),
-            Team(room.counters, worker, workers),
-        )
+        following = _layer_at(call.layers, (first + i + 1) % layers, D, call.numbers)
+        team = Team(room.counters, worker, workers)
         x = _layer(team, x, layer, call.numbers, own, room, following.attention.q)
         layer = following
     if worker == 0:

@@ -31,7 +31,7 @@ from ..kernels.matvec import FEW
 from ..models.decoder import Decoder
 
 MOST = 8  # guesses in a pass
-LONGEST, SHORTEST = 4, 2  # tokens that are looked up together
+LONGEST = 4  # tokens that are looked up together; two are the fewest
 CREDIT, SHARE, MUCH = 1.0, 0.02, 12.0  # tokens that may be lost at first, of all tokens, and of those that were won
 
 Draft = str | Decoder
@@ -163,7 +163,7 @@ class Ahead:
 def look_up(ids: I32, most: int) -> list[int]:
     """What followed the last tokens of a text where they stood before, at most `most` tokens; [] where they did not.
 
-    Of the longest end that stood before, at most LONGEST tokens and at least SHORTEST, the latest place. ids [T].
+    Of the longest end that stood before, at most LONGEST tokens and at least two, the latest place. ids [T].
     """
     places = np.flatnonzero(ids[:-1] == ids[-1]) + 1  # where a guess may begin
     found = 0
@@ -174,7 +174,7 @@ def look_up(ids: I32, most: int) -> list[int]:
         places = places[ids[places - length] == ids[-length]]
         if not len(places):
             break
-        found = int(places[-1]) if length >= SHORTEST else 0
+        found = int(places[-1])
     return ids[found : found + most].tolist() if found else []
 
 

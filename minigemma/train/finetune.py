@@ -172,10 +172,8 @@ class FineTuning(Training):
             super()._write_model(folder)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        given, names = (
-            self.adam.parameters,
-            [n.removesuffix(".lora_a") for n in self.adam.parameters if n.endswith("_a")],
-        )
+        given = self.adam.parameters
+        names = [name.removesuffix(".lora_a") for name in given if name.endswith(".lora_a")]
         scale = self.lora.alpha / self.lora.rank
         pairs = {name: Pair(given[f"{name}.lora_a"], given[f"{name}.lora_b"], scale) for name in names}
         told = {"r": self.lora.rank, "lora_alpha": self.lora.alpha, "base_model_name_or_path": self.name}

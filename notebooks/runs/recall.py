@@ -5,7 +5,7 @@
 
 Induction heads: a random sequence in which one special token occurs, followed by a value; it comes again at the end,
 and the value should follow. Selective copying: four values between blanks, then four questions, to be answered with
-the values in order. Only answers have a loss. Three models of one size with windows of 8 tokens read sequences of 64.
+the values in order. Only answers have a loss. Three models of one size with windows of 4 tokens read sequences of 32.
 """
 
 from __future__ import annotations

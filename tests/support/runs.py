@@ -3,9 +3,11 @@
 import numpy as np
 
 from minigemma.arrays import Strings
+from minigemma.files.save import save_model
 from minigemma.files.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, Tokenizer
 from minigemma.models.gemma3 import Gemma3Config
 from minigemma.models.recurrentgemma import RecurrentGemmaConfig
+from minigemma.train.initial import initial_parameters
 
 WORDS = ("the", "and", "of", "\u2581the", "\u2581and", "\u2581of", "in", "\u2581in")
 NURSERY = (
@@ -42,3 +44,12 @@ def write_text(folder, times=6):
     path = folder / "text.txt"
     path.write_text(NURSERY * times, "utf-8")
     return path
+
+
+def write_teacher(folder):
+    """Writes a toy model whose distributions are far from flat; returns the folder's name."""
+    config, made = toy()
+    parameters = initial_parameters(config, 5)
+    parameters["final_norm"] += 2
+    save_model(folder, config, parameters, made, dtype="f32")
+    return str(folder)

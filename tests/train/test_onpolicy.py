@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from support.runs import toy, write_text
+from support.runs import toy, write_teacher, write_text
 
 import minigemma as mg
-from minigemma.files.save import save_model
 from minigemma.formulas.attention import softmax
 from minigemma.formulas.divergence import Toward, divergence
-from minigemma.train.initial import initial_parameters
 from minigemma.train.onpolicy import write_on
 
 rng = np.random.default_rng(4)
@@ -16,12 +14,7 @@ rng = np.random.default_rng(4)
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    config, tokenizer = toy()
-    parameters = initial_parameters(config, 5)
-    parameters["final_norm"] += 2
-    save_model(folder, config, parameters, tokenizer, dtype="f32")
-    return str(folder)
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def begin(folder, teacher, out=None, *, kind="gemma3", init=None, **told):

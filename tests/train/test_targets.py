@@ -4,13 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from support.runs import toy, write_text
+from support.runs import toy, write_teacher, write_text
 
 from minigemma.errors import FileError
-from minigemma.files.save import save_model
 from minigemma.formulas.cross_entropy import Targets, cross_entropy, cross_entropy_gradient
 from minigemma.train import targets as kept_targets
-from minigemma.train.initial import initial_parameters
 from minigemma.train.targets import Distillation
 from minigemma.train.teacher import Teacher, keep, least_loss
 from minigemma.train.trainer import Training
@@ -83,13 +81,7 @@ def test_the_least_loss_is_the_entropy_of_the_mixture(soft):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """A folder with a toy model whose distributions are far from flat."""
-    folder = tmp_path_factory.mktemp("teacher")
-    config, tokenizer = toy()
-    parameters = initial_parameters(config, 5)
-    parameters["final_norm"] += 2
-    save_model(folder, config, parameters, tokenizer, dtype="f32")
-    return str(folder)
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def begin(folder, teacher, out=None, *, draws="32", soft=1.0, targets="targets", **more):
