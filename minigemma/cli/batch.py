@@ -71,15 +71,17 @@ def answers_of(model: Decoder, lines: Sequence[Line], args: argparse.Namespace) 
     """The answer or error of each line, as soon as there is one."""
     texts, refused = dict[int, list[Token]](), list[Answered]()
 
-    def begin(i: int) -> Answer | None:
-        try:
-            request = asked(model, lines[i], args)
-            return started(model, request.ids, request.images, **request.settings)
-        except ValueError as error:
-            refused.append((lines[i].number, error_row(lines[i], str(error)), True))
-            return None
+    def begin(i: int) -> Answer:
+        request = asked(model, lines[i], args)
+        return started(model, request.ids, request.images, **request.settings)
 
-    for token in together(model, begin, len(lines), args.parallel):
+    def failed(i: int, error: Exception) -> None:
+        if not isinstance(error, ValueError):
+            raise error
+        texts.pop(i, None)
+        refused.append((lines[i].number, error_row(lines[i], str(error)), True))
+
+    for token in together(model, begin, len(lines), args.parallel, failed):
         Interrupt.check()
         while refused:
             yield refused.pop()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 from ..arrays import F32
 from ..cache import Cache
@@ -42,7 +43,8 @@ def generate_batch(
     it joins; the others then wait. All logits are exact, but when one text is left (`exact_logits`).
 
     Raises ValueError for other numbers of images or seeds than of prompts, and for a `max_together` below 1, at once;
-    as `stream_generate` does, when a prompt joins.
+    as `stream_generate` does, when a prompt joins. An answer that cannot go on (a processor failed) raises as well;
+    `minigemma batch` and the server end that answer alone.
     """
     checked_model(model)
     if prompts is None or isinstance(prompts, (str, bytes)):
@@ -63,7 +65,7 @@ def generate_batch(
     def begin(i: int) -> Answer:
         return started(model, prompts[i], images[i], seed=seeds[i], **settings)
 
-    return together(model, begin, count, max_together)
+    return together(model, begin, count, max_together, _raise)
 
 
 def started(model: Decoder, prompt: Prompt, images: Any = (), **settings: Any) -> Answer:
@@ -73,26 +75,43 @@ def started(model: Decoder, prompt: Prompt, images: Any = (), **settings: Any) -
     return Answer(cache, tokens, next(tokens))
 
 
-def together(model: Decoder, begin: Callable[[int], Answer | None], count: int, most: int) -> Iterator[Token]:
-    """The tokens of answers 0 … count - 1, at most `most` at once; begin(i) reads a prompt; None: no answer."""
+def together(
+    model: Decoder, begin: Callable[[int], Answer], count: int, most: int, failed: Callable[[int, Exception], object]
+) -> Iterator[Token]:
+    """The tokens of answers 0 … count - 1, at most `most` at once; begin(i) reads a prompt. An error of one answer, in
+    its prompt or later, ends it alone: `failed` is told, and may raise.
+    """
     answers: dict[int, Answer] = {}
     waiting = iter(range(count))
+
+    def step(i: int, advance: Callable[[], Answer]) -> Iterator[Token]:
+        answers.pop(i, None)
+        try:
+            answer = advance()
+        except Exception as error:
+            failed(i, error)
+            return
+        if not answer.latest.finish_reason:
+            answers[i] = answer
+        yield replace(answer.latest, index=i)
+
     while True:
         while len(answers) < most and (i := next(waiting, None)) is not None:
-            if (answer := begin(i)) is None:
-                continue
-            if not answer.latest.finish_reason:
-                answers[i] = answer
-            yield replace(answer.latest, index=i)
+            yield from step(i, partial(begin, i))
         if not answers:
             return
         places, several = list(answers), list(answers.values())
         for i, answer, row in zip(places, several, next_logits(model, several), strict=True):
-            token = answer.tokens.send(row)
-            answers[i] = answer._replace(latest=token)
-            if token.finish_reason:
-                del answers[i]
-            yield replace(token, index=i)
+            yield from step(i, partial(_advanced, answer, row))
+
+
+def _advanced(answer: Answer, row: F32 | None) -> Answer:
+    return answer._replace(latest=answer.tokens.send(row))
+
+
+def _raise(i: int, error: Exception) -> NoReturn:
+    error.add_note(f"in the answer to prompt {i}")
+    raise error
 
 
 def next_logits(model: Decoder, answers: Sequence[Answer]) -> Sequence[F32 | None]:

@@ -5,6 +5,7 @@ import pytest
 
 import minigemma as mg
 from minigemma.cli.random_weights import random_model
+from minigemma.text.batch import started, together
 from tests.support.small_models import EYES, LOCAL_GLOBAL, RECURRENT, SEEING
 
 PROMPTS = [np.random.default_rng(i).integers(3, 300, 1 + 5 * i).tolist() for i in range(5)]
@@ -51,6 +52,25 @@ def test_prompts_with_images_beside_others():
     found = tokens_of(mg.generate_batch(model, prompts, images, **sampling))
     for prompt, some, got in zip(prompts, images, found, strict=False):
         assert got == [piece.token for piece in mg.stream_generate(model, prompt, some, **sampling)]
+
+
+def failing(ids, logits):
+    """A processor that works for three tokens of prompt 2, the one with 11 ids."""
+    if len(ids) == 14:
+        raise ValueError("a processor failed")
+    return logits
+
+
+def test_an_answer_that_fails_leaves_the_others_as_they_are():
+    model, settings = random_model(LOCAL_GLOBAL, "f32"), {"max_new_tokens": 6, "temperature": 0}
+    told, steered = [], settings | {"logits_processors": [failing]}
+    pieces = together(model, lambda i: started(model, PROMPTS[i], **steered), 3, 3, lambda *what: told.append(what))
+    found = tokens_of(pieces)
+    whole = [[piece.token for piece in mg.stream_generate(model, prompt, **settings)] for prompt in PROMPTS[:3]]
+    assert found[:2] == whole[:2] and found[2] == whole[2][:3]
+    assert [(i, str(error)) for i, error in told] == [(2, "a processor failed")]
+    with pytest.raises(ValueError, match="a processor failed"):
+        list(mg.generate_batch(model, PROMPTS[:3], **steered))
 
 
 def test_the_last_piece_of_each_says_why_it_ended():
