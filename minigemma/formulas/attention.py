@@ -21,13 +21,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import get_num_threads
 
 from ..arrays import F32, I32, U16, Bool, widen_bf16
 from ..definition import definition, require
 from ..kernels.attention_backward import WIDTH, attention_backward
 from ..kernels.attention_decode import attention_decode, is_decode
 from ..kernels.attention_prefill import BLOCK, attention_prefill
+from ..kernels.parallel import workers
 from ..kernels.scores import EVERYTHING, Keys, Queries, Scoring
 from ..kernels.simd import LANES
 from .softcap import soft_cap
@@ -130,7 +130,7 @@ def _attention(q, k, v, mask, scale, cap):
     (T, N, H), K = _sizes(q, k, v, mask), k.shape[1]
     attend = attention_decode if is_decode(T, len(k) - T) and H % (2 * LANES) == 0 else attention_prefill
     out = np.empty((T, K, N // K, H), np.float32)
-    attend(get_num_threads(), *_arguments(q, k, v, mask, scale, cap), out)
+    attend(workers(), *_arguments(q, k, v, mask, scale, cap), out)
     return out.reshape(q.shape)
 
 
@@ -139,9 +139,9 @@ def _attention_gradient(dy, q, k, v, mask, scale, cap):
     (T, N, H), (S, K, _) = _sizes(q, k, v, mask), k.shape
     require(dy.shape == q.shape, "attention_gradient", dy, q)
     slots, lanes = -(-S // BLOCK) * BLOCK, -(-H // WIDTH) * WIDTH  # whole tiles
-    grouped, workers = np.ascontiguousarray(dy).reshape(T, K, N // K, H), get_num_threads()
-    dq, parts = np.empty_like(grouped), np.zeros((workers, 2, K, slots * lanes), np.float32)
-    attention_backward(workers, grouped, *_arguments(q, k, v, mask, scale, cap), dq, parts)
+    grouped, count = np.ascontiguousarray(dy).reshape(T, K, N // K, H), workers()
+    dq, parts = np.empty_like(grouped), np.zeros((count, 2, K, slots * lanes), np.float32)
+    attention_backward(count, grouped, *_arguments(q, k, v, mask, scale, cap), dq, parts)
     dk, dv = parts.sum(axis=0).reshape(2, K, slots, lanes)[:, :, :S, :H].swapaxes(1, 2)
     return dq.reshape(q.shape), np.ascontiguousarray(dk), np.ascontiguousarray(dv)
 

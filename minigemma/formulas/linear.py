@@ -8,13 +8,13 @@ is the cost of a token); many tokens share a panel of rows that is unpacked once
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 
 from ..arrays import F32
 from ..definition import definition, require, runs_formulas
 from ..kernels import dispatch, weights
 from ..kernels.matmul import matmul
 from ..kernels.matvec import TOGETHER, matvec
+from ..kernels.parallel import workers
 from ..kernels.product import multiply
 from ..layouts import Adapted, Weight
 from .lora import low_rank, low_rank_gradient
@@ -117,7 +117,7 @@ def plus(y: F32, bias: F32 | None) -> F32:
 
 def _products(x, matrices):
     """x Wᵀ for up to TOGETHER weights of one layout."""
-    rows, workers = [weights.of(weight) for weight in matrices], get_num_threads()
+    rows = [weights.of(weight) for weight in matrices]
     ys = [np.empty((len(x), weight.rows), np.float32) for weight in rows]
     missing = TOGETHER - len(rows)  # a kernel is compiled for one number of weights
     padded = *rows, *[weights.no_rows(rows[0])] * missing
@@ -126,9 +126,9 @@ def _products(x, matrices):
         x = np.pad(x, ((0, 0), (0, rows[0].columns - x.shape[1])))
     path = dispatch.path_for(matrices[0].layout.name, rows[0], len(x))
     if path.pack is None:
-        matvec(workers, x, padded, outs)
+        matvec(workers(), x, padded, outs)
     else:
-        matmul(workers, path.pack(x), padded, outs)
+        matmul(workers(), path.pack(x), padded, outs)
     for weight, y in zip(matrices, ys, strict=True):
         if isinstance(weight, Adapted):
             y += low_rank(x[:, : weight.shape[1]], weight.a, weight.b, weight.scale)

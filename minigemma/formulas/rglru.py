@@ -17,10 +17,10 @@ where memory is long, 1 - a² would lose its digits. The state h is float32 for 
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 
 from ..arrays import F32, U16, widen_bf16
 from ..definition import definition, require
+from ..kernels.parallel import workers
 from ..kernels.product import multiply
 from ..kernels.rows import whole_vectors
 from ..kernels.scan import DECAY, STEEPEST, all_blocks, rg_lru_scan, rg_lru_scan_back, scan
@@ -77,7 +77,7 @@ def _block_diagonal(x, weight, bias):
     fits = x.ndim == 2 and weight.ndim == 3 and weight.shape[1] == weight.shape[2] and bias.shape == weight.shape[:2]
     require(fits and len(weight) * weight.shape[1] == x.shape[1], "block_diagonal", x, weight, bias)
     y = np.empty_like(x)
-    all_blocks(get_num_threads(), x, weight, bias, y)
+    all_blocks(workers(), x, weight, bias, y)
     return y
 
 
@@ -111,7 +111,7 @@ def _linear_scan(x, decay, state):
     require(x.ndim == 2 and x.shape == decay.shape and state.shape == x.shape[1:], "linear_scan", x, decay, state)
     E, (x, decay, state) = x.shape[1], whole_vectors(x, decay, state)
     h = np.empty_like(x)
-    scan(get_num_threads(), x, decay, state, h)
+    scan(workers(), x, decay, state, h)
     return np.ascontiguousarray(h[:, :E])
 
 
@@ -184,7 +184,7 @@ def _rg_lru(x, recurrence, input, decay_rate, state, start):
     require(fits, "rg_lru", x, recurrence, input, decay_rate, state)
     E, (*tokens, decay_rate, state) = x.shape[1], whole_vectors(x, recurrence, input, decay_rate, state)
     h = np.empty_like(tokens[0])
-    rg_lru_scan(get_num_threads(), tuple(tokens), decay_rate, state, start, h)
+    rg_lru_scan(workers(), tuple(tokens), decay_rate, state, start, h)
     return np.ascontiguousarray(h[:, :E])
 
 
@@ -195,6 +195,6 @@ def _rg_lru_gradient(dh, x, recurrence, input, decay_rate, state, start):
     E, before = x.shape[1], np.concatenate([state[None], h[:-1]])
     dh, *tokens, decay_rate = whole_vectors(dh, x, recurrence, input, before, decay_rate)
     gradients, sums = tuple(np.empty_like(dh) for _ in range(3)), np.zeros((2, dh.shape[1]), np.float32)
-    rg_lru_scan_back(get_num_threads(), dh, tuple(tokens), decay_rate, start, gradients, sums)
+    rg_lru_scan_back(workers(), dh, tuple(tokens), decay_rate, start, gradients, sums)
     dx, drecurrence, dinput, (ddecay_rate, dstate) = (np.ascontiguousarray(each[:, :E]) for each in (*gradients, sums))
     return dx, drecurrence, dinput, ddecay_rate, dstate

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel
+from ..kernels.parallel import chunk, parallel, workers
 from ..kernels.simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
 from .attention import softmax
 
@@ -58,6 +58,8 @@ def log_sum_exp_row(z):
         top = max_lanes(highest)
     for v in range(whole, z.size):
         top = max(top, z[v])
+    if top == -np.inf:  # a part of a row may be masked
+        return top
     total = 0.0
     for first in range(0, whole, STRETCH):
         part = zeros()
@@ -79,9 +81,11 @@ def log_sums(worker, workers, logits, sums):
 @log_sum_exp.kernel
 def _log_sum_exp(logits):
     require(logits.ndim == 2 and logits.shape[1] > 0, "log_sum_exp", logits)
-    sums = np.empty(len(logits), np.float32)
-    log_sums(workers_for(logits), np.ascontiguousarray(logits), sums)
-    return sums
+    parts = workers() if len(logits) == 1 and logits.shape[1] % workers() == 0 else 1  # of a row alone
+    rows = np.ascontiguousarray(logits).reshape(len(logits) * parts, -1)
+    sums = np.empty(len(rows), np.float64)
+    log_sums(workers_for(rows), rows, sums)
+    return (np.logaddexp.reduce(sums, keepdims=True) if parts > 1 else sums).astype(np.float32)
 
 
 def log_softmax(logits: F32) -> F32:

@@ -26,11 +26,11 @@ columns), then blocks in two bits (64 columns), with a float16 scale d for each 
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 
 from ..arrays import F32, I32, U8, read_only
 from ..definition import definition, require
 from ..kernels import two_pass_head as kernels
+from ..kernels.parallel import workers
 from ..kernels.two_pass_head import COARSE, DEVIATIONS, STEP
 from ..kernels.weights import of
 from ..layouts import Weight
@@ -104,7 +104,7 @@ def _in_few_bits(weight, order):
     fits = fits and order.dtype == np.int32 and np.array_equal(np.sort(order), np.arange(D))
     require(fits, "in_few_bits", weight, order)
     out = np.empty((R // SIDE, coarse_bytes(SIDE, D) // SYMMETRIC_BYTES, SYMMETRIC_BYTES), np.uint8)
-    kernels.pack(get_num_threads(), of(weight), np.ascontiguousarray(order), fine_columns(D), out)
+    kernels.pack(workers(), of(weight), np.ascontiguousarray(order), fine_columns(D), out)
     return out
 
 
@@ -117,7 +117,7 @@ def _likely_logits(x, packed, order, weight):
     require(fits, "likely_logits", x, packed, order, weight)
     coarse = kernels.Coarse(read_only(np.ascontiguousarray(packed).reshape(-1).view(np.uint32)), fine_columns(D))
     y, order = np.empty((1, V), np.float32), read_only(np.array(order))
-    done = kernels.likely_logits(get_num_threads(), np.ascontiguousarray(x), order, coarse, of(weight), y)
+    done = kernels.likely_logits(workers(), np.ascontiguousarray(x), order, coarse, of(weight), y)
     return y if done else linear(x, weight)
 
 
@@ -133,7 +133,7 @@ class CoarseHead:
     def logits(self, x: F32) -> F32:
         """Logits [1, V] of a hidden state, x [1, D] after the final norm; exact for likely tokens only."""
         y = np.empty((1, self.head.shape[0]), np.float32)
-        done = kernels.likely_logits(get_num_threads(), x, self.order, self._coarse, of(self.head), y)
+        done = kernels.likely_logits(workers(), x, self.order, self._coarse, of(self.head), y)
         return y if done else linear(x, self.head)
 
 

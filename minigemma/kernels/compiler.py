@@ -170,7 +170,7 @@ def _say_once(sentence: str) -> None:
     logging.getLogger("minigemma").warning(sentence)
 
 
-BEFORE_USE: list[Callable[[], None]] = []  # called before a process loads its first kernel
+BEFORE_USE: list[Callable[[], object]] = []  # called before a process loads its first kernel
 
 
 class KernelCache:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import float32, get_num_threads
+from numba import float32
 
 from ..definition import require
 from ..layouts.gguf_blocks import (
@@ -33,7 +33,7 @@ from ..layouts.gguf_blocks import (
     quantize_blocks,
 )
 from .compiler import jit, jit_inner
-from .parallel import chunk, parallel
+from .parallel import chunk, parallel, workers
 from .simd import (
     LANES,
     fma,
@@ -139,7 +139,7 @@ def _dequantize(blocks, kind):
     if kind >= len(KERNELS):
         return NotImplemented
     out = np.empty((len(blocks), WEIGHTS[KINDS[kind]]), np.float32)
-    _dequantize_some(get_num_threads(), blocks, kind, out)
+    _dequantize_some(workers() if len(blocks) >= SHARED else 1, blocks, kind, out)
     return out
 
 
@@ -310,7 +310,7 @@ def _quantize(x, kind):
     require(x.ndim == 2 and x.shape[1] == 32, "quantize_blocks", x)
     out, tried = np.empty((len(x), BYTES[kind]), np.uint8), RANGES if kind == Q4_1 else SCALES
     flat = out.reshape(-1)
-    _quantize_some(get_num_threads(), np.ascontiguousarray(x).reshape(-1), kind, tried, flat, flat.view(np.int8))
+    _quantize_some(workers(), np.ascontiguousarray(x).reshape(-1), kind, tried, flat, flat.view(np.int8))
     return out
 
 
@@ -389,11 +389,11 @@ def _int8(blocks, kind):
             search(blocks[first:last], kind, STEPS, made, made.view(np.int8))
 
     # Threads of Python's own: a parallel kernel takes twice as long to compile, and this one stands at the start.
-    workers = get_num_threads() if len(blocks) >= SHARED else 1
-    edges = [len(blocks) * i // workers for i in range(workers + 1)]
-    if workers == 1:
+    count = workers() if len(blocks) >= SHARED else 1
+    edges = [len(blocks) * i // count for i in range(count + 1)]
+    if count == 1:
         convert(*edges)
     else:
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(count) as pool:
             list(pool.map(convert, edges[:-1], edges[1:]))
     return out.reshape(-1, 34)

@@ -49,7 +49,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 from threadpoolctl import threadpool_limits
 
-from ..definition import runs_formulas
+from ..definition import formulas_only, runs_formulas
 from .compiler import BEFORE_USE, INLINED, KERNEL, NO_MEMORY, PLAIN, jit, jit_inner, on_threads
 from .simd import prefetch
 
@@ -82,14 +82,15 @@ _find_tbb()
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Inside it kernels, and NumPy's products in definitions, use `count` threads, or all if there are fewer."""
-    if runs_formulas():
-        with threadpool_limits(count):
+def threads(count: int, formulas: bool = False) -> Iterator[None]:
+    """Inside it kernels use `count` threads, or all if there are fewer; with `formulas` definitions run as their
+    formulas, and NumPy's products on so many.
+    """
+    if formulas or runs_formulas():
+        with formulas_only(), threadpool_limits(count):
             yield
         return
-    start_threads()
-    before, count = numba.get_num_threads(), min(count, most_threads())
+    before, count = start_threads(), min(count, most_threads())
     token = _workers.set(count)
     if before != count:
         numba.set_num_threads(count)
@@ -137,11 +138,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: setattr(_region, "value", _region.value & ~_LOCKED))
 
 
-def start_threads() -> None:
-    """Starts Numba's thread pool, unless it runs."""
-    numba.get_num_threads()
+def start_threads() -> int:
+    """Starts Numba's thread pool, unless it runs; returns how many of its threads kernels use."""
+    count = numba.get_num_threads()
     if _region.value == _NO_LOCK and numba.threading_layer() == "workqueue":
         _region.value = _UNLOCKED
+    return int(count)
 
 
 BEFORE_USE.append(start_threads)

@@ -79,6 +79,8 @@ class Weight:
     def rows(self, ids: NDArray[np.integer] | I32) -> F32:
         """Rows `ids` [T] as float32 [T, D]; IndexError where there is no such row."""
         step = self.layout.rows
+        if step == 1:
+            return self.layout.unpack(self.data[ids])
         together = self.layout.unpack(self.data[ids // step]).reshape(len(ids), step, self.shape[1])
         return together[np.arange(len(ids)), ids % step]
 

@@ -13,8 +13,8 @@ the embedding is stored in bf16 or quantized, and not where it is stored in floa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +31,6 @@ from ..blocks.layers import LayerWeights, attention_layer, recurrent_layer
 from ..blocks.siglip import VisionWeights, soft_tokens, vision_tower
 from ..cache import Cache, KeyValueRing, LayerState, TokenPositions
 from ..config import TextConfig, VisionConfig
-from ..definition import formulas_only
 from ..errors import no_vision
 from ..formulas.linear import embed, linear
 from ..formulas.rmsnorm import rms_norm
@@ -278,11 +277,9 @@ class Decoder:
                 )
         return runs
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """Inside this block, the model's backend and number of threads."""
-        with formulas_only(self.backend == "numpy"), threads(self.threads):
-            yield
+        return threads(self.threads, formulas=self.backend == "numpy")
 
     def _spans(self, runs: Sequence[tuple[int, int]], images: Any, taps: Taps) -> list[ImageSpan]:
         """The runs of image tokens with the features of their images."""

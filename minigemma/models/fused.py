@@ -158,7 +158,7 @@ def _made_held(rings: Sequence[KeyValueRing], position: int, tokens: int) -> Hel
 def _held_of(cache: Cache, position: int) -> Held:
     """The rings of a cache once they have room for a token at `position`; all its layers have attention."""
     held, rings = _held.get(cache), cast(tuple[KeyValueRing, ...], cache.layers)
-    if held is None or position >= held.room or [*map(id, (ring.keys for ring in rings))] != held.keys:
+    if held is None or position >= held.room or [id(ring.keys) for ring in rings] != held.keys:
         held = _held[cache] = _made_held(rings, position, 1)
     return held
 
@@ -198,7 +198,7 @@ def decode(
     """All layers for the next token of each sequence, x [B, D] → [B, D], in one call; None where not all have attention
     and one layout.
     """
-    if runs_formulas() or tokens.last_visible is not tokens.positions or not 0 < len(x) <= few():
+    if runs_formulas() or tokens.last_visible is not tokens.positions or not (len(x) == 1 or 0 < len(x) <= few()):
         return None
     run = _run(weights, weights.blocks, attention)
     if run is None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import F32
 from ..cache import Cache
-from ..formulas.sampling import Sampler, logprob_of, top_logprobs_of
+from ..formulas.sampling import Sampler, log_sum_exp, top_logprobs_of
 from ..formulas.softcap import soft_cap
 from ..kernels.parallel import threads
 from ..models.decoder import PREFILL_CHUNK, Decoder, chunks
@@ -311,21 +311,26 @@ def _tokens(
     head = None if choice.exact or not has_coarse(model) else partial(coarse_logits, model)
     with Ahead(model, cache, choice.draft, step, head) as ahead:
         for count in range(1, max_new_tokens + 1):
-            allowed = processed(choice.processors, ahead.text, logits.copy())
+            total, likeliest = log_sum_exp(logits[None])[0], top_logprobs_of(logits, choice.top_logprobs)
+            allowed = processed(choice.processors, ahead.text, logits if _own(logits, choice) else logits.copy())
             allowed[model.vocab_limit :] = allowed[banned] = -np.inf
             token = choice.sampler.choose(allowed, choice.random)
-            logprob = float(logprob_of(logits[None], [token])[0])
+            logprob = float(logits[token] - total)
             reason = "stop" if token in model.eos else "length" if count == max_new_tokens else None
             if decoder:
                 pending += ("" if token in model.eos else decoder.push(token)) + (decoder.flush() if reason else "")
             text, pending, stopped = _split_at_stop(pending, choice.stops, bool(reason))
             reason = "stop" if stopped else reason
             speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
-            likeliest = top_logprobs_of(logits, choice.top_logprobs)
             sent = yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed, 0, likeliest)
             if reason:
                 return
             logits = ahead.after(token) if sent is None else sent
+
+
+def _own(logits: F32, choice: Choice) -> bool:
+    """Does nothing else read these logits? A copy would take half as long as all of Python's work on a token."""
+    return logits.flags.writeable and not (choice.processors or choice.taps)
 
 
 def sampling_logits(model: Decoder, token: int, cache: Cache) -> F32:
