@@ -122,7 +122,7 @@ def _check_arguments(dtype: str | None, backend: str, threads: int | None, conte
         raise ValueError(f"backend is {backend!r}; it must be 'numba' or 'numpy'")
     if context is not None and (not isinstance(context, int) or context < 1):
         raise ValueError(f"context is {context!r}; it must be an integer from 1, or None")
-    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= most_threads()):
+    if threads is not None and not (type(threads) is int and 1 <= threads <= most_threads()):
         raise ValueError(f"threads is {threads!r}; this machine offers 1 … {most_threads()}")
 
 

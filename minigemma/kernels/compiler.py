@@ -68,7 +68,7 @@ def jit(function: Callable) -> Any:
     try:
         return numba.njit(function, nogil=True, cache=True, **KERNEL)
     except RuntimeError as reason:
-        _say_once(f"kernels are compiled in memory: {folder} cannot be written: {reason}")
+        _say_once("kernels are compiled in memory", f"{folder} cannot be written: {reason}")
         return numba.njit(function, nogil=True, **KERNEL)
     finally:
         numba.config.CACHE_DIR = before
@@ -165,9 +165,14 @@ def sources_digest() -> bytes:
     return digest.digest()
 
 
-@cache
-def _say_once(sentence: str) -> None:
-    logging.getLogger("minigemma").warning(sentence)
+_said: set[str] = set()
+
+
+def _say_once(what: str, why: str) -> None:
+    """Says the first reason alone: what is wrong with one kernel's file is mostly wrong with all."""
+    if what not in _said:
+        _said.add(what)
+        logging.getLogger("minigemma").warning(f"{what}: {why}")
 
 
 BEFORE_USE: list[Callable[[], object]] = []  # called before a process loads its first kernel
@@ -200,7 +205,7 @@ class KernelCache:
         runtime.rtsys.initialize(context)
         path = self.path(signature, context)
         try:
-            data = path.read_bytes()
+            data = path.read_bytes() if path.is_file() else b""  # a pipe would wait for a writer
         except OSError:
             return None
         size = len(sources_digest())
@@ -212,7 +217,7 @@ class KernelCache:
                 raise ValueError("its content is damaged")
             return compiler.CompileResult._rebuild(context, *pickle.loads(content))
         except Exception as reason:
-            _say_once(f"kernels are compiled again: {path}: {reason}")
+            _say_once("kernels are compiled again", f"{path}: {reason}")
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
@@ -226,7 +231,8 @@ class KernelCache:
                 file.write(self._digest(content) + content)
             os.replace(temporary, path)
         except OSError as reason:
-            _say_once(f"kernels are compiled in memory: {path.parent} cannot be written: {reason.strerror or reason}")
+            why = f"{path.parent} cannot be written: {reason.strerror or reason}"
+            _say_once("kernels are compiled in memory", why)
             if temporary:
                 with suppress(OSError):
                     os.unlink(temporary)

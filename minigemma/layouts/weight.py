@@ -30,9 +30,19 @@ class Layout:
         """Can a matrix [R, D] have this layout?"""
         return rows % self.rows == 0 and columns % self.columns == 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: by its name, since a model that goes to another process finds the layout there."""
+        return _named, (self.name,)
+
     def nbytes(self, rows: int, columns: int) -> int:
         """The bytes of a matrix [R, D]."""
         return int(np.prod(self.data_shape(rows, columns))) * np.dtype(self.dtype).itemsize
+
+
+def _named(name: str) -> Layout:
+    from . import LAYOUTS, STORED
+
+    return (LAYOUTS | STORED)[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +61,10 @@ class Weight:
             shapes = f"{data.dtype} {list(data.shape)} for a matrix {list(self.shape)}"
             raise ValueError(f"{shapes} is not the layout {layout.name}: see layouts/{layout.name}.py")
         object.__setattr__(self, "data", read_only(np.ascontiguousarray(data).view()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: without what kernels keep, which would be the array once more."""
+        return self.__dict__ | {"forms": {}}
 
     @classmethod
     def pack(cls, layout: Layout, x: F32) -> Weight:

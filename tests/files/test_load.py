@@ -304,7 +304,9 @@ def test_a_gguf_that_is_not_a_text_model(tmp_path):
             mg.load(tmp_path / "x.gguf")
 
 
-@pytest.mark.parametrize("arguments", [{"dtype": "fp8"}, {"backend": "torch"}, {"threads": 0}, {"threads": 4096}])
+@pytest.mark.parametrize(
+    "arguments", [{"dtype": "fp8"}, {"backend": "torch"}, {"threads": 0}, {"threads": 4096}, {"threads": True}]
+)
 def test_arguments_that_are_refused(arguments, tmp_path):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         mg.load(tmp_path, **arguments)
@@ -375,6 +377,8 @@ BUFFERS = (
     "model.layers.0.self_attn.rotary_emb.inv_freq",
     "model.embed_tokens.embed_scale",
     "model.embeddings.position_ids",
+    "model.layers.0.self_attn.rotary_emb.cos_cached",
+    "model.causal_mask",
 )
 
 

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 
+from minigemma.kernels import compiler
 from minigemma.kernels.compiler import Inner, by_type, cache_folder, jit, jit_inner, when_compiling
 
 
@@ -141,17 +142,28 @@ def test_a_kernel_that_is_read_is_the_one_that_was_compiled(tmp_path):
     assert [path.suffix for path in (tmp_path / "new" / "folder").iterdir()] == [".kernel"]
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "pipe"])
 def test_a_damaged_file_is_compiled_again(tmp_path, damage):
     result, _, _ = run(tmp_path)
     (path,) = tmp_path.iterdir()
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
-    path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "bit": data}[damage])
+    if damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "bit": data}[damage])
     again, hits, said = run(tmp_path)
     assert (again, hits) == (result, "0")
-    assert said == [] if damage == "empty" else len(said) == 1 and str(path) in said[0]
+    assert said == [] if damage in ("empty", "pipe") else len(said) == 1 and str(path) in said[0]
     assert run(tmp_path) == (result, "1", [])
+
+
+def test_what_is_wrong_with_many_files_is_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(compiler, "_said", set())
+    for name in "ab":
+        compiler._say_once("kernels are compiled again", f"{name}: its content is damaged")
+    assert caplog.messages == ["kernels are compiled again: a: its content is damaged"]
 
 
 def test_another_source_of_any_kernel_is_compiled_again(tmp_path):

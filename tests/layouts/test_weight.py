@@ -1,5 +1,7 @@
 """A weight's array is what its layout says, and every layout gives its rows back."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -56,3 +58,13 @@ def test_blocks_widen_as_ggml_says():
     int4[0, 0, :2] = np.array([-2], np.float16).view(np.uint8)
     int4[0, 0, 2:] = [i | (15 - i) << 4 for i in range(16)]
     assert dequantize("Q4_0", int4)[0].tolist() == [-2 * (q - 8) for q in [*range(16), *range(15, -1, -1)]]
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, *STORED])
+def test_a_weight_goes_to_another_process(name):
+    layout = (LAYOUTS | STORED)[name]
+    weight = Weight.pack(layout, np.random.default_rng(0).standard_normal((32, 64), np.float32))
+    weight.forms["made by a kernel"] = lambda: None  # is made again there
+    other = pickle.loads(pickle.dumps(weight))
+    assert other.layout is layout and other.shape == (32, 64) and np.array_equal(other.data, weight.data)
+    assert not other.forms and weight.forms
