@@ -34,11 +34,11 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
 def _begun(args: argparse.Namespace, progress: Progress) -> FineTuning:
     needed = {"-m": args.named, "--data": args.data, "--out": args.out}
     if missing := [flag for flag, value in needed.items() if not value]:
-        raise ValueError(f"{missing[0]} is missing; `minigemma finetune --help` shows what a run takes")
+        args.parser.error(f"{missing[0]} is missing")
     told = given(args)
     Settings(**told)  # before anything is read
     if args.full and (args.rank or args.alpha or args.modules):
-        raise ValueError("--full trains every parameter, and takes no --rank, --alpha and --target-modules")
+        args.parser.error("--full trains every parameter, and takes no --rank, --alpha and --target-modules")
     parts = {"rank": args.rank, "alpha": args.alpha, "modules": args.modules}
     lora = Lora(**{name: value for name, value in parts.items() if value is not None})
     progress(f"loading {args.named}, reading {', '.join(args.data)}")

@@ -38,7 +38,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 def _begun(args: argparse.Namespace, progress: Progress) -> Training:
     needed = {"-m": args.named, "--data": args.data, "--out": args.out, "--teacher": getattr(args, "teacher", "none")}
     if missing := [flag for flag, value in needed.items() if not value]:
-        raise ValueError(f"{missing[0]} is missing; `minigemma {args.command} --help` shows what a run takes")
+        args.parser.error(f"{missing[0]} is missing")
     told = given(args)
     Settings(**told)  # before anything is read
     if args.command == "distill":
@@ -50,12 +50,12 @@ def _begun(args: argparse.Namespace, progress: Progress) -> Training:
 
 
 def refuse_changes(args: argparse.Namespace, fixed: Sequence[str]) -> None:
-    """ValueError for flags beside --resume that would change a run."""
+    """Exit with 2 for flags beside --resume that would change a run."""
     told = [*(["-m"] if args.named else []), *(f"--{name.replace('_', '-')}" for name in given(args))]
     told += [f"--{name}" for name in fixed if getattr(args, name, None) not in (None, False)]
     if told or not args.out:
         what = f"{told[0]} cannot change" if told else "--out is missing"
-        raise ValueError(f"{what}: --resume goes on with the run in --out as it was begun")
+        args.parser.error(f"{what}: --resume goes on with the run in --out as it was begun")
 
 
 def _resumed(args: argparse.Namespace, progress: Progress) -> Training:

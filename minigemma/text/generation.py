@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
@@ -133,8 +134,7 @@ def stream_generate(
     top_logprobs = _checked_top(model, top_logprobs)
     draft = checked_draft(model, draft, taps is None and (draft == "prompt" or images is None or not len(images)))
     choice = Choice(sampler, _generator(seed), _stop_strings(model, stop), taps, top_logprobs, draft)
-    if _whole("max_new_tokens", max_new_tokens) < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+    _check_types(max_new_tokens, raw=raw, exact_logits=exact_logits)
     seen = _seen(model, images, pan_and_scan)
     follows = cache is not None and cache.position > 0
     ids = _checked_ids(model, prompt, seen.crops if seen else (), raw, follows)
@@ -174,6 +174,14 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name} is {value!r}; it must be an integer")
     return int(value)
+
+
+def _check_types(max_new_tokens: int, **flags: bool | None) -> None:
+    if _whole("max_new_tokens", max_new_tokens) < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_, NoneType)):
+            raise ValueError(f"{name} is {value!r}; it must be True, False or None")
 
 
 def _checked_top(model: Decoder, count: int) -> int:

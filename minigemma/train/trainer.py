@@ -199,6 +199,8 @@ class Training:
     def _reopened(self, told: dict[str, Any], threads: int | None) -> dict[str, Any]:
         """Give a resumed run its config and tokenizer; returns parameters of the shapes that it has."""
         assert self.out is not None
+        if "finetune" in told:
+            raise RunError(self.out, "is a run of `minigemma finetune`", "resume it with that")
         self.config, _ = config_from_json(self.out / "config.json")
         tokenizer = folder_tokenizer(self.out)
         if tokenizer is None:

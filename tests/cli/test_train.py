@@ -116,7 +116,8 @@ def test_wrong_settings_are_one_sentence(given, tmp_path, capsys, more, said):
 
 @pytest.mark.parametrize("flag, said", [("-m", "-m is missing"), ("--data", "--data is mi"), ("--out", "--out is mi")])
 def test_what_a_run_needs_is_named(given, capsys, flag, said):
-    assert main([*without(given, flag), "--steps", "3"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main([*without(given, flag), "--steps", "3"])
     assert said in capsys.readouterr().err
 
 
@@ -151,8 +152,13 @@ def test_what_resume_cannot_do_is_refused(given, tmp_path, capsys):
     assert main([*given, *FLAGS.split(), "--steps", "3", "--stop-after", "1", "-q"]) == 0
     capsys.readouterr()
     for flags, said in (
-        (["--resume"], "--out is missing: --resume goes on"),
-        (["--resume", *out, "--lr", "1"], "--lr cannot change: --resume goes on"),
+        ([], "--out is missing: --resume goes on"),
+        ([*out, "--lr", "1"], "--lr cannot change: --resume goes on"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["train", "--resume", *flags])
+        assert said in capsys.readouterr().err
+    for flags, said in (
         (given[1:], "holds another run; resume it with --resume"),
         (["--resume", *out, "--data", __file__], "is not the text that"),
     ):
@@ -163,14 +169,16 @@ def test_what_resume_cannot_do_is_refused(given, tmp_path, capsys):
 
 def test_a_distilled_run_shows_its_divergence_and_goes_on(given, tmp_path, capsys):
     command = ["distill", *given[1:], *FLAGS.split(), "--steps", "6", "--draws", "16", "--soft", "50%"]
-    assert main(command) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
     assert "--teacher is missing" in capsys.readouterr().err
     assert main([*command, "--teacher", str(tmp_path / "shape"), "--stop-after", "4"]) == 0
     assert "  KL " in capsys.readouterr().err
     assert main(["train", "--resume", "--out", str(tmp_path / "run"), "-q"]) == 0
     assert len(found := rows(tmp_path)) == 6 and all(0 < row["kl"] < row["loss"] for row in found)
     capsys.readouterr()
-    assert main(["distill", "--resume", "--out", str(tmp_path / "run"), "--draws", "32"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["distill", "--resume", "--out", str(tmp_path / "run"), "--draws", "32"])
     assert "--draws cannot change" in capsys.readouterr().err
 
 

@@ -376,6 +376,8 @@ def test_a_misspelt_setting_of_a_chat_is_refused():
         ({"temperature": "0.5"}, "temperature is '0.5'; it must be a number"),
         ({"top_p": [0.5]}, "it must be a number"),
         ({"temperature": True}, "it must be a number"),
+        ({"raw": "yes"}, "raw is 'yes'; it must be True, False or None"),
+        ({"exact_logits": 1}, "exact_logits is 1; it must be True, False or None"),
         ({"seed": 1.5}, "seed is 1.5; it must be an integer"),
         ({"seed": "1"}, "it must be an integer"),
         ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; it must be an integer"),

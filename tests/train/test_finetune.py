@@ -127,7 +127,8 @@ def test_the_command_trains_stops_resumes_and_merges(base, data, tmp_path, capsy
     begun = ["finetune", "-m", str(base), "--data", str(data), "--out", out, "--steps", "6", "--stop-after", "3"]
     assert main([*begun, *flags]) == 0
     assert "minigemma finetune --resume --out" in capsys.readouterr().out
-    assert main(["finetune", "--resume", "--out", out, "--rank", "3"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["finetune", "--resume", "--out", out, "--rank", "3"])
     assert "--rank cannot change" in capsys.readouterr().err
     assert main(["finetune", "--resume", "--out", out, "--merge", merged, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["finished"]
@@ -135,7 +136,9 @@ def test_the_command_trains_stops_resumes_and_merges(base, data, tmp_path, capsy
     expected = mg.load(base, adapter=out).forward(ids)
     np.testing.assert_allclose(mg.load(merged).forward(ids), expected, atol=1e-4 * abs(expected).max())
     assert main(["train", "--resume", "--out", out]) == 1
-    assert main(["finetune", "-m", str(base), "--out", out, "--steps", "3"]) == 1
+    assert "is a run of `minigemma finetune`; resume it with that" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["finetune", "-m", str(base), "--out", out, "--steps", "3"])
     assert "--data is missing" in capsys.readouterr().err
 
 
