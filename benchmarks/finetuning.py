@@ -24,6 +24,7 @@ from minigemma.train.finetune import FineTuning
 from .training import Step, adam_step, fastest
 
 LENGTH, TOKENS, MODEL = 256, 512, "gemma-3-270m"
+PEFT = ["float32", "bfloat16"]
 PROSE = Path(__file__).parents[1] / "tests" / "data" / "prose.txt"
 
 
@@ -66,7 +67,8 @@ def torch_step(folder: Path, dtype: str, ids: np.ndarray) -> Step:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peft", nargs="+", choices=PEFT, default=PEFT, help="how peft holds its weights")
     parser.add_argument("--dtype", help="hold our weights so (default: as stored)")
     parser.add_argument("--alone", action="store_true", help="without torch, which shows our memory")
     args = parser.parse_args()
@@ -78,7 +80,7 @@ def main() -> None:
 
         with TemporaryDirectory() as room:
             write_model(MODEL, Path(room) / "model", "hf", "bf16", [])
-            for dtype in ("float32", "bfloat16"):
+            for dtype in args.peft:
                 steps[f"peft, {dtype}"] = torch_step(Path(room) / "model", dtype, ids)
                 losses[f"peft, {dtype}"] = steps[f"peft, {dtype}"]()
     times = fastest(steps, args.rounds)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import resource
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -121,13 +122,14 @@ def adam_step(model: Any, rate: float, loss_of: Callable[[], Any], **settings: A
 
 
 def fastest(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The shortest time of each in seconds, over rounds in which they take turns."""
+    """The shortest time of each in seconds, over rounds in which they take turns; prints each time as it goes."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             began = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - began)
+            print(f"{name}: {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return {name: min(seen) for name, seen in times.items()}
 
 
