@@ -43,9 +43,8 @@ def config_from_gguf(gguf: GGUF) -> TextConfig:
     architecture that is neither used nor known to be harmless (known_keys.py).
     """
     path, architecture = gguf.path, gguf.metadata.get("general.architecture")
-    kind = {"clip": "mmproj", "controlvector": "controlvector"}.get(
-        str(architecture), gguf.metadata.get("general.type")
-    )
+    by_architecture = {"clip": "mmproj", "controlvector": "controlvector"}
+    kind = by_architecture.get(str(architecture), gguf.metadata.get("general.type"))
     if "adapter.type" in gguf.metadata:
         kind = "adapter"
     if isinstance(kind, str) and kind in OTHER_KINDS:

@@ -96,13 +96,9 @@ def _no_adapter(folder: Path) -> None:
 
 def _no_quantization(path: Path, whole: Json) -> None:
     """Raises ModelFormatError for weights that config.json says are quantized by another program."""
-    for name, usual in (
-        ("quantization_config", None),
-        ("compression_config", "compressed-tensors"),
-        ("quantization", "MLX"),
-    ):
-        stated = whole.get(name) or {}
-        if stated:
+    usual_methods = {"quantization_config": None, "compression_config": "compressed-tensors", "quantization": "MLX"}
+    for name, usual in usual_methods.items():
+        if stated := whole.get(name):
             named = stated.get("quant_method") if isinstance(stated, dict) else None
             method = named or usual or ("bitsandbytes" if "load_in_4bit" in stated else stated)
             problem = f"its weights are quantized by {short(method)} ({name}), a format without a reader here"

@@ -116,9 +116,8 @@ def unfolded(ours: str, wide: F32) -> F32:
 def _laid_out(ours: str, tensor: Stored) -> Stored:
     """Reshapes the patch convolution to a matrix and transposes the projection P; other tensors are unchanged."""
     if ours == "vision.patch":
-        return replace(
-            tensor, shape=(len(tensor.array), tensor.array[0].size), array=tensor.array.reshape(len(tensor.array), -1)
-        )
+        flat = tensor.array.reshape(len(tensor.array), -1)
+        return replace(tensor, shape=flat.shape, array=flat)
     if ours == "vision.projection":
         if tensor.kind in KINDS:  # blocks cannot be transposed
             tensor = replace(tensor, kind="F32", array=dequantize(tensor.kind, tensor.array))

@@ -31,6 +31,7 @@ FILES = (
     "model.safetensors.index.json",
     *("modules.json", "config_sentence_transformers.json", "[1-3]_*/config.json", "[1-3]_*/model.safetensors"),
 )
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 INSTALL = 'pip install "minigemma[hub]"'
 
 
@@ -86,11 +87,7 @@ def _explain(repo_id: str, error: Exception) -> ModelFormatError:
         remedy = f"accept them at {page} (a fine-grained token must also be allowed to read gated repositories)"
         return ModelFormatError(repo_id, "the account of this token has not accepted the model's terms", remedy)
     if isinstance(error, errors.RepositoryNotFoundError):
-        remedy = (
-            "check the spelling"
-            if has_token
-            else "check the spelling; if it is private, `hf auth login` or set HF_TOKEN"
-        )
+        remedy = "check the spelling" + ("" if has_token else "; if it is private, `hf auth login` or set HF_TOKEN")
         return ModelFormatError(repo_id, "there is no such model on huggingface.co, or it is private", remedy)
     if isinstance(error, errors.RevisionNotFoundError):
         return ModelFormatError(repo_id, "has no such revision", f"see the branches and tags at {page}")
@@ -110,13 +107,7 @@ def _unreachable(repo_id: str, error: Exception) -> ModelFormatError:
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return ModelFormatError(repo_id, f"huggingface.co is out of reach, and it is not in {hub_cache()}", elsewhere)
-    if isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-    ):
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         reason = (error.strerror or str(error)).lower()
         remedy = "see that there is space, or set HF_HOME to another folder; what has arrived is kept"
         return ModelFormatError(error.filename or hub_cache(), f"cannot be written: {reason}", remedy)

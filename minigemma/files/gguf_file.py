@@ -13,9 +13,9 @@ strings) are stepped over, and decoded when someone asks for them.
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
-import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ..arrays import F32, I32, Strings, letters
 from ..errors import ModelFormatError
 from ..kernels.compiler import jit
-from .safetensors_file import DAMAGED, short, unreadable
+from .safetensors_file import DAMAGED, open_regular, short, unreadable
 
 MAX_HEADER = 100_000_000  # bytes before the tensors' data; Gemma 3 270M has 6 million
 MAX_ENTRIES = 100_000  # tensors, and pairs: the largest Gemma has about 1,300 tensors, and 270M 33 pairs
@@ -258,13 +258,11 @@ def open_gguf(path: str | Path) -> GGUF:
 def _open_part(path: Path) -> GGUF:
     """Map one file."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise ModelFormatError(path, "is a folder or device, not a file", "name a file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelFormatError(path, "does not exist", "check the path") from None
-    except ModelFormatError:
+    except ModelFormatError:  # which is a ValueError, too
         raise
     except ValueError:
         raise ModelFormatError(path, "is empty", DAMAGED) from None
@@ -347,9 +345,7 @@ def _info(reader: _Reader, name: str, expected: int) -> tuple[tuple[int, ...], s
     if not 1 <= axes <= MAX_AXES:
         raise reader.broken(f"{name} has {axes} axes; 1 to {MAX_AXES} are possible")
     shape = tuple(reader.scalar("Q", name) for _ in range(axes))[::-1]
-    elements = 1
-    for size in shape:
-        elements *= size
+    elements = math.prod(shape)
     if not 0 < elements < MAX_ELEMENTS:
         raise reader.broken(f"{name} has the impossible shape {list(shape)}")
     number, offset = reader.scalar("I", name), reader.scalar("Q", name)

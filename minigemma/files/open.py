@@ -15,13 +15,7 @@ from ..errors import ModelFormatError
 from ..models.registry import all_names
 from .config_gguf import config_from_gguf, fields_under, vision_from_gguf
 from .config_json import check_pictures, config_from_json
-from .convert import (
-    AS_STORED,
-    READABLE,
-    Stored,
-    in_mostly_other_bits,
-    stored_tensor,
-)
+from .convert import AS_STORED, READABLE, Stored, in_mostly_other_bits, stored_tensor
 from .foreign import FOREIGN, foreign_tensors
 from .gguf_file import GGUF, open_gguf
 from .safetensors_file import Tensor, open_checkpoint_files, unreadable, what_is
@@ -152,9 +146,8 @@ def _open_gguf(path: Path, mmproj: str | Path | None) -> Files:
         tensors |= _gguf_tensors(Path(mmproj), projector, _unswapped(named, projector, config))
 
     def make_tokenizer() -> Tokenizer | None:
-        return (
-            Tokenizer.from_vocabulary(*gguf.vocabulary, path=path) if "tokenizer.ggml.tokens" in gguf.metadata else None
-        )
+        has_one = "tokenizer.ggml.tokens" in gguf.metadata
+        return Tokenizer.from_vocabulary(*gguf.vocabulary, path=path) if has_one else None
 
     states = gguf_statements(path, fields_under(gguf, "").stated)
     return Files(path, config, tensors, 1.0, make_tokenizer, states)
@@ -193,17 +186,15 @@ def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
     for what, names in (("lacks {} tensors", missing), ("has {} unexpected tensors", unexpected)):
         if names:
             first = ", ".join(ascii(name)[1:-1][:100] for name in sorted(names)[:5]) + (" …" if len(names) > 5 else "")
-            raise ModelFormatError(
-                path, f"{what.format(len(names))}: {first}", "config and weights are of different models"
-            )
+            problem = f"{what.format(len(names))}: {first}"
+            raise ModelFormatError(path, problem, "config and weights are of different models")
 
 
 def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
     for tensor in tensors.values():
         if tensor.kind not in (*AS_STORED, "F16"):
-            raise ModelFormatError(
-                path, f"{tensor.name} is of type {tensor.kind}", "take the released bf16 or float32 file"
-            )
+            problem = f"{tensor.name} is of type {tensor.kind}"
+            raise ModelFormatError(path, problem, "take the released bf16 or float32 file")
 
 
 def folder_tokenizer(folder: Path) -> Tokenizer | None:

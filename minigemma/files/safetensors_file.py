@@ -72,11 +72,11 @@ def what_is(path: str | Path) -> str:
 
     OSError if it cannot be read; ModelFormatError for anything but a regular file (a folder, a pipe).
     """
-    with _open(Path(path)) as file:
+    with open_regular(Path(path)) as file:
         return kind_of(file.read(512), Path(path).suffix.lower())
 
 
-def _open(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BinaryIO:
     """Opens a regular file. ModelFormatError for anything else: opening a pipe would block."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ModelFormatError(path, "is a folder or device, not a file", "name a file")
@@ -90,7 +90,7 @@ def open_safetensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             kind = kind_of(file.read(512), path.suffix.lower())
             if kind in FOREIGN:
                 raise ModelFormatError(path, *FOREIGN[kind])
@@ -245,7 +245,7 @@ def read_json(path: Path, kinds: tuple[type, ...] = (dict,), limit: int = MAX_JS
 def read_start(path: Path, size: int) -> bytes:
     """The first bytes of a text file. ModelFormatError for an LFS pointer, a web page and the like."""
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             text = file.read(size)
     except OSError as error:
         raise unreadable(path, error) from error

@@ -174,11 +174,8 @@ class Tokenizer:
         token = int(token)
         if token in self._added:
             return self._added[token]
-        if (
-            not 0 <= token < self._model.get_piece_size()
-            or self._model.is_control(token)
-            or self._model.is_unknown(token)
-        ):
+        inside = 0 <= token < self._model.get_piece_size()
+        if not inside or self._model.is_control(token) or self._model.is_unknown(token):
             return b""
         if self._model.is_byte(token):
             return bytes([int(self.piece(token)[1:-1], 16)])
