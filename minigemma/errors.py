@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class FileError(ValueError):
@@ -32,3 +33,9 @@ def no_vision(name: str, images: int) -> ValueError:
     """
     given = "1 image was given" if images == 1 else f"{images} images were given"
     return ValueError(f"{name or 'this model'} has no vision tower, but {given}; use gemma-3-4b or larger")
+
+
+def check_type(name: str, value: Any, kind: type | tuple[type, ...], remedy: str) -> None:
+    """Raises ValueError if an argument that is given (not None) is of another type."""
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} is of type {type(value).__name__}; give {remedy}")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType, NoneType
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -31,7 +31,7 @@ from ..blocks.layers import LayerWeights, attention_layer, recurrent_layer
 from ..blocks.siglip import VisionWeights, soft_tokens, vision_tower
 from ..cache import Cache, KeyValueRing, LayerState, TokenPositions
 from ..config import TextConfig, VisionConfig
-from ..errors import no_vision
+from ..errors import check_type, no_vision
 from ..formulas.linear import embed, linear
 from ..formulas.rmsnorm import rms_norm
 from ..formulas.softcap import soft_cap
@@ -135,6 +135,7 @@ class Decoder:
         if dtype not in (None, "bf16", "f32"):
             raise ValueError(f"keys and values cannot be {dtype!r}; they are kept as 'bf16' or 'f32'")
         kept = np.float32 if dtype == "f32" or (dtype is None and self.exact) else np.uint16
+        check_type("max_tokens", max_tokens, (int, np.integer), "an integer")
         if max_tokens < 1:
             raise ValueError(f"a cache for {max_tokens} tokens; it needs room for 1 at least")
         states = (self.layer_state(i, max_tokens, kept) for i in range(self.config.layers))
@@ -182,11 +183,9 @@ class Decoder:
 
         Arguments and errors are those of `forward`.
         """
+        check_type("taps", taps, Taps, "mg.Taps(pattern, …) or mg.Edits")
+        check_type("cache", cache, Cache, "one that model.new_cache made")
         taps = NO_TAPS if taps is None else taps
-        if not isinstance(taps, Taps):
-            raise ValueError(f"taps is of type {type(taps).__name__}; give mg.Taps(pattern, …) or mg.Edits")
-        if not isinstance(cache, (Cache, NoneType)):
-            raise ValueError(f"cache is of type {type(cache).__name__}; give one that model.new_cache made")
         if images is not None and len(images):
             self._tower(len(images))  # said before what is wrong with the ids, which then may hold image tokens
         tokens = self.checked_ids(ids)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..arrays import F32
 from ..cache import Cache
+from ..errors import check_type
 from ..kernels.matvec import FEW
 from ..models.decoder import Decoder
 from ..models.together import forward_together
@@ -47,8 +48,10 @@ def generate_batch(
     `minigemma batch` and the server end that answer alone.
     """
     checked_model(model)
-    if prompts is None or isinstance(prompts, (str, bytes)):
-        raise ValueError(f"prompts is {'None' if prompts is None else 'one text'}; give a list of texts")
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (str, bytes)):
+        what = "one text" if isinstance(prompts, (str, bytes)) else repr(prompts)
+        raise ValueError(f"prompts is {what}; give a list of texts")
+    check_type("max_together", max_together, int, "an integer")
     count = len(prompts)
     seeds = (
         [None if seed is None else seed + i for i in range(count)] if seed is None or isinstance(seed, int) else seed

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..arrays import F32
 from ..cache import Cache
+from ..errors import check_type
 from ..formulas.sampling import Sampler, log_sum_exp, top_logprobs_of
 from ..formulas.softcap import soft_cap
 from ..kernels.parallel import threads
@@ -134,7 +135,7 @@ def stream_generate(
     top_logprobs = _checked_top(model, top_logprobs)
     draft = checked_draft(model, draft, taps is None and (draft == "prompt" or images is None or not len(images)))
     choice = Choice(sampler, _generator(seed), _stop_strings(model, stop), taps, top_logprobs, draft)
-    _check_types(max_new_tokens, raw=raw, exact_logits=exact_logits)
+    _check_types(max_new_tokens, cache, taps, progress, raw=raw, exact_logits=exact_logits)
     seen = _seen(model, images, pan_and_scan)
     follows = cache is not None and cache.position > 0
     ids = _checked_ids(model, prompt, seen.crops if seen else (), raw, follows)
@@ -176,12 +177,16 @@ def _whole(name: str, value: Any) -> int:
     return int(value)
 
 
-def _check_types(max_new_tokens: int, **flags: bool | None) -> None:
+def _check_types(max_new_tokens: int, cache: Any, taps: Any, progress: Any, **flags: bool | None) -> None:
     if _whole("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
     for name, value in flags.items():
         if not isinstance(value, (bool, np.bool_, NoneType)):
             raise ValueError(f"{name} is {value!r}; it must be True, False or None")
+    check_type("cache", cache, Cache, "one that model.new_cache made")
+    check_type("taps", taps, Taps, "mg.Taps(pattern, …) or mg.Edits")
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress is {progress!r}; give a function of the tokens done and of all")
 
 
 def _checked_top(model: Decoder, count: int) -> int:
@@ -342,11 +347,7 @@ def _own(logits: F32, choice: Choice) -> bool:
 
 
 def sampling_logits(model: Decoder, token: int, cache: Cache) -> F32:
-    """`forward` of one token for sampling: logits [V], exact for likely tokens, approximate for others.
-
-    Exact for all where the model has no coarse copy of its head: in the exact mode, under the NumPy backend, and for a
-    head that is small or has few bits already.
-    """
+    """`forward` of one token for sampling: logits [V], exact for likely tokens, approximate for others."""
     if not has_coarse(model):
         return model.forward([token], cache, last_only=True)[0]
     return coarse_logits(model, model.hidden_states([token], cache, last_only=True))

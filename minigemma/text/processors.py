@@ -7,7 +7,7 @@ returned) or replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -111,6 +111,6 @@ def _checked_bias(bias: Any, vocab: int) -> dict[int, float]:
 
 
 def _checked_own(processors: Any) -> list[Processor]:
-    if callable(processors) or not all(map(callable, processors)):
+    if not isinstance(processors, Iterable) or not all(map(callable, processors)):
         raise ValueError("logits_processors must be a list of functions f(ids, logits)")
     return list(processors)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..arrays import F32
-from ..errors import no_vision
+from ..errors import check_type, no_vision
 from ..models.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ def look_at(
         raise no_vision(model.name, len(images))
     if isinstance(images, np.ndarray) and images.dtype == np.float32:
         return Seen(model.image_features(images), (0,) * len(images))
-    from ..files.images import prepare  # and with it Pillow, which a text needs nothing of
+    from ..files.images import PanAndScan, prepare  # and with them Pillow, which a text needs nothing of
 
+    check_type("pan_and_scan", pan_and_scan, PanAndScan, "a PanAndScan of minigemma.files.images")
     looked = [prepare(image, vision.side, pan_and_scan, notes) for image in images]
     features = [model.image_features(pixels) for pixels, _ in looked]
     return Seen(np.concatenate(features), tuple(crops for _, crops in looked))

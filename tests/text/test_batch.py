@@ -91,6 +91,8 @@ def test_no_prompts_no_pieces():
         ({"seed": [1, 2]}, "seeds for 2 prompts"),
         ({"images": [()]}, "images for 1 prompts"),
         ({"max_together": 0}, "max_together is 0"),
+        ({"max_together": "all"}, "max_together is of type str; give an integer"),
+        ({"prompts": 3}, "prompts is 3; give a list of texts"),
         ({"cache": None}, "cache is for one text alone"),
     ],
 )

@@ -385,6 +385,10 @@ def test_a_misspelt_setting_of_a_chat_is_refused():
         ({"stop": [b"x"]}, "a stop string is no text"),
         ({"stop": ["x", 5]}, "a stop string is no text"),
         ({"stop": 5}, "stop is 5; give a text"),
+        ({"cache": "a.cache"}, "cache is of type str; give one that model.new_cache made"),
+        ({"taps": ["*"]}, "taps is of type list; give mg.Taps"),
+        ({"progress": True}, "progress is True; give a function"),
+        ({"logits_processors": max}, "logits_processors must be a list of functions"),
     ],
 )
 def test_settings_of_another_type_are_refused(settings, why):
