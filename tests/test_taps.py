@@ -59,6 +59,7 @@ def test_a_pattern_that_nothing_is_named_by_is_refused_with_the_nearest_names(mo
 def test_public_names_are_listed_and_objects_say_what_they_are(model):
     assert {"load", "generate", "Chat", "Taps", "score"} <= set(dir(mg))
     assert repr(model).startswith(f"<{type(model).__name__} ") and "layers, width 256" in repr(model)
+    assert repr(model.weights).startswith(f"<DecoderWeights: {model.config.layers} layers, embedding ")
     assert repr(model.new_cache(8)).startswith("<Cache: 0 of 8 tokens")
     assert repr(mg.Chat(model)) == f"<Chat with {model.name or 'a model'}: 0 messages>"
 

@@ -57,6 +57,10 @@ class DecoderWeights:
     vision: VisionWeights | None = None
     dense: tuple[Weight, ...] = ()  # of EmbeddingGemma, after the mean: [P, D], [E, P]
 
+    def __repr__(self) -> str:
+        """How many layers, and the shape of the embedding."""
+        return f"<DecoderWeights: {len(self.blocks)} layers, embedding {list(self.embedding.shape)}>"
+
     @property
     def scores(self) -> Weight:
         """The matrix of the logits, [V, D]: the head, or the embedding where there is none."""
@@ -94,9 +98,8 @@ class Decoder:
         threads: int | None = None,
         coarse_head_fits: bool = True,
     ) -> None:
-        self.config, self.weights, self.tokenizer = config, weights, tokenizer
+        self.config, self.weights, self.tokenizer, self.name = config, weights, tokenizer, config.name
         self.attention = tuple(config.attention(i) for i in range(config.layers))
-        self.name = config.name
         self.exact = exact  # keys and values in float32, not bf16
         self.backend, self.threads = backend, threads or default_threads()
         self.coarse_head_fits = coarse_head_fits  # there is memory for `coarse_head`
