@@ -49,5 +49,5 @@ def write_model(
     if adapters:
         parameters = Merged(parameters, [read_adapter(folder, files.config) for folder in adapters])
     write = save_gguf if kind == "gguf" else save_model
-    write(target, files.config, parameters, tokenizer, dtype)
+    write(target, files.config, parameters, tokenizer, dtype, files.states)
     return kind, dtype

@@ -24,6 +24,7 @@ from ..models.fields import Fields
 from ..models.registry import FAMILIES, all_names
 from .gguf_file import ARRAY, SCALARS, STRING, TYPES, U32
 from .save import HEAD, check_stated
+from .statements import UNSAID, Statements
 from .tokenizer import CONTROL, SPACE, UNUSED, USER_DEFINED, Tokenizer
 
 ALIGNMENT = 32
@@ -54,10 +55,12 @@ def save_gguf(
     parameters: Mapping[str, F32],
     tokenizer: Tokenizer | None,
     dtype: str = "bf16",
+    states: Statements = UNSAID,
 ) -> None:
     """Write the text model as the file `path`, which appears once it is whole.
 
     dtype: one of FORMS; the embedding of an int4 model is int8, and rows of incomplete blocks are float16.
+    states: what the checkpoint it comes from says of turns, which the file then says too.
     Raises ValueError for a family that llama.cpp lacks and for a config that a header cannot express, OSError if the
     file cannot be written.
     """
@@ -74,6 +77,9 @@ def save_gguf(
     metadata |= {f"{family.architecture}.{name}": value for name, value in fields.items()}
     if tokenizer is not None:
         metadata |= vocabulary(tokenizer, config.vocab)
+    if states.instruction_tuned:
+        turns = {"tokenizer.chat_template": states.template} if states.template else {"general.finetune": "it"}
+        metadata |= turns
     names = list(all_names(config, 1))
     if HEAD in parameters:
         names.append((HEAD, "output.weight", (config.vocab, config.width)))

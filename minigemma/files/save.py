@@ -26,7 +26,8 @@ from .convert import unfolded, widened
 from .open import Files, open_files
 from .resolve import resolve
 from .safetensors_file import write_safetensors
-from .tokenizer import Tokenizer
+from .statements import UNSAID, Statements
+from .tokenizer import Tokenizer, stop_ids
 from .tokenizer_json import tokenizer_json
 
 DTYPES = {"f32": ("F32", "float32"), "bf16": ("BF16", "bfloat16")}  # ours: (safetensors', transformers')
@@ -39,11 +40,13 @@ def save_model(
     parameters: Mapping[str, F32],
     tokenizer: Tokenizer | None,
     dtype: str = "bf16",
+    states: Statements = UNSAID,
 ) -> None:
     """Write the text model as `folder`. Existing files there are replaced once all new ones are written.
 
     parameters: by our names (models/registry.py); each is read once, when it is written
     dtype: "bf16" or "f32"
+    states: what the checkpoint it comes from says of turns, ends and sampling, which the folder then says too
     Raises ValueError for a config that config.json cannot express, OSError if a file cannot be written.
     """
     folder, (stored, _) = Path(folder), DTYPES[dtype]
@@ -58,12 +61,18 @@ def save_model(
         write_safetensors(new("model.safetensors"), entries, parts)
         if tokenizer is not None:
             _write_tokenizer(new, tokenizer)
-        _write_json(new("generation_config.json"), GENERATION)
+            if states.template:
+                new("chat_template.jinja").write_text(states.template, "utf-8")
+        _write_json(new("generation_config.json"), generation_json(states, tokenizer))
         _write_json(new("config.json"), described)
 
 
-GENERATION: Json = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-GENERATION |= {"do_sample": True, "top_k": 64, "top_p": 0.95}  # as the released Gemma 3
+def generation_json(states: Statements, tokenizer: Tokenizer | None) -> Json:
+    """The fields of generation_config.json: all tokens that end an answer, and sampling as the checkpoint states it."""
+    ends = list(stop_ids(tokenizer, states.ends, states.instruction_tuned)) if tokenizer else [1]
+    released = {"do_sample": True, "top_k": 64, "top_p": 0.95}  # of Gemma 3
+    sampling = released if states is UNSAID else states.sampling
+    return {"bos_token_id": 2, "eos_token_id": ends if ends[1:] else ends[0], "pad_token_id": 0, **sampling}
 
 
 def config_json(config: TextConfig, dtype: str, tied: bool = True) -> Json:

@@ -67,6 +67,9 @@ class Statements:
         return mark[0] if mark else short(self.template)
 
 
+UNSAID = Statements("")  # of a model that was made here
+
+
 def folder_statements(folder: Path, config: Mapping[str, Any]) -> Statements:
     """What a Hugging Face folder states; `config`: the fields of its config.json. ModelFormatError for broken JSON."""
     generation, described = (_json(folder / name) for name in ("generation_config.json", "tokenizer_config.json"))

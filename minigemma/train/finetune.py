@@ -25,6 +25,8 @@ import numpy as np
 from ..arrays import F32, I32
 from ..files.adapter import Pair, save_adapter
 from ..files.load import load
+from ..files.open import open_files
+from ..files.resolve import resolve
 from ..files.save import read_parameters
 from ..files.tokenizer import Tokenizer
 from ..formulas.cross_entropy import LossOf, Targets
@@ -115,6 +117,7 @@ class FineTuning(Training):
         self.config, self.tokenizer = replace(self.base.config, vision=None), self.base.tokenizer
         if self.lora is None:
             check_memory_of(self.config)
+            self.states = open_files(resolve(name), vision=False).states
             return read_parameters(name)[1]
         random, found = np.random.default_rng(self.settings.seed), {}
         for ours, weight in self.lora.targets(self.base).items():

@@ -32,6 +32,7 @@ from ..files.config_json import config_from_json
 from ..files.memory import fits_memory, memory_limit
 from ..files.open import folder_tokenizer
 from ..files.save import read_parameters, save_model
+from ..files.statements import UNSAID
 from ..files.tokenizer import Tokenizer
 from ..formulas.cross_entropy import LossOf, Targets
 from ..kernels.parallel import threads as using_threads
@@ -222,8 +223,10 @@ class Training:
         """Each token's loss; adds the gradients."""
         return loss_and_gradients(self.model, batch, targets, scale, self.adam.gradients)
 
+    states = UNSAID  # of the model that the run began with
+
     def _write_model(self, folder: Path) -> None:
-        save_model(folder, self.config, self.adam.parameters, self.tokenizer, dtype="f32")
+        save_model(folder, self.config, self.adam.parameters, self.tokenizer, "f32", self.states)
 
     def _own_settings(self) -> dict[str, Any]:
         """What settings.json holds of this kind of run alone."""

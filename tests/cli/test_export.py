@@ -43,6 +43,22 @@ def test_an_exported_model_is_the_same_model(folder, tmp_path, capsys):
         assert abs(mg.load(tmp_path / name).forward(ids) - expected).max() <= tolerance * abs(expected).max()
 
 
+@pytest.mark.parametrize("template", ["{{ '<start_of_turn>user' }}", ""])
+def test_an_exported_model_still_knows_turns_ends_and_sampling(folder, tmp_path, template):
+    generation = {"eos_token_id": [1, 106], "temperature": 0.7, "top_k": 9, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    before = mg.load(folder)
+    assert before.instruction_tuned and 106 in before.eos
+    for name in ("hf", "a.gguf"):
+        assert main(["export", str(folder), str(tmp_path / name), "-q"]) == 0
+        after = mg.load(tmp_path / name)
+        assert after.instruction_tuned and not after.foreign_turns
+        assert name == "a.gguf" or (after.eos == before.eos and dict(after.sampling) == dict(before.sampling))
+    assert not template or (tmp_path / "hf" / "chat_template.jinja").read_text() == template
+
+
 @pytest.mark.parametrize(
     "out, flags, told",
     [

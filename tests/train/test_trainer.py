@@ -32,11 +32,11 @@ def timeless(run):
     return [{name: value for name, value in row.items() if "second" not in name} for row in rows(run)]
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "recurrentgemma"])
-def test_a_run_resumed_half_way_equals_one_that_was_not_stopped(tmp_path, kind):
-    whole = begin(tmp_path, kind, "whole")
+@pytest.mark.parametrize("kind, qat", [("gemma3", None), ("recurrentgemma", None), ("gemma3", "int4")])
+def test_a_run_resumed_half_way_equals_one_that_was_not_stopped(tmp_path, kind, qat):
+    whole = begin(tmp_path, kind, "whole", qat=qat)
     list(whole)
-    half = begin(tmp_path, kind, "half")
+    half = begin(tmp_path, kind, "half", qat=qat)
     for _ in range(4):
         half.step()
     half.save()
