@@ -48,7 +48,7 @@ def generate_batch(
     `minigemma batch` and the server end that answer alone.
     """
     checked_model(model)
-    if not isinstance(prompts, Sequence) or isinstance(prompts, (str, bytes)):
+    if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__len__"):
         what = "one text" if isinstance(prompts, (str, bytes)) else repr(prompts)
         raise ValueError(f"prompts is {what}; give a list of texts")
     check_type("max_together", max_together, int, "an integer")

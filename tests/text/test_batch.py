@@ -80,6 +80,12 @@ def test_the_last_piece_of_each_says_why_it_ended():
         assert reasons[-1] in ("stop", "length") and not any(reasons[:-1])
 
 
+def test_prompts_may_be_an_array():
+    model, prompts = random_model(LOCAL_GLOBAL, "f32"), np.array([[5, 6], [7, 8]])
+    pieces = mg.generate_batch(model, prompts, max_new_tokens=2, temperature=0)
+    assert sorted(piece.index for piece in pieces) == [0, 0, 1, 1]
+
+
 def test_no_prompts_no_pieces():
     assert list(mg.generate_batch(random_model(LOCAL_GLOBAL, "f32"), [])) == []
 
