@@ -1,11 +1,13 @@
 """Run notebooks and save their outputs: python notebooks/run.py [01 02 …]; without numbers, all of them.
 
-Each notebook stores a fingerprint of the code that made its outputs; a test compares it with the code, so outputs
-cannot be older than the code. The first figure is saved small in thumbnails/ for the index.
+Each notebook stores a fingerprint of its cells and of the definitions that they import by name from the package; a test
+compares it with the code, so outputs cannot be older than either. What lies deeper has tests of its own, and does not
+count. The first figure is saved small in thumbnails/ for the index.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import io
@@ -20,10 +22,34 @@ WIDTH = 320  # pixels of a thumbnail
 LIMIT = 120  # seconds per cell
 
 
-def fingerprint(notebook: Any) -> str:
-    """Returns a hash of the code cells, in order."""
-    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+def fingerprint(notebook: Any, root: Path = HERE.parent) -> str:
+    """Returns a hash of the code cells and of the definitions that they import from the package in `root`."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    lines = [line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!"))]
+    imports = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.ImportFrom)]
+    names = {(node.module or "", name.name) for node in imports for name in node.names}
+    used = [source(root, *name) for name in sorted(names) if name[0].split(".")[0] == "minigemma"]
+    return hashlib.sha256("\0".join([*cells, *used]).encode()).hexdigest()[:16]
+
+
+def source(root: Path, module: str, name: str) -> str:
+    """Returns the code of a module, or of what it defines under this name, without comments, docstrings and layout."""
+    path = root.joinpath(*module.split("."))
+    whole = (path / f"{name}.py").exists()
+    file = path / f"{name}.py" if whole else path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(file.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return "\n".join(ast.unparse(node) for node in tree.body if whole or name in bound(node))
+
+
+def bound(node: ast.stmt) -> list[str]:
+    """Returns the names that a statement at the top of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
 
 
 def run(path: Path) -> Any:
