@@ -36,9 +36,10 @@ WRAPPERS = (
 HEAD = re.compile(r"(.+\.)?lm_head\.weight")
 EMBEDDING = "embed_tokens.weight"
 SEES = re.compile(r"^(model\.)?(?P<name>(?P<part>vision_tower|multi_modal_projector)\.)(vision_model\.)?")
-# Computed from the config, no weights.
+# Computed from the config, or counters: no weights.
 BUFFERS = re.compile(
-    r"(^|[._])(inv_freq|(cos|sin)_cached|embed_scale|position_ids|normalizer|causal_mask|masked_bias)$"
+    r"(^|[._])(inv_freq|(cos|sin)_cached|embed_scale|position_ids|normalizer"
+    r"|causal_mask|masked_bias|num_batches_tracked)$"
 )
 
 

@@ -28,8 +28,10 @@ SAMPLING = {
     "repetition_penalty": float,
 }
 SPELT = {"temp": "temperature"}  # in a GGUF header
-AROUND_TEXT = {"add_bos_token": True, "add_eos_token": False}  # a text to continue stands behind <bos>
-ADDED_WITHIN = 1 << 23  # bytes of tokenizer.json; Gemma 3's 6,415 added tokens end at 1.3 million
+AROUND_TEXT = {"add_bos_token": ("<bos>", True), "add_eos_token": ("<eos>", False)}  # a text follows <bos>
+STARTS_WITHIN = 1 << 23  # bytes of tokenizer.json; Gemma 3's 6,415 added tokens end at 1.3 million
+PLACES = r'"SpecialToken"\s*:\s*\{\s*"id"\s*:\s*"%s"'  # in a post-processor
+EDGES = ("single_word", "lstrip", "rstrip")  # what an added token requires of, or takes from, the text around it
 GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")  # after "tokenizer.ggml."
 
 
@@ -80,8 +82,9 @@ def folder_statements(folder: Path, config: Mapping[str, Any]) -> Statements:
     names = f"{folder.name} {hub} {config.get('_name_or_path', '')}"
     sampling = _sampling(folder / "generation_config.json", generation)
     ends = list(dict.fromkeys(ends))
-    template, added, not_done = _template(folder, described), _added(folder, described), _not_done(described)
-    return Statements(names, tuple(ends), len(ends) > 1, template, sampling, added, not_done)
+    start = _before_vocabulary(folder / "tokenizer.json")
+    added, not_done = _added(folder, start.get("added_tokens"), described), _not_done(described, start)
+    return Statements(names, tuple(ends), len(ends) > 1, _template(folder, described), sampling, added, not_done)
 
 
 def gguf_statements(path: Path, metadata: Mapping[str, Any]) -> Statements:
@@ -97,7 +100,7 @@ def gguf_statements(path: Path, metadata: Mapping[str, Any]) -> Statements:
     templates = [str(value) for key, value in metadata.items() if re.match(r"tokenizer\.chat_template\b", key)]
     names = " ".join(str(metadata.get(f"general.{key}", "")) for key in ("name", "finetune"))
     sampling = _sampling(path, {SPELT.get(k, k): v for k, v in _under("general.sampling.", metadata).items()})
-    not_done, ends = _not_done(tokens), list(dict.fromkeys(ends)) or [1]
+    not_done, ends = _not_done(tokens, {}), list(dict.fromkeys(ends)) or [1]
     return Statements(f"{names} {path.name}", tuple(ends), False, "\n".join(templates), sampling, not_done=not_done)
 
 
@@ -105,9 +108,17 @@ def _under(prefix: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
 
 
-def _not_done(stated: Mapping[str, Any]) -> str:
-    """What the tokenizer's settings say about tokens around a text, where it differs from BOS before and none after."""
-    other = [f"{name} {short(stated[name])}" for name, usual in AROUND_TEXT.items() if stated.get(name, usual) != usual]
+def _not_done(stated: Mapping[str, Any], start: Mapping[str, Any]) -> str:
+    """What the tokenizer's settings say about tokens around a text, where it differs from BOS before and none after.
+
+    `start`: fields of tokenizer.json, whose post-processor alone says it in what transformers 5 writes.
+    """
+    other = []
+    for name, (token, usual) in AROUND_TEXT.items():
+        if name in stated:
+            other += [f"{name} {short(stated[name])}"] if stated[name] != usual else []
+        elif "post_processor" in start and (re.search(PLACES % token, start["post_processor"]) is not None) != usual:
+            other.append(f"a post_processor {'without' if usual else 'with'} {token}")
     if _content(stated.get("bos_token")) not in (None, "<bos>"):
         other.append(f"bos_token {short(_content(stated['bos_token']))}")
     return ", ".join(other)
@@ -159,31 +170,40 @@ def _sampling(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _added(folder: Path, described: Mapping[str, Any]) -> tuple[AddedToken, ...]:
+def _added(folder: Path, listed: Any, described: Mapping[str, Any]) -> tuple[AddedToken, ...]:
     """The added tokens of tokenizer.json, tokenizer_config.json and added_tokens.json; of one id the first."""
     found: dict[int, AddedToken] = {}
+    edges: list[str] = []
 
     def add(number: Any, text: Any, special: Any) -> None:
         if isinstance(text, str) and text and re.fullmatch(r"[0-9]{1,9}", str(number)):
             found.setdefault(int(number), AddedToken(int(number), text, bool(special)))
 
-    tables = [(entry.get("id"), entry) for entry in _listed(folder / "tokenizer.json") if isinstance(entry, dict)]
+    tables = [(entry.get("id"), entry) for entry in listed or [] if isinstance(entry, dict)]
     for number, entry in [*tables, *_items(described.get("added_tokens_decoder"))]:
         if isinstance(entry, dict):
             add(number, entry.get("content"), entry.get("special", True))
+            edges += [f"{name} of {short(entry.get('content'))}" for name in EDGES if entry.get(name)]
     for text, number in _items(_json(folder / "added_tokens.json")):
         add(number, text, True)
+    if edges and (folder / "tokenizer.model").exists():  # else read_tokenizer_json refuses them
+        told = ", ".join(dict.fromkeys(edges))
+        warnings.warn(f"{folder}: {told} is not applied; only the name itself is found", stacklevel=2)
     return tuple(found.values())
 
 
-def _listed(path: Path) -> list[Any]:
-    """The added tokens of tokenizer.json, which stand before its vocabulary: 33 MB in Gemma 3, and not read here."""
-    start = read_start(path, ADDED_WITHIN).decode("utf-8", "ignore") if path.exists() else ""
-    place = re.search(r'"added_tokens"\s*:\s*(?=\[)', start)
-    try:
-        return json.JSONDecoder().raw_decode(start, place.end())[0] if place else []
-    except (ValueError, RecursionError):
-        raise ModelFormatError(path, "has a list of added tokens that is not JSON, or not closed", DAMAGED) from None
+def _before_vocabulary(path: Path) -> dict[str, Any]:
+    """The list added_tokens and the JSON of post_processor, from the start of a tokenizer.json of 33 MB in Gemma 3."""
+    start = read_start(path, STARTS_WITHIN).decode("utf-8", "ignore") if path.exists() else ""
+    found: dict[str, Any] = {}
+    for name, what in {"added_tokens": "list of added tokens", "post_processor": "post_processor"}.items():
+        if place := re.search(rf'"{name}"\s*:\s*(?=[\[{{n])', start):
+            try:
+                value, end = json.JSONDecoder().raw_decode(start, place.end())
+            except (ValueError, RecursionError):
+                raise ModelFormatError(path, f"has a {what} that is not JSON, or not closed", DAMAGED) from None
+            found[name] = value if name == "added_tokens" else start[place.end() : end]
+    return found
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:

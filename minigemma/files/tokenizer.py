@@ -101,7 +101,8 @@ class Tokenizer:
             same = token.text.replace(" ", SPACE) == self.piece(token.id).replace(" ", SPACE)
             if same or token.id >= rows or re.fullmatch(CONTROL_NAME, token.text):
                 continue
-            self._added[token.id], self._names[token.text] = token.text.encode("utf-8", "replace"), token.id
+            self._added[token.id] = token.text.encode("utf-8", "replace")
+            self._names.setdefault(token.text, token.id)  # of one name the first, as in the tokenizers library
             in_text += [] if token.special else [token.text]
             kept.append(token)
         self._in_text, self.added = tuple(in_text), tuple(kept)

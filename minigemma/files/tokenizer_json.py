@@ -19,6 +19,7 @@ import numpy as np
 from ..arrays import Strings
 from ..errors import ModelFormatError
 from .safetensors_file import DAMAGED, read_json, short
+from .statements import EDGES
 from .tokenizer import BYTE, CONTROL, LARGEST, NORMAL, REMEDY, SPACE, USER_DEFINED, Tokenizer
 
 MOST_VALUES = 4_000_000  # of the JSON text; Gemma 3's has 1.9 million
@@ -124,7 +125,7 @@ def _added(path: Path, entries: Any) -> Iterable[dict[str, Any]]:
             raise ModelFormatError(path, f"has the added token {short(token)}, without id or content", DAMAGED)
         if named.setdefault(token["id"], token["content"]) != token["content"]:
             raise ModelFormatError(path, f"has two added tokens of id {token['id']}", DAMAGED)
-        for name in ("single_word", "lstrip", "rstrip"):
+        for name in EDGES:
             if token.get(name):
                 problem = f"its added token {short(token['content'])} is {name}, which minigemma does not apply"
                 raise ModelFormatError(path, problem, REMEDY)

@@ -379,6 +379,7 @@ BUFFERS = (
     "model.embeddings.position_ids",
     "model.layers.0.self_attn.rotary_emb.cos_cached",
     "model.causal_mask",
+    "model.norm.num_batches_tracked",
 )
 
 

@@ -157,6 +157,42 @@ def test_other_tokens_around_a_text_are_named(stated, told, tmp_path):
     assert gguf_statements(tmp_path / "m.gguf", flags).not_done == (told if flags else "")
 
 
+BOS, TEXT, EOS = {"SpecialToken": {"id": "<bos>"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<eos>"}}
+
+
+@pytest.mark.parametrize(
+    "single, told",
+    [
+        ([BOS, TEXT], ""),
+        ([TEXT], "a post_processor without <bos>"),
+        ([BOS, TEXT, EOS], "a post_processor with <eos>"),
+        (None, "a post_processor without <bos>"),
+    ],
+)
+def test_tokens_around_a_text_that_tokenizer_json_alone_states(single, told, tmp_path):
+    """As transformers 5 writes them; where tokenizer_config.json says it, that counts, as in transformers."""
+    processor = single and {"type": "Sequence", "processors": [{"type": "TemplateProcessing", "single": single}]}
+    fields = {"added_tokens": [], "post_processor": processor, "model": {}}
+    assert folder_statements(write(tmp_path / "m", tokenizer=fields), {}).not_done == told
+    flags = {"add_bos_token": True, "add_eos_token": False}
+    assert folder_statements(write(tmp_path / "m", tokenizer_config=flags), {}).not_done == ""
+
+
+@pytest.mark.parametrize("content", ['{"post_processor": {"single": [', '{"post_processor": ' + '{"a": ' * 100_000])
+def test_a_broken_post_processor_is_refused(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelFormatError, match="has a post_processor that is not JSON"):
+        folder_statements(tmp_path, {})
+
+
+@pytest.mark.parametrize("edge", ["single_word", "lstrip", "rstrip"])
+def test_what_an_added_token_requires_around_it_is_named(edge, tmp_path):
+    folder = write(tmp_path / "m", tokenizer_config={"added_tokens_decoder": {"7": {"content": "<t>", edge: True}}})
+    (folder / "tokenizer.model").touch()
+    with pytest.warns(UserWarning, match=f"{edge} of '<t>' is not applied"):
+        folder_statements(folder, {})
+
+
 def test_more_places_that_state_ends_and_turns(tmp_path):
     path, ends = tmp_path / "m.gguf", {"tokenizer.ggml.eos_token_ids": [1, 106]}
     assert gguf_statements(path, ends).ends == (1, 106)

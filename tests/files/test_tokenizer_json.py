@@ -267,6 +267,13 @@ def test_a_folder_without_tokenizer_model_loads(folder):
     assert tokenizer.id_of("<no row>") is None and tokenizer.decode([700]) == "<tool>"
 
 
+def test_of_two_added_tokens_of_one_name_the_first_is_found(folder):
+    """As the tokenizers library finds them."""
+    written(folder, with_added((700, "<tool>"), (701, "<tool>")))
+    tokenizer = mg.load(folder).tokenizer
+    assert tokenizer.encode("<tool>") == [700] and tokenizer.decode([701]) == "<tool>"
+
+
 def test_tokenizer_model_wins_and_the_added_tokens_of_tokenizer_json_count(folder):
     """Only they are read: the rest, 33 MB in Gemma 3, may be anything."""
     (folder / "tokenizer.model").write_bytes(trained())
