@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, NamedTuple
 
 from ..errors import FileError
@@ -21,9 +22,11 @@ from ..text.batch import Answer, started, together
 from ..text.engine import Request
 from ..text.generation import Token
 from .main import Interrupt
-from .openai_api import SAMPLING, Form, Reply, check_fields, error_body, prompt_of, settings_of, wants_logprobs
+from .openai_api import SAMPLING, Form, Reply, check_fields, prompt_of, refusal_of, settings_of, wants_logprobs
 from .opening import open_model
 from .progress import Progress, note, share_done
+
+BEGINNING = b'{"line": '  # of each line of the output
 
 
 class Line(NamedTuple):
@@ -42,13 +45,15 @@ class Line(NamedTuple):
 def run(args: argparse.Namespace, progress: Progress) -> None:
     """Answer every line of the input that has no answer in the output yet."""
     lines = read_lines(args.input)
+    if args.output.exists() and args.output.samefile(args.input):
+        raise FileError(args.output, "is the input", "name another file for the answers")
     done = answered(args.output, lines)
     if done:
         note(args, f"{args.output} has {len(done):,} of {len(lines):,} answers; going on with the others")
     waiting = [line for line in lines if line.number not in done]
     if not waiting:
         return
-    args.vision = b'"image_url"' in args.input.read_bytes()
+    args.vision = any("'image_url'" in str(line.row) for line in waiting)
     if args.engine == "ray":
         from .batch_ray import answers_of_cluster
 
@@ -76,10 +81,10 @@ def answers_of(model: Decoder, lines: Sequence[Line], args: argparse.Namespace) 
         return started(model, request.ids, request.images, **request.settings)
 
     def failed(i: int, error: Exception) -> None:
-        if not isinstance(error, ValueError):
+        if isinstance(error, MemoryError):  # the next run may have more
             raise error
         texts.pop(i, None)
-        refused.append((lines[i].number, error_row(lines[i], str(error)), True))
+        refused.append((lines[i].number, error_row(lines[i], error), True))
 
     for token in together(model, begin, len(lines), args.parallel, failed):
         Interrupt.check()
@@ -133,7 +138,17 @@ def _line(number: int, text: str) -> Line:
         return Line(number, {}, f"is not JSON ({error})")
     if not isinstance(row, dict) or not isinstance(row.get("body", {}), dict):
         return Line(number, {}, 'is no object {"prompt": "…"}, nor a request with a body')
-    return Line(number, row)
+    return Line(number, row, _misaddressed(row) if "body" in row else "")
+
+
+def _misaddressed(row: dict[str, Any]) -> str:
+    """What is wrong around the body of a request; "" if nothing is."""
+    if beside := sorted(row.keys() - {"id", "custom_id", "method", "url", "body"}):
+        return f"has {short(beside[0])} beside its body; put it inside"
+    forms = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
+    if row.get("method", "POST") != "POST" or ("url" in row and forms.get(str(row["url"])) not in row["body"]):
+        return "is no POST of a prompt to /v1/completions, nor of messages to /v1/chat/completions"
+    return ""
 
 
 def asked(model: Decoder, line: Line, args: argparse.Namespace) -> Request:
@@ -142,6 +157,8 @@ def asked(model: Decoder, line: Line, args: argparse.Namespace) -> Request:
         raise ValueError(f"line {line.number} {line.fault}")
     body: Mapping[str, Any] = line.row.get("body", line.row)
     check_fields(body)
+    if wants_logprobs(body) and not line.openai:
+        raise ValueError("logprobs are shown in OpenAI's batch form alone")
     flags = {name: getattr(args, name) for name in (*SAMPLING, "max_new_tokens", "seed", "stop")}
     settings = settings_of(body, flags) | {"exact_logits": True}
     return prompt_of(model, body, args.raw)._replace(settings=settings)
@@ -153,16 +170,18 @@ def asked(model: Decoder, line: Line, args: argparse.Namespace) -> Request:
 def answered(path: Path, lines: Sequence[Line]) -> set[int]:
     """The numbers of the lines that have an answer in the output. A last line that was cut off is removed from it.
 
-    Raises FileError for an output of another input.
+    Raises FileError for an output of another input, and for a file that no run has written.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists() and path != Path("-"):
         return set()
+    if not path.is_file():
+        raise FileError(path, "is no file", "answers go into one, so that a run that was stopped can go on")
+    content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     rows = {line.number: line.row for line in lines}
-    done = set()
-    for number, text in enumerate(whole.splitlines(), 1):
+    done, rest = set(), content[len(whole) :]
+    texts = whole.splitlines() if rest.startswith(BEGINNING[: len(rest)]) else content.splitlines()
+    for number, text in enumerate(texts, 1):
         try:
             row = json.loads(text)
             fits = all(row.get(name) == rows[row["line"]].get(name) for name in ("id", "custom_id"))
@@ -171,7 +190,7 @@ def answered(path: Path, lines: Sequence[Line]) -> set[int]:
         if not fits:
             raise FileError(path, f"line {number:,} answers no line of this input", "name another file for the answers")
         done.add(row["line"])
-    if len(whole) < len(content):
+    if rest:
         os.truncate(path, len(whole))
     return done
 
@@ -181,11 +200,12 @@ def _named(line: Line) -> dict[str, Any]:
     return {name: line.row[name] for name in ("id", "custom_id") if line.row.get(name) is not None}
 
 
-def error_row(line: Line, message: str) -> dict[str, Any]:
+def error_row(line: Line, error: Exception) -> dict[str, Any]:
     """The answer to a line that cannot be answered."""
+    body, status = refusal_of(error)
     if not line.openai:
-        return _named(line) | {"error": message}
-    return _named(line) | {"response": {"status_code": 400, "body": error_body(message)}, "error": None}
+        return _named(line) | {"error": body["error"]["message"]}
+    return _named(line) | {"response": {"status_code": status, "body": body}, "error": None}
 
 
 def answer_row(model: Decoder, line: Line, tokens: Sequence[Token]) -> dict[str, Any]:

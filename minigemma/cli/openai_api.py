@@ -12,6 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from reprlib import repr as short
 from typing import Any, NamedTuple
 
 from ..errors import no_vision
@@ -22,14 +23,15 @@ from ..text.prompt import MARK, conversation_ids
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-WHOLE = ("top_k", "seed")
 LENGTHS = ("max_new_tokens", "max_completion_tokens", "max_tokens")  # the first that is given counts
+WHOLE = ("top_k", "seed", *LENGTHS)
 KNOWN = {"prompt", "messages", "seed", "stop", "logit_bias", "response_format", "logprobs", "top_logprobs"}
 KNOWN |= {*SAMPLING, *PENALTIES, *LENGTHS}
 STREAMING = {"stream", "stream_options"}  # of the server alone
 # What says nothing about the text.
 HARMLESS = {"id", "custom_id", "model", "user", "metadata", "store", "service_tier", "safety_identifier"}
 HARMLESS |= {"prompt_cache_key", "parallel_tool_calls"}
+OF_MESSAGES = {"role", "content", "name", "refusal", "annotations", "reasoning_content"}  # the last four do nothing
 # The only values that run here.
 FIXED = {"n": 1, "best_of": 1, "echo": False, "stream": False, "tool_choice": "none", "tools": []}
 FIXED |= {"modalities": ["text"], "suffix": ""}
@@ -45,17 +47,22 @@ class ApiError(ValueError):
         self.status, self.param, self.code = status, param, code
         super().__init__(message)
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        return error_body(str(self), self.status, self.param, self.code)
-
 
 def error_body(message: str, status: int = 400, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """OpenAI's error object."""
     kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
     kind = kinds.get(status, "invalid_request_error")
     return {"error": {"message": " ".join(message.split()), "type": kind, "param": param, "code": code}}
+
+
+def refusal_of(error: Exception) -> tuple[dict[str, Any], int]:
+    """OpenAI's error object for what went wrong, and its status; `param` is a field that the sentence begins with."""
+    if isinstance(error, ApiError):
+        return error_body(str(error), error.status, error.param, error.code), error.status
+    if not isinstance(error, ValueError):
+        return error_body(f"{type(error).__name__}: {error}; this is a bug", 500), 500
+    first = str(error).partition(" ")[0]
+    return error_body(str(error), param=first if first in KNOWN else None), 400
 
 
 # ---- requests
@@ -86,15 +93,16 @@ def read_request(model: Decoder, content: bytes, chat: bool, names: Sequence[str
     if not isinstance(body, dict):
         raise ApiError("the body is no JSON object")
     if body.get("model") not in (None, *names):
-        told = f"the model {str(body['model'])[:100]!r} is not served here; {names[0]!r} is"
+        told = f"the model {short(body['model'])} is not served here; {names[0]!r} is"
         raise ApiError(told, 404, "model", "model_not_found")
     missing, other = ("messages", "prompt") if chat else ("prompt", "messages")
     if other in body or body.get(missing) is None:
         raise ApiError(f"a request to this address has {missing}, and no {other}", param=missing)
-    options = body.get("stream_options") or {}
-    stream = body.get("stream") or False
-    if not isinstance(options, dict) or not isinstance(stream, bool):
-        raise ApiError("stream must be true or false, and stream_options an object", param="stream")
+    stream, options = body.get("stream") or False, body.get("stream_options") or {}
+    usage = (options.get("include_usage") or False) if isinstance(options, dict) else None
+    if not isinstance(stream, bool) or not isinstance(usage, bool):
+        told = 'stream must be true or false, and stream_options {"include_usage": true or false}'
+        raise ApiError(told, param="stream")
     body = {name: value for name, value in body.items() if name not in STREAMING}
     check_fields(body)
     most = model.config.context if chat else COMPLETION_TOKENS
@@ -105,16 +113,16 @@ def read_request(model: Decoder, content: bytes, chat: bool, names: Sequence[str
         told = f"{held}, of which the answer needs one at least"
         raise ApiError(told, param=missing, code="context_length_exceeded")
     asked = request._replace(settings=settings)
-    return Asked(asked, Form(chat, stream, bool(options.get("include_usage")), wants_logprobs(body)))
+    return Asked(asked, Form(chat, stream, usage, wants_logprobs(body)))
 
 
 def check_fields(body: Mapping[str, Any]) -> None:
     """Raise ApiError for fields that matter and are not supported; null is as good as none."""
     for name, value in body.items():
         if name in FIXED and value is not None and value != FIXED[name]:
-            raise ApiError(f"{name} is {value!r}; here it is always {json.dumps(FIXED[name])}", param=name)
+            raise ApiError(f"{name} is {short(value)}; here it is always {json.dumps(FIXED[name])}", param=name)
         if name not in KNOWN | HARMLESS | FIXED.keys() and value is not None:
-            raise ApiError(f"the field {name!r} is not supported", param=name)
+            raise ApiError(f"the field {short(name)} is not supported", param=short(name)[1:-1])
 
 
 def settings_of(body: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,8 +132,8 @@ def settings_of(body: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str
     settings = {name: _number(name, given.get(name, default.get(name))) for name in names}
     if settings["temperature"] == 0:  # clients send top_p = 1 with it, and flags are for other lines too
         settings |= dict.fromkeys(SAMPLING[1:])
-    length = next((name for name in LENGTHS if name in given), "max_new_tokens")
-    settings["max_new_tokens"] = _number(length, given.get(length, default.get(length)), whole=True)
+    lengths = [_number(name, given[name]) for name in LENGTHS if name in given]
+    settings["max_new_tokens"] = lengths[0] if lengths else default["max_new_tokens"]
     stop = settings["stop"] = given.get("stop", default.get("stop", ()))
     if not isinstance(stop, (str, list, tuple)) or not all(isinstance(each, str) for each in stop):
         raise ApiError("stop must be a text, or a list of texts", param="stop")
@@ -142,18 +150,18 @@ def _top_logprobs(given: Mapping[str, Any]) -> int:
     """How many of the likeliest tokens are shown: `top_logprobs` of a chat, `logprobs` itself of a completion."""
     shown, name = given.get("logprobs", False), "logprobs" if "prompt" in given else "top_logprobs"
     if "prompt" not in given and not isinstance(shown, bool):
-        raise ApiError(f"logprobs is {shown!r}; it must be true or false", param="logprobs")
-    count = given.get(name, 0) or 0
-    if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
-        raise ApiError(f"{name} is {count!r}; it must be from 0 to {MOST_LOGPROBS}", param=name)
-    if count and not wants_logprobs(given):
-        raise ApiError("top_logprobs takes logprobs: true beside it", param="top_logprobs")
-    return count
+        raise ApiError(f"logprobs is {short(shown)}; it must be true or false", param="logprobs")
+    count = given.get(name, 0)
+    if count is not False and (type(count) is not int or not 0 <= count <= MOST_LOGPROBS):
+        raise ApiError(f"{name} is {short(count)}; it must be from 0 to {MOST_LOGPROBS}", param=name)
+    if given.get("top_logprobs") and (name == "logprobs" or not shown):
+        raise ApiError("top_logprobs takes messages, and logprobs: true beside it", param="top_logprobs")
+    return int(count)
 
 
 def _bias(given: Any) -> dict[int, float]:
     """OpenAI's logit_bias, whose ids are keys of JSON and so texts."""
-    if not isinstance(given, dict) or not all(key.isdecimal() for key in given):
+    if not isinstance(given, dict) or not all(key.isdecimal() and len(key) < 20 for key in given):
         raise ApiError('logit_bias must be an object {"token id": number}', param="logit_bias")
     return {int(key): _number("logit_bias", value) for key, value in given.items()}
 
@@ -173,10 +181,12 @@ def _schema(given: Any) -> dict[str, Any] | None:
     raise ApiError(told, param="response_format")
 
 
-def _number(name: str, value: Any, whole: bool = False) -> Any:
-    whole = whole or name in WHOLE
+def _number(name: str, value: Any) -> Any:
+    whole = name in WHOLE
     if value is not None and (isinstance(value, bool) or not isinstance(value, int if whole else (int, float))):
-        raise ApiError(f"{name} is {value!r}; it must be {'an integer' if whole else 'a number'}", param=name)
+        raise ApiError(f"{name} is {short(value)}; it must be {'an integer' if whole else 'a number'}", param=name)
+    if name in LENGTHS and value is not None and value < 1:
+        raise ApiError(f"{name} is {short(value)}; it must be 1 or more", param=name)
     return value
 
 
@@ -215,6 +225,8 @@ def _conversation(model: Decoder, messages: Any) -> Request:
 def _message(model: Decoder, message: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, int]]]:
     """A message whose content is one text, with a mark where an image stands; and the images, each with its digest."""
     role, content = message.get("role"), message.get("content")
+    if unknown := [name for name, value in message.items() if value and name not in OF_MESSAGES]:
+        raise ApiError(f"the field {short(unknown[0])} of a message is not supported", param="messages")
     role = "system" if role == "developer" else role
     if not isinstance(content, list):
         return {"role": role, "content": content}, []

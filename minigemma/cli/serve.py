@@ -29,7 +29,7 @@ from ..models.weights import named_weights
 from ..text.batch import generate_batch
 from ..text.engine import Engine, QueueFull, Stopped
 from ..text.generation import Token
-from .openai_api import ApiError, Asked, Reply, error_body, read_request
+from .openai_api import ApiError, Asked, Reply, error_body, read_request, refusal_of
 from .opening import open_model
 from .progress import Progress, note
 
@@ -73,10 +73,11 @@ class Api:
 
         async def no_route(_: Http, error: Exception) -> Response:
             assert isinstance(error, HTTPException)
-            return JSONResponse(error_body(f"{error.detail} at this address", error.status_code), error.status_code)
+            body = error_body(f"{error.detail} at this address", error.status_code)
+            return JSONResponse(body, error.status_code, error.headers)
 
         async def failed(_: Http, error: Exception) -> Response:
-            return JSONResponse(error_body(f"{type(error).__name__}: {error}; this is a bug", 500), 500)
+            return JSONResponse(*refusal_of(error))
 
         return Starlette(routes=routes, exception_handlers={HTTPException: no_route, Exception: failed})
 
@@ -87,15 +88,13 @@ class Api:
             try:
                 self.check_asker(http)
                 return await handler(http)
-            except ApiError as error:
-                return JSONResponse(error.body, error.status)
             except QueueFull as error:
                 body = error_body(str(error), 429, code="queue_full")
                 return JSONResponse(body, 429, {"Retry-After": str(error.seconds)})
             except Stopped as error:
                 return JSONResponse(error_body(str(error), 503), 503)
             except ValueError as error:
-                return JSONResponse(error_body(str(error)), 400)
+                return JSONResponse(*refusal_of(error))
             except ClientDisconnect:
                 return Response(status_code=GONE)
 
@@ -107,7 +106,7 @@ class Api:
         A browser sends the pages of other sites here too: they name another host, or are marked as cross-site.
         """
         if self.key is not None:
-            shown = http.headers.get("authorization", "").encode("utf-8", "replace")
+            shown = http.headers.get("authorization", "").encode("latin-1")  # the bytes as they came
             if not hmac.compare_digest(shown, f"Bearer {self.key}".encode()):
                 raise ApiError("the API key is missing or wrong", 401, code="invalid_api_key")
         elif http.url.hostname not in LOOPBACK or http.headers.get("sec-fetch-site") == "cross-site":
@@ -141,7 +140,7 @@ class Api:
         try:
             if not asked.form.stream:
                 said = await unless_gone(http, tokens.all())
-                return JSONResponse(reply.whole(said, tokens.cached))
+                return JSONResponse(reply.whole(said, tokens.job.cached))
             first = await unless_gone(http, tokens.next())  # so that what is refused has a status of its own
         except BaseException:
             tokens.job.cancel()
@@ -162,11 +161,6 @@ class Answering:
         self.queue: asyncio.Queue[Token | Exception] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         self.job = engine.submit(asked.request, lambda event: loop.call_soon_threadsafe(self.queue.put_nowait, event))
-
-    @property
-    def cached(self) -> int:
-        """Tokens of the prompt that were not read again."""
-        return self.job.cached
 
     async def next(self) -> Token:
         """The next token; raises what the engine tells instead."""
@@ -205,7 +199,7 @@ async def events(reply: Reply, first: Token, tokens: Answering) -> AsyncIterator
         yield event_of(chunk)
     token = first
     while True:
-        for chunk in reply.chunks(token, tokens.cached):
+        for chunk in reply.chunks(token, tokens.job.cached):
             yield event_of(chunk)
         if token.finish_reason:
             break
@@ -224,6 +218,8 @@ def event_of(chunk: dict[str, Any]) -> str:
 
 async def body_of(http: Http) -> bytes:
     """The body of a request, at most LARGEST bytes; more is read and dropped, for the client to learn why."""
+    if (coding := http.headers.get("content-encoding", "identity")) != "identity":
+        raise ApiError(f"the body is in {coding}, which is not read; send it as it is", 415)
     said = http.headers.get("content-length", "")
     parts, size, fits = list[bytes](), 0, not said.isdigit() or int(said) <= LARGEST
     try:

@@ -162,8 +162,8 @@ class Sampler:
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings out of range. A top_k above the vocabulary's size keeps all tokens."""
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if not 0 <= self.temperature < 1e300:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more, and finite")
         if self.top_k is not None and not (isinstance(self.top_k, int | np.integer) and self.top_k >= 1):
             raise ValueError(f"top_k is {self.top_k}; it must be an integer from 1, or None for all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -168,6 +168,7 @@ class Engine:
                 raise no_vision(self.model.name, count)
             features = np.zeros((count, vision.tokens, self.model.config.width), np.float32)
         stream_generate(self.model, request.ids, Seen(features, (0,) * count), **request.settings).close()
+        self.model.checked_ids(request.ids)
 
     # ---- what the engine's thread does
 

@@ -45,6 +45,7 @@ class Steering(TypedDict, total=False):
 
 
 CONSTRAINTS = ("json_schema", "regex", "choices")
+MOST = float(np.finfo(np.float32).max)
 
 
 def processors_for(model: Decoder, start: int, given: Mapping[str, Any]) -> tuple[Processor, ...]:
@@ -58,7 +59,7 @@ def processors_for(model: Decoder, start: int, given: Mapping[str, Any]) -> tupl
     found: list[Processor] = []
     own = model.sampling.get("repetition_penalty", 1)
     theta = _number(given.get("repetition_penalty", own), "repetition_penalty")
-    if theta <= 0:
+    if np.float32(theta) <= 0:
         raise ValueError(f"repetition_penalty is {theta}; it must be above 0, where 1 changes nothing")
     if theta != 1:
         found.append(lambda ids, logits: repetition_penalty(logits, ids, theta))
@@ -94,7 +95,7 @@ def processed(processors: Sequence[Processor], ids: I32, logits: F32) -> F32:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not -MOST <= value <= MOST:
         raise ValueError(f"{name} is {value!r}; it must be a finite number")
     return float(value)
 

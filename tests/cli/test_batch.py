@@ -51,10 +51,16 @@ def test_lines_of_both_forms_and_wrong_ones(answer):
         {"custom_id": "c", "body": {"prompt": "x", "n": 2}},
         {"messages": "x"},
         {},
+        {"prompt": "x", "temperature": 10**400},
+        {"prompt": [10**30]},
+        {"prompt": "x", "logprobs": 2},
+        {"custom_id": "d", "method": "GET", "url": "/v1/completions", "body": {"prompt": "x"}},
+        {"custom_id": "e", "url": "/v1/chat/completions", "body": {"prompt": "x"}},
+        {"temperature": 1, "body": {"prompt": "x"}},
     ]
     code, rows, told = answer(rows)
     assert code == 1
-    assert "7 of its lines could not be answered" in told.err
+    assert "13 of its lines could not be answered" in told.err
     assert told.out == ""
     assert rows[1] == {
         "line": 1,
@@ -78,6 +84,11 @@ def test_lines_of_both_forms_and_wrong_ones(answer):
     assert "n is 2" in rows[9]["response"]["body"]["error"]["message"]
     assert "messages must be a list" in rows[10]["error"]
     assert "either a prompt or messages" in rows[11]["error"]
+    assert "temperature is 1000" in rows[12]["error"] and "token ids must be" in rows[13]["error"]
+    assert "logprobs are shown in OpenAI's" in rows[14]["error"]
+    told = [rows[number]["response"]["body"]["error"]["message"] for number in (15, 16, 17)]
+    assert "line 15 is no POST of a prompt" in told[0] and "line 16 is no POST" in told[1]
+    assert told[2] == "line 17 has 'temperature' beside its body; put it inside"
 
 
 def test_texts_are_those_of_each_alone(answer, demo_file, capsys):
@@ -128,6 +139,25 @@ def test_an_input_that_cannot_be_read(tmp_path, capsys, content, told):
 def test_an_input_that_is_not_there(tmp_path, capsys):
     assert cli.main(["batch", str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl")]) == 1
     assert "none.jsonl: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["notes of mine", '{"a": 1}', '{"lines": 1}', '{"line": 1}\nnotes', "x\r"])
+def test_a_file_that_no_run_has_written_stays_as_it_is(tmp_path, capsys, content):
+    """Its last line has no line break, as one that a kill has cut off."""
+    source, target = write(tmp_path / "in.jsonl", [{"prompt": "x"}]), tmp_path / "out.jsonl"
+    target.write_bytes(content.encode())
+    assert cli.main(["batch", str(source), str(target)]) == 1
+    assert "answers no line of this input" in capsys.readouterr().err
+    assert target.read_bytes() == content.encode()
+
+
+def test_answers_go_into_a_file_of_their_own(tmp_path, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"line": 1, "prompt": "x"}')
+    for target, told in ((source, "is the input"), (tmp_path, "is no file"), ("-", "is no file")):
+        assert cli.main(["batch", str(source), str(target)]) == 1
+        assert told in capsys.readouterr().err
+    assert source.read_text() == '{"line": 1, "prompt": "x"}'
 
 
 @pytest.mark.parametrize("old", ['{"line": 1, "id": "other"}', '{"line": 7}', "no JSON", "[1]"])

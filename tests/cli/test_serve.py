@@ -213,8 +213,13 @@ WRONG = {
     "n": ({"prompt": "a", "n": 2}, "n is 2; here it is always 1", "n"),
     "unknown": ({"prompt": "a", "grammar": "x"}, "the field 'grammar' is not supported", "grammar"),
     "temperature": ({"prompt": "a", "temperature": "hot"}, "temperature is 'hot'", "temperature"),
-    "negative": ({"prompt": "a", "temperature": -1}, "temperature is -1", None),
-    "max_tokens": ({"prompt": "a", "max_tokens": 0}, "max_new_tokens is 0", None),
+    "negative": ({"prompt": "a", "temperature": -1}, "temperature is -1", "temperature"),
+    "max_tokens": ({"prompt": "a", "max_tokens": 0}, "max_tokens is 0; it must be 1 or more", "max_tokens"),
+    "either length": (
+        {"prompt": "a", "max_tokens": "x", "max_completion_tokens": 1},
+        "max_tokens is 'x'",
+        "max_tokens",
+    ),
     "stop": ({"prompt": "a", "stop": [1]}, "stop must be a text", "stop"),
     "format": (
         {"prompt": "a", "response_format": {"type": "json_schema"}},
@@ -222,9 +227,20 @@ WRONG = {
         "response_format",
     ),
     "bias": ({"prompt": "a", "logit_bias": {"fox": 1}}, "logit_bias must be an object", "logit_bias"),
-    "bias of none": ({"prompt": "a", "logit_bias": {"99999": 1}}, "logit_bias names the token 99999", None),
+    "bias of none": ({"prompt": "a", "logit_bias": {"99999": 1}}, "logit_bias names the token 99999", "logit_bias"),
     "penalty": ({"prompt": "a", "frequency_penalty": "x"}, "frequency_penalty is 'x'", "frequency_penalty"),
     "logprobs": ({"prompt": "a", "logprobs": 21}, "logprobs is 21; it must be from 0 to 20", "logprobs"),
+    "more digits than a float": ({"prompt": "a", "temperature": 10**400}, "temperature is 1000", "temperature"),
+    "more digits than float32": (
+        {"prompt": "a", "presence_penalty": 10**30 * 10**30},
+        "must be a finite number",
+        "presence_penalty",
+    ),
+    "bias of many digits": ({"prompt": "a", "logit_bias": {"5": 10**400}}, "logit_bias of token 5 is 1", "logit_bias"),
+    "ids of many digits": ({"prompt": [10**30]}, "token ids must be whole numbers", None),
+    "logprobs of chats": ({"prompt": "a", "top_logprobs": 5}, "top_logprobs takes messages", "top_logprobs"),
+    "a long value": ({"prompt": "a", "top_p": "x" * 5000}, "xxx...xxx", "top_p"),
+    "usage": ({"prompt": "a", "stream": True, "stream_options": {"include_usage": "no"}}, "include_usage", "stream"),
     "stream": ({"prompt": "a", "stream": "yes"}, "stream must be true or false", "stream"),
 }
 
@@ -242,6 +258,10 @@ def test_what_is_wrong_is_said_in_openais_error_object(server, body, told, param
     [
         ({"role": "user", "content": [{"type": "input_audio"}]}, "neither text nor an image_url"),
         ({"role": "model", "content": "x"}, "a user first"),
+        (
+            {"role": "assistant", "content": "x", "tool_calls": [{"id": "a"}]},
+            "'tool_calls' of a message is not",
+        ),
         ({"role": "user", "content": 5}, "must be text"),
         ("x", "messages must be a list"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}, "no vision tower"),
@@ -256,6 +276,16 @@ def test_wrong_addresses_and_methods(server):
     for path, body, status in (("/v2", None, 404), ("/v1/completions", None, 405), ("/v1/models", "x", 405)):
         found, _, content = ask(server, path, body)
         assert found == status and json.loads(content)["error"]["type"] == "invalid_request_error"
+
+
+def test_what_http_wraps_around_a_request(server, model):
+    status, headers, _ = ask(server, "/v1/completions")
+    assert status == 405 and headers["allow"] == "POST"
+    status, _, content = ask(server, "/v1/completions", b"\x1f\x8b", **{"Content-Encoding": "gzip"})
+    assert status == 415 and "the body is in gzip" in json.loads(content)["error"]["message"]
+    with served(model, key="sécret") as locked:
+        for shown, status in ((b"Bearer s\xc3\xa9cret", 200), (b"Bearer s\xe9cret", 401), (b"", 401)):
+            assert ask(locked, "/v1/models", Authorization=shown)[0] == status
 
 
 def test_other_sites_get_nothing(server):
