@@ -6,7 +6,6 @@ A field that has no effect here is ignored where the text would be the same, and
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import time
@@ -255,8 +254,8 @@ def _picture(model: Decoder, url: Any) -> tuple[Any, int]:
         told = "an image must come as a data URL, data:image/png;base64,…; nothing is fetched"
         raise ApiError(told, param="messages")
     try:
-        content = base64.b64decode(data, validate=True)
-    except binascii.Error as error:
+        content = base64.b64decode("".join(data.split()), validate=True)  # `base64` of a shell breaks lines
+    except ValueError as error:
         raise ApiError(f"the data URL of an image is not base64: {error}", param="messages") from None
     side = model.vision.side  # scaled now, since what waits should be small; once more leaves it as it is
     image = open_image(content).resize((side, side), 2)  # 2: bilinear, as in `image_pixels`

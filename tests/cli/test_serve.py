@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -440,9 +441,11 @@ def test_images():
         for _ in range(2):
             _, reply = complete(server, body, "/v1/chat/completions")
             assert reply["choices"][0]["message"]["content"] == expected
+            parts[0]["image_url"]["url"] = re.sub("(.{76})", r"\1\n", png(pixels))  # lines, as of the shell's base64
         for url, told in (
             ("https://example.com/cow.png", "must come as a data URL"),
             ("data:image/png;base64,!!", "not base64"),
+            ("data:image/png;base64,é", "not base64"),
             ("data:image/png;base64,aGVsbG8=", "is no picture"),
             ("data:image/png;base64,", "is empty"),
             (None, "must come as a data URL"),
