@@ -1,6 +1,6 @@
 """Measure what docs/performance.md says, and write it into its tables.
 
-python docs/make_performance.py [SECTION …]    sections: products attention token together models peers start; or all
+python docs/make_performance.py [SECTION …]   sections: products attention token prompt together models peers start; all
 
 Each table stands between two comments that name it; the text around them is written by hand. Programs that are compared
 take turns in one run; times are medians. The whole takes about half an hour on two cores that nothing else wants, of
@@ -16,18 +16,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from itertools import product as product_of
 from pathlib import Path
 from statistics import median
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 import minigemma as mg
+from minigemma.blocks import feedforward, gqa
 from minigemma.cli.measure import Plan, bench, parameters, weight_bytes
 from minigemma.cli.random_weights import random_model
+from minigemma.definition import Definition
 from minigemma.formulas.attention import Mask, attention
 from minigemma.formulas.linear import linear
 from minigemma.kernels.amx import choice
@@ -217,6 +223,54 @@ def token() -> str:
     return f"{machine()}\n\n{table(header, [one_dtype(dtype) for dtype in ('bf16', 'int8', 'int4')])}"
 
 
+@contextmanager
+def by_part(spent: Counter[str]) -> Iterator[None]:
+    """Add up the seconds of each definition and of `linears` inside this block, without those of what they call."""
+    inside, call, several = [0.0], Definition.__call__, gqa.linears
+
+    def timed(name: str, function: Callable, *args: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        inside.append(0.0)
+        result = function(*args, **named)
+        taken = time.perf_counter() - began
+        spent[name] += taken - inside.pop()
+        inside[-1] += taken
+        return result
+
+    began = time.perf_counter()
+    with (
+        patch.object(
+            Definition,
+            "__call__",
+            lambda self, *args, **named: timed(self.__name__, partial(call, self), *args, **named),
+        ),
+        patch.object(gqa, "linears", partial(timed, "linear", several)),
+        patch.object(feedforward, "linears", partial(timed, "linear", several)),
+    ):
+        yield
+    spent["whole"] += time.perf_counter() - began
+
+
+def one_prompt(dtype: str) -> list[str]:
+    """Milliseconds of a prompt of 512 of the real 270M, and the share of each part."""
+    model, rounds = mg.load("gemma-3-270m", dtype=dtype, threads=THREADS), []
+    for _ in range(ROUNDS + 1):  # the first does not count
+        spent: Counter[str] = Counter()
+        with by_part(spent):
+            model.forward(list(range(5, 517)), last_only=True)
+        rounds.append(spent)
+    spent = sorted(rounds[1:], key=lambda each: each["whole"])[ROUNDS // 2]
+    whole = spent.pop("whole")
+    shares = [spent.pop(name) / whole for name in ("linear", "attention", "rms_norm", "rope", "gated_gelu")]
+    return [dtype, f"{1e3 * whole:.0f}", *[f"{share:.1%}" for share in (*shares, 1 - sum(shares))]]
+
+
+def prompt() -> str:
+    """Where the time of a prompt goes: 512 tokens of the real 270M; the run whose time is the median."""
+    header = ["", "ms", "products", "attention", "norms", "rope", "GeGLU", "residuals, Python and the rest"]
+    return f"{machine()}\n\n{table(header, [one_prompt(dtype) for dtype in ('bf16', 'int8', 'int4')])}"
+
+
 def one_together(name: str, model: Decoder) -> list[str]:
     """Milliseconds of a step of 1, 4 and 16 sequences, at position 100, and tokens per second beside those of one."""
     first = model.new_cache(2000)
@@ -339,7 +393,9 @@ def start() -> str:
     return f"{machine()}\n\n{table(['270M: start of the process to first token', 'seconds', 'from … to'], rows)}"
 
 
-SECTIONS = {f.__name__.split("_")[0]: f for f in (products, attention_alone, token, together, models, peers, start)}
+SECTIONS = {
+    f.__name__.split("_")[0]: f for f in (products, attention_alone, token, prompt, together, models, peers, start)
+}
 
 
 def main(names: list[str]) -> None:
