@@ -101,5 +101,5 @@ def _no_quantization(path: Path, whole: Json) -> None:
         if stated := whole.get(name):
             named = stated.get("quant_method") if isinstance(stated, dict) else None
             method = named or usual or ("bitsandbytes" if "load_in_4bit" in stated else stated)
-            problem = f"its weights are quantized by {short(method)} ({name}), a format without a reader here"
+            problem = f"its weights are quantised by {short(method)} ({name}), a format without a reader here"
             raise ModelFormatError(path, problem, "take the bf16 release, or a GGUF file of it")

@@ -95,5 +95,5 @@ def test_tensors_of_other_programs_tell_by_their_names(name):
 )
 def test_the_method_of_a_quantization_is_named(stated, method, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3_text"} | stated))
-    with pytest.raises(ModelFormatError, match=f"quantized by '{method}'"):
+    with pytest.raises(ModelFormatError, match=f"quantised by '{method}'"):
         config_from_json(tmp_path / "config.json")
