@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from ..environment import check_numba
 from .arguments import parse
 from .progress import Progress
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     with process_settings(args.offline):
         try:
+            check_numba()
             with Progress(args.quiet) as progress:
                 import_module(f".{args.command}", __package__).run(args, progress)
             sys.stdout.flush()

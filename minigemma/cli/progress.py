@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import time
-from contextlib import ExitStack
 from typing import Any
 
 START = time.monotonic()
@@ -26,11 +25,10 @@ class Progress:
         self.quiet = quiet
         self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.doing, self.since, self.shown = "", START, ""
-        self.compiling = self.announced = False
-        self.compiled, self.first_compiled, self.last_compiled = 0, 0.0, 0.0  # how many kernels; when
+        self.compilations: Any = None  # kernels/compiler.py's, once a command watches the compiler
+        self.before, self.announced = (0, 0.0), False
         self.over = threading.Event()
         self.lock = threading.Lock()
-        self.closing = ExitStack()
 
     def __enter__(self) -> Progress:
         """Begin to watch the clock."""
@@ -40,7 +38,6 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         """Leave a clean line."""
-        self.closing.close()
         self.over.set()
         self.watcher.join()
         self("")
@@ -66,14 +63,14 @@ class Progress:
 
     def say(self) -> None:
         """Print what is not on the screen yet."""
-        if self.compiling and not self.announced:
+        told, (count, seconds) = self.doing, self.compiled()
+        if count and not self.announced:
             self.erase()
-            told = "minigemma: compiling kernels for this processor, once (up to half a minute) …"
-            print(told, file=sys.stderr, flush=True)
+            first = "minigemma: compiling kernels for this processor, once (up to half a minute) …"
+            print(first, file=sys.stderr, flush=True)
             self.announced = True
-        told = self.doing
-        if time.monotonic() - self.last_compiled < 10:
-            told += f" (kernels: {share_done(self.compiled, COMPILED, self.first_compiled)})"
+        if count and time.perf_counter() - self.compilations.latest < 10:
+            told += f" (kernels: {share_done(count, COMPILED, time.monotonic() - seconds)})"
         if self.terminal and self.shown != told:
             self.erase()
             print(f"{told} …", end="", file=sys.stderr, flush=True)
@@ -81,18 +78,14 @@ class Progress:
 
     def watch_compiler(self) -> None:
         """Notice from now on when Numba compiles a kernel, which it does where none was found on disk."""
-        self.closing.enter_context(self.compile_listener())
+        from ..kernels.compiler import compilations
 
-    def compile_listener(self) -> Any:
-        """A context in which each kernel that Numba compiles is counted."""
-        from ..kernels.compiler import when_compiling
+        self.compilations, self.before = compilations, (compilations.count, compilations.duration)
 
-        def compiling() -> None:
-            self.compiling = True
-            self.compiled, self.last_compiled = self.compiled + 1, time.monotonic()
-            self.first_compiled = self.first_compiled or self.last_compiled
-
-        return when_compiling(compiling)
+    def compiled(self) -> tuple[int, float]:
+        """How many functions Numba has compiled since then, and for how many seconds."""
+        now, (count, seconds) = self.compilations, self.before
+        return (now.count - count, now.duration - seconds) if now else (0, 0.0)
 
     def per_cent(self, doing: str) -> Any:
         """A callback (done, total) that shows how far `doing` has come, and how long the rest will take."""

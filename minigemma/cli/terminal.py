@@ -37,7 +37,7 @@ class Prompt:
 
                 self.readline = readline
         if self.readline:
-            from ..files.demo import cache_folder
+            from ..environment import cache_folder
 
             self.history = cache_folder() / "chat_history"
             with suppress(OSError):

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
+from ..environment import cache_folder
 from ..errors import ModelFormatError
 
 NAME = "gemma-3-270m"
@@ -45,13 +46,6 @@ def demo_weights() -> Path:
     )
     _join(parts, path)
     return path
-
-
-def cache_folder() -> Path:
-    """$MINIGEMMA_CACHE, else $XDG_CACHE_HOME/minigemma, else ~/.cache/minigemma."""
-    own = os.environ.get("MINIGEMMA_CACHE")
-    common = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(own or os.path.join(common, "minigemma")))
 
 
 def find_parts() -> list[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..environment import cache_folder
 from ..errors import ModelFormatError
 from . import demo
 from .load import Description, describe
@@ -31,7 +32,7 @@ def local_models() -> Iterator[Local]:
     for name, path in cached():
         if any(_weights_in(path)):
             yield Local(name, path, _size(path))
-    if (path := demo.cache_folder() / demo.FILE).is_file():
+    if (path := cache_folder() / demo.FILE).is_file():
         yield Local(demo.NAME, path, path.stat().st_size)
 
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from ..arrays import F32, I32
 from ..definition import definition, require
-from ..kernels.compiler import jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel
+from ..kernels.compiler import jit_inner
+from ..kernels.parallel import chunk, parallel, workers_for
 from ..kernels.simd import LANES, exp, load, splat, store, sum_lanes, zeros
 from ..layouts import Weight
 from .attention import softmax

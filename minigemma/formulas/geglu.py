@@ -13,8 +13,7 @@ import numpy as np
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import workers_for
-from ..kernels.parallel import chunk, parallel
+from ..kernels.parallel import chunk, parallel, workers_for
 from ..kernels.rows import CUBIC, SLOPE, gated_gelu_gradient_row, gated_gelu_row, gelu_lanes, vectors_of, whole_vectors
 from ..kernels.simd import load, store
 

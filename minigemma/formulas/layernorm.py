@@ -11,8 +11,8 @@ import numpy as np
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel
+from ..kernels.compiler import jit_inner
+from ..kernels.parallel import chunk, parallel, workers_for
 
 
 @definition

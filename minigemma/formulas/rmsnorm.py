@@ -12,8 +12,7 @@ import numpy as np
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import workers_for
-from ..kernels.parallel import chunk, parallel
+from ..kernels.parallel import chunk, parallel, workers_for
 from ..kernels.rows import norm_gradient_row, norm_row
 
 

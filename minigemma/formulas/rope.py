@@ -22,8 +22,7 @@ import numpy as np
 
 from ..arrays import F32, I32, read_only
 from ..definition import definition, require
-from ..kernels.compiler import workers_for
-from ..kernels.parallel import chunk, parallel
+from ..kernels.parallel import chunk, parallel, workers_for
 from ..kernels.rows import rotate
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import jit_inner, workers_for
-from ..kernels.parallel import chunk, parallel, workers
+from ..kernels.compiler import jit_inner
+from ..kernels.parallel import chunk, parallel, workers, workers_for
 from ..kernels.simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
 from .attention import softmax
 

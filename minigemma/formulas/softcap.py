@@ -13,8 +13,7 @@ from numba import float32
 
 from ..arrays import F32
 from ..definition import definition, require
-from ..kernels.compiler import workers_for
-from ..kernels.parallel import parallel
+from ..kernels.parallel import parallel, workers_for
 from ..kernels.rows import vectors_of, whole_vectors
 from ..kernels.scores import soft_cap_lanes
 from ..kernels.simd import load, splat, store, tanh

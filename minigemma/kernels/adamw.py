@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import F32
-from .compiler import jit_inner, workers_for
-from .parallel import chunk, parallel
+from .compiler import jit_inner
+from .parallel import chunk, parallel, workers_for
 from .simd import LANES, fma, load, sum_lanes, zeros
 
 BLOCK = 1 << 13  # numbers

@@ -24,7 +24,6 @@ machine. There `tiles` holds the sums.
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 from functools import lru_cache
@@ -37,6 +36,7 @@ from ..arrays import F32, U16, aligned
 from .compiler import jit_inner
 from .parallel import chunk, parallel
 from .simd import bf16_bits
+from .simd.cpu import FORCED
 from .simd.operation import I8, I64, VOID, Array, Index, Lanes, Pointer, call, constant, operation
 
 DEPTH = 32  # bf16 numbers in a row of a tile
@@ -56,9 +56,8 @@ def _permitted() -> bool:
 
 def choice() -> tuple[str, str]:
     """The path of a matmul, and why: "AMX", "emulated" (AMX in plain loops) or "vectors"."""
-    asked = os.environ.get("MINIGEMMA_CPU", "")
-    if asked in ("emulated", "generic", "vectors", "dots"):
-        return "emulated" if asked == "emulated" else "vectors", f"as MINIGEMMA_CPU={asked} asks"
+    if FORCED:
+        return "emulated" if FORCED == "emulated" else "vectors", f"as MINIGEMMA_CPU={FORCED} asks"
     return ("AMX", "it is there") if _permitted() else ("vectors", "this processor has no AMX-BF16")
 
 

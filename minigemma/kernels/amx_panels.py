@@ -13,8 +13,8 @@ import numpy as np
 from ..arrays import F32, U16, aligned
 from ..layouts.int4 import BLOCK, SIDE
 from . import amx
-from .compiler import by_type, jit_inner, workers_for
-from .parallel import chunk, parallel
+from .compiler import by_type, jit_inner
+from .parallel import chunk, parallel, workers_for
 from .simd import bf16_bits, round_int4_block
 from .weights import BF16Rows, Int8Rows, block_words, factor_of_minima, minima_at, widen_row
 

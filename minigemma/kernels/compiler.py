@@ -27,9 +27,10 @@ import os
 import pickle
 import sys
 import tempfile
+import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, cached_property, update_wrapper
 from pathlib import Path
 from typing import Any, cast
@@ -39,10 +40,13 @@ import numpy as np
 from llvmlite import ir
 from llvmlite.binding import parse_assembly
 from numba import types
+from numba.core import event
 from numba.extending import overload
 
+from ..environment import cache_folder, setting
+
 OLDEST, NEWEST = (0, 61), (0, 68)  # the versions of Numba whose private parts were tested
-PLAIN = os.environ.get("MINIGEMMA_COMPILER") == "plain" or not OLDEST <= numba.version_info.short <= NEWEST
+PLAIN = setting("MINIGEMMA_COMPILER", ["plain"]) == "plain" or not OLDEST <= numba.version_info.short <= NEWEST
 
 if not PLAIN:
     from numba.core import cgutils, codegen, compiler, environment, registry, runtime, serialize
@@ -63,7 +67,7 @@ def jit(function: Callable) -> Any:
     """Decorator: a kernel, during which other Python threads may run. Its machine code is cached."""
     if not PLAIN:
         return Kernel(function)
-    before, folder = numba.config.CACHE_DIR, cache_folder() / f"plain-{sources_digest().hex()}"
+    before, folder = numba.config.CACHE_DIR, kernel_folder() / f"plain-{sources_digest().hex()}"
     numba.config.CACHE_DIR = str(folder)
     try:
         return numba.njit(function, nogil=True, cache=True, **KERNEL)
@@ -128,31 +132,33 @@ def by_type(name: str, functions: dict[Any, Any], on: str | None = None) -> Any:
     return joined
 
 
-@contextmanager
-def when_compiling(call: Callable[[], None]) -> Iterator[None]:
-    """Calls `call()` each time inside this block that a kernel is compiled, rather than loaded from the cache."""
-    from numba.core import event
+class Compilations(event.TimingListener):
+    """How many functions were compiled, not loaded, when the latest began, and `duration`: the seconds of all."""
 
-    listener = type("Listener", (event.Listener,), {"on_start": lambda *_: call(), "on_end": lambda *_: None})
-    with event.install_listener("numba:compile", listener()):
-        yield
+    count, latest, _duration = 0, 0.0, 0.0
+
+    def on_start(self, event: Any) -> None:
+        """Numba begins to compile a function, maybe inside another."""
+        self.count, self.latest = self.count + 1, time.perf_counter()
+        super().on_start(event)
 
 
-def workers_for(x: Any) -> int:
-    """Threads for the rows of x: one for a single token and where waking others takes longer than the work."""
-    return 1 if len(x) == 1 or x.size < 1 << 15 else numba.get_num_threads()
+event.register("numba:compile", compilations := Compilations())
+
+
+def running_seconds() -> float:
+    """A clock that stands still while kernels are compiled."""
+    return time.perf_counter() - compilations.duration
 
 
 # ---- the cache
 
 
-def cache_folder() -> Path:
+def kernel_folder() -> Path:
     """$NUMBA_CACHE_DIR, else `kernels` under $MINIGEMMA_CACHE, $XDG_CACHE_HOME/minigemma or ~/.cache/minigemma."""
     if numba.config.CACHE_DIR:
         return Path(numba.config.CACHE_DIR)
-    common = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    own = os.environ.get("MINIGEMMA_CACHE") or os.path.join(common, "minigemma")
-    return Path(os.path.expanduser(own)) / "kernels"
+    return cache_folder() / "kernels"
 
 
 @cache
@@ -186,7 +192,7 @@ class KernelCache:
     """
 
     def __init__(self, function: Callable) -> None:
-        self._function, self.cache_path = function, str(cache_folder())
+        self._function, self.cache_path = function, str(kernel_folder())
 
     def path(self, signature: Any, context: Any) -> Path:
         """The file of one kernel compiled for one tuple of types."""
@@ -203,21 +209,17 @@ class KernelCache:
     def load_overload(self, signature: Any, context: Any) -> Any:
         """Returns the compiled kernel, or None."""
         runtime.rtsys.initialize(context)
-        path = self.path(signature, context)
-        try:
-            data = path.read_bytes() if path.is_file() else b""  # a pipe would wait for a writer
-        except OSError:
-            return None
-        size = len(sources_digest())
+        path, data, size = self.path(signature, context), b"", len(sources_digest())
+        with suppress(OSError):
+            data = path.read_bytes() if path.is_file() else data  # a pipe would wait for a writer
         content = data[size + 4 :]
-        if data[:size] != sources_digest():
-            return None
-        try:
-            if data[: size + 4] != self._digest(content):
-                raise ValueError("its content is damaged")
-            return compiler.CompileResult._rebuild(context, *pickle.loads(content))
-        except Exception as reason:
-            _say_once("kernels are compiled again", f"{path}: {reason}")
+        if data[:size] == sources_digest():
+            try:
+                if data[: size + 4] != self._digest(content):
+                    raise ValueError("its content is damaged")
+                return compiler.CompileResult._rebuild(context, *pickle.loads(content))
+            except Exception as reason:
+                _say_once("kernels are compiled again", f"{path}: {reason}")
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
@@ -231,8 +233,7 @@ class KernelCache:
                 file.write(self._digest(content) + content)
             os.replace(temporary, path)
         except OSError as reason:
-            why = f"{path.parent} cannot be written: {reason.strerror or reason}"
-            _say_once("kernels are compiled in memory", why)
+            _say_once("kernels are compiled in memory", f"{path.parent} cannot be written: {reason.strerror or reason}")
             if temporary:
                 with suppress(OSError):
                     os.unlink(temporary)

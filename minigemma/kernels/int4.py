@@ -18,8 +18,8 @@ from ..arrays import F32, aligned
 from ..layouts.int4 import BLOCK, SIDE
 from ..layouts.int8 import BYTES as INT8_BYTES
 from .amx import on_cache_line
-from .compiler import by_type, jit_inner, workers_for
-from .parallel import chunk, parallel
+from .compiler import by_type, jit_inner
+from .parallel import chunk, parallel, workers_for
 from .prepare import round_blocks
 from .simd import (
     LANES,

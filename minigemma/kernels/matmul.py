@@ -37,9 +37,9 @@ from .amx_panels import (
     unpack_tiles,
     unpack_tiles_b,
 )
-from .compiler import by_type, jit, jit_inner, workers_for
+from .compiler import by_type, jit, jit_inner
 from .int4 import ByteTokens, Panel, multiply_bytes, open_byte_panel, store_bytes, unpack_bytes
-from .parallel import chunk, parallel, parallel_for
+from .parallel import chunk, parallel, parallel_for, workers_for
 from .prepare import round_whole
 from .simd import (
     LANES,

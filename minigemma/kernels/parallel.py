@@ -50,6 +50,7 @@ from numba.extending import intrinsic, overload
 from threadpoolctl import threadpool_limits
 
 from ..definition import formulas_only, runs_formulas
+from ..environment import LAYERS
 from .compiler import BEFORE_USE, INLINED, KERNEL, NO_MEMORY, PLAIN, jit, jit_inner, on_threads
 from .simd import prefetch
 
@@ -65,7 +66,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
 # A parallel region costs 1.5 µs under TBB and OpenMP and 100 µs under Numba's own workqueue. TBB comes first: its idle
 # threads take over work that others have not begun, while OpenMP waits for every thread in every region, half a
 # millisecond each as soon as another program runs on one of the cores.
-numba.config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
+numba.config.THREADING_LAYER_PRIORITY = list(LAYERS)
 
 
 def _find_tbb() -> None:
@@ -108,6 +109,11 @@ _workers: ContextVar[int] = ContextVar("workers", default=0)
 def workers() -> int:
     """The threads that kernels use here: inside `threads` without asking Numba, which takes a microsecond."""
     return _workers.get() or numba.get_num_threads()
+
+
+def workers_for(x: Any) -> int:
+    """Threads for the rows of x: one for a single token and where waking others takes longer than the work."""
+    return 1 if len(x) == 1 or x.size < 1 << 15 else workers()
 
 
 def most_threads() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from ..cache import Cache
 from ..errors import check_type
 from ..formulas.sampling import Sampler, log_sum_exp, top_logprobs_of
 from ..formulas.softcap import soft_cap
+from ..kernels.compiler import running_seconds
 from ..kernels.parallel import threads
 from ..models.decoder import PREFILL_CHUNK, Decoder, chunks
 from ..taps import Taps
@@ -308,9 +308,9 @@ def _tokens(
     A caller may send logits [V]: it has then run the token through the model itself (batch.py).
     """
     prompt, features = read
-    began = time.perf_counter()
+    began = running_seconds()
     logits = prefill(model, prompt, cache, features, progress, choice.taps)
-    first = time.perf_counter()
+    first = running_seconds()
     prompt_tps = len(prompt) / max(first - began, 1e-9)
     decoder = model.tokenizer.stream() if model.tokenizer else None
     banned = [token for token in model.banned if token < len(logits)]  # a small embedding has no rows for the marks
@@ -334,7 +334,7 @@ def _tokens(
                 pending += ("" if token in model.eos else decoder.push(token)) + (decoder.flush() if reason else "")
             text, pending, stopped = _split_at_stop(pending, choice.stops, bool(reason))
             reason = "stop" if stopped else reason
-            speed = (count - 1) / max(time.perf_counter() - first, 1e-9)
+            speed = (count - 1) / max(running_seconds() - first, 1e-9)
             sent = yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed, 0, likeliest)
             if reason:
                 return

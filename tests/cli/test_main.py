@@ -368,7 +368,7 @@ def test_a_wait_of_more_than_a_second_is_explained(stream, quiet, compiling, sai
         progress("loading x")
         time.sleep(0.3)
         assert err.getvalue() == "", "a short wait needs no word"
-        progress.compiling = compiling
+        progress.compilations = SimpleNamespace(count=int(compiling), duration=0.0, latest=-100.0)
         progress.since -= 2
         time.sleep(0.3)
     text = err.getvalue()
@@ -408,8 +408,7 @@ def test_kernels_that_are_compiled_are_counted(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     progress = Progress(quiet=False)
     progress("loading x")
-    progress.compiling, progress.compiled, progress.last_compiled = True, COMPILED // 2, time.monotonic()
-    progress.first_compiled = time.monotonic() - 30
+    progress.compilations = SimpleNamespace(count=COMPILED // 2, duration=30.0, latest=time.perf_counter())
     progress.say()
     assert "loading x (kernels: 50 %, 30 s left) …" in err.getvalue()
 
@@ -418,10 +417,11 @@ def test_numba_compiling_a_kernel_is_noticed():
     import numba
 
     progress = Progress(quiet=True)
-    with progress.compile_listener():
-        assert not progress.compiling
-        numba.njit(lambda x: x + 1)(1)
-    assert progress.compiling
+    progress.watch_compiler()
+    assert progress.compiled() == (0, 0)
+    numba.njit(lambda x: x + 1)(1)
+    count, seconds = progress.compiled()
+    assert count and 0 < seconds < 10
 
 
 def test_more_threads_than_cores_are_cut_with_a_word(calls, capsys):
@@ -467,7 +467,7 @@ def test_inspect_adds_up_weights_and_cache(described, capsys):
 @pytest.mark.parametrize("forced", [False, True])
 def test_inspect_tells_which_kernels_run(forced, monkeypatch, capsys):
     if forced:
-        monkeypatch.setenv("MINIGEMMA_CPU", "generic")
+        monkeypatch.setattr("minigemma.kernels.amx.FORCED", "generic")
     monkeypatch.setattr(peaks, "PEAKS", dict.fromkeys(peaks.PEAKS, lambda: 123e9))
     assert main(["inspect", "--cpu"]) == 0
     out = capsys.readouterr().out

@@ -12,6 +12,7 @@ import huggingface_hub.constants
 import pytest
 from support.folders import cached
 
+from minigemma.environment import cache_folder
 from minigemma.errors import ModelFormatError
 from minigemma.files import demo
 from minigemma.files import resolve as locate
@@ -271,7 +272,7 @@ def test_a_file_of_the_wrong_size_is_joined_anew(parts):
 def test_where_the_demo_is_kept(tmp_path, monkeypatch, variables, folder):
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(tmp_path))
-    assert demo.cache_folder() == tmp_path / folder
+    assert cache_folder() == tmp_path / folder
 
 
 def test_a_damaged_part_is_found_out_and_nothing_stays(parts, home):

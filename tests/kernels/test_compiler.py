@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from minigemma.kernels import compiler
-from minigemma.kernels.compiler import Inner, by_type, cache_folder, jit, jit_inner, when_compiling
+from minigemma.kernels.compiler import Inner, by_type, compilations, jit, jit_inner, kernel_folder, running_seconds
 
 
 @jit_inner
@@ -203,24 +204,24 @@ def test_the_cache_is_outside_the_package(variables, folder, tmp_path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(tmp_path))
-    assert cache_folder() == tmp_path / folder
+    assert kernel_folder() == tmp_path / folder
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    assert cache_folder() == tmp_path
+    assert kernel_folder() == tmp_path
 
 
-def test_a_listener_hears_of_what_is_compiled(tmp_path):
-    calls = []
-
+def test_compilations_are_counted_and_the_clock_stands_still_meanwhile(tmp_path):
     @jit
     def negative(x):
         return -x
 
     negative._cache.cache_path = str(tmp_path)
-    with when_compiling(lambda: calls.append(1)):
-        negative(1.0)
-    assert calls
-    negative(1)
-    assert len(calls) == 1
+    count, began, running = compilations.count, time.perf_counter(), running_seconds()
+    negative(1.0)
+    assert compilations.count > count
+    assert running_seconds() - running < (time.perf_counter() - began) / 2
+    count = compilations.count
+    negative(2.0)
+    assert compilations.count == count
 
 
 @pytest.mark.oracle  # it compiles for minutes: `prange` compiles its body five times

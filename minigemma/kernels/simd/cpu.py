@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import numba
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name, initialize_native_asmparser
+
+from ...environment import setting
 
 # MINIGEMMA_CPU forces a path below the processor's own, so that tests can run it: "dots" disables AMX, "vectors" also
 # AVX-512's dot products in matmul, "generic" all of AVX-512 and F16C as well. "emulated" emulates AMX with plain loops
 # (amx.py), "dots" the dot products that the processor lacks. Numba's cache is keyed by these features, so code compiled
 # for one path never runs on another.
-FORCED = os.environ.get("MINIGEMMA_CPU", "")
+FORCED = setting("MINIGEMMA_CPU", ("vectors", "dots", "generic", "emulated"))
 _features = get_host_cpu_features()
 _disabled = ("avx512", "avx10", "amx", "f16c") if FORCED == "generic" else ("amx",) if FORCED else ()
 if any(_features[name] and name.startswith(_disabled) for name in _features):
