@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import F32, I32, U16, read_only, round_bf16
+from .errors import check_type
 
 FIRST_SLOTS = 256
 
@@ -317,6 +318,7 @@ class Cache:
         """
         from safetensors.numpy import save
 
+        check_type("path", path, (str, Path), "the path of a file", optional=False)
         self.settle()
         path, tensors = Path(path), {name: np.ascontiguousarray(array) for name, array in self.stored.items()}
         about = {"version": 1, "model": self.fingerprint(), "checksum": checksum(tensors), "notes": self.notes}
@@ -357,6 +359,7 @@ class Cache:
 
         tokens: how many it keeps, from the first; None: all. Raises ValueError where `can_copy` says no.
         """
+        check_type("tokens", tokens, (int, np.integer), "an integer")
         if tokens is not None and not self.can_copy(tokens):
             raise ValueError(f"the cache at position {self.position} cannot be cut to its first {tokens} tokens")
         self.settle()

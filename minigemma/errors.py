@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+PLAIN = {"int": (Integral, "an integer"), "float": (Real, "a number"), "str": (str, "a text")}
 
 
 class FileError(ValueError):
@@ -35,7 +39,17 @@ def no_vision(name: str, images: int) -> ValueError:
     return ValueError(f"{name or 'this model'} has no vision tower, but {given}; use gemma-3-4b or larger")
 
 
-def check_type(name: str, value: Any, kind: type | tuple[type, ...], remedy: str) -> None:
-    """Raises ValueError if an argument that is given (not None) is of another type."""
-    if value is not None and not isinstance(value, kind):
+def check_type(name: str, value: Any, kind: Any, remedy: str, optional: bool = True) -> None:
+    """Raises ValueError for an argument of another type, but None where it is `optional`; True is no number."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if not fits and not (optional and value is None):
         raise ValueError(f"{name} is of type {type(value).__name__}; give {remedy}")
+
+
+def check_fields(made: Any) -> None:
+    """The same for the fields of a dataclass that are numbers or texts."""
+    for each in fields(made):
+        kind = str(each.type).removesuffix(" | None")
+        if kind in PLAIN:
+            check_type(each.name, getattr(made, each.name), *PLAIN[kind], optional=kind != each.type)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import Cache, checksum
-from ..errors import ModelFormatError
+from ..errors import ModelFormatError, check_type
 from ..models.decoder import Decoder
 from ..models.weights import fingerprint_of
 from .safetensors_file import Tensor, open_safetensors
@@ -24,6 +24,7 @@ def load_cache(model: Decoder, path: str | Path, max_tokens: int | None = None) 
     Raises ModelFormatError for a file that is damaged or no cache, for the cache of another model or of other weights,
     and for one that holds more tokens.
     """
+    check_type("path", path, (str, Path), "the path of a file", optional=False)
     path = Path(path)
     tensors = open_safetensors(path)
     about = _about(path, tensors)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..arrays import LargePages
 from ..config import TextConfig
-from ..errors import ModelFormatError
+from ..errors import ModelFormatError, check_type
 from ..formulas.two_pass_head import coarse_bytes
 from ..kernels.parallel import most_threads
 from ..models.decoder import Decoder
@@ -84,9 +84,9 @@ def load(
     Raises ModelFormatError for files that cannot be used, ValueError for invalid arguments and for a model that does
     not fit into memory.
     """
-    _check_arguments(dtype, backend, threads, context)
+    _check_arguments(dtype, backend, threads, context, progress, adapter)
     files = open_files(resolve(name), vision, mmproj)
-    folders = [adapter] if isinstance(adapter, (str, Path)) else adapter
+    folders = [adapter] if isinstance(adapter, (str, Path)) else adapter or ()
     adapters = [read_adapter(folder, files.config) for folder in folders]
     held = sum(held_bytes(ours, t, dtype) for ours, t in files.tensors.items())
     cache = files.config.cache_bytes(min(context or 0, files.config.context))
@@ -114,8 +114,12 @@ def load(
     return adapted(model, adapters)
 
 
-def _check_arguments(dtype: str | None, backend: str, threads: int | None, context: int | None) -> None:
+def _check_arguments(
+    dtype: str | None, backend: str, threads: int | None, context: int | None, progress: Any, adapter: Any
+) -> None:
     """Raise ValueError for what `load` cannot do."""
+    check_type("adapter", adapter, (str, Path, Sequence), "the folder of an adapter, or a list of them")
+    check_type("progress", progress, Callable, "a function of the bytes done and of all")
     if dtype not in (None, *FORMATS):
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(FORMATS)}, or None for as stored")
     if backend not in ("numba", "numpy"):

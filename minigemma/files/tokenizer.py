@@ -19,7 +19,7 @@ import numpy as np
 import sentencepiece
 
 from ..arrays import F32, I32, Strings, letters
-from ..errors import ModelFormatError
+from ..errors import ModelFormatError, check_type
 from ..models.vocabulary import Vocabulary
 from .statements import AddedToken
 
@@ -142,9 +142,11 @@ class Tokenizer:
                 done = name.end()
         return ids + self._model.encode(text[done:])
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; control tokens have none, and bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
+    def decode(self, ids: int | Sequence[int]) -> str:
+        """The text of ids, or of one; control tokens have none, and bytes that are no UTF-8 become U+FFFD."""
+        each = [ids] if isinstance(ids, (int, np.integer)) else ids
+        check_type("ids", each, (Sequence, np.ndarray), "a list of token ids", optional=False)
+        return b"".join(map(self.bytes_of, each)).decode("utf-8", "replace")
 
     @property
     def model_bytes(self) -> bytes:

@@ -138,7 +138,7 @@ class Decoder:
         if dtype not in (None, "bf16", "f32"):
             raise ValueError(f"keys and values cannot be {dtype!r}; they are kept as 'bf16' or 'f32'")
         kept = np.float32 if dtype == "f32" or (dtype is None and self.exact) else np.uint16
-        check_type("max_tokens", max_tokens, (int, np.integer), "an integer")
+        check_type("max_tokens", max_tokens, (int, np.integer), "an integer", optional=False)
         if max_tokens < 1:
             raise ValueError(f"a cache for {max_tokens} tokens; it needs room for 1 at least")
         states = (self.layer_state(i, max_tokens, kept) for i in range(self.config.layers))
@@ -189,6 +189,7 @@ class Decoder:
         check_type("taps", taps, Taps, "mg.Taps(pattern, …) or mg.Edits")
         check_type("cache", cache, Cache, "one that model.new_cache made")
         taps = NO_TAPS if taps is None else taps
+        check_type("images", images, (Sequence, np.ndarray), "an array of images, or of their features")
         if images is not None and len(images):
             self._tower(len(images))  # said before what is wrong with the ids, which then may hold image tokens
         tokens = self.checked_ids(ids)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..arrays import F32, read_only, round_bf16
 from ..config import TextConfig
+from ..errors import check_type
 from ..layouts.weight import Adapted, Weight
 
 Tree = TypeVar("Tree")
@@ -34,6 +35,7 @@ def replaced(tree: Tree, changed: Mapping[str, Weight | F32]) -> Tree:
 
     Raises ValueError for a name that the tree does not have, with the nearest, and for another shape.
     """
+    check_type("the argument", changed, Mapping, "weights by their names", optional=False)
     known = dict(named_weights(tree))
     for name in changed:
         if name not in known:

@@ -51,7 +51,9 @@ def generate_batch(
     if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__len__"):
         what = "one text" if isinstance(prompts, (str, bytes)) else repr(prompts)
         raise ValueError(f"prompts is {what}; give a list of texts")
-    check_type("max_together", max_together, int, "an integer")
+    check_type("max_together", max_together, int, "an integer", optional=False)
+    check_type("images", images, Sequence, "a list with the images of each prompt", optional=False)
+    check_type("seed", seed, (int, Sequence), "an integer, or one for each prompt")
     count = len(prompts)
     seeds = (
         [None if seed is None else seed + i for i in range(count)] if seed is None or isinstance(seed, int) else seed

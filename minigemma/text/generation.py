@@ -133,6 +133,7 @@ def stream_generate(
     """
     sampler = sampler_for(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     top_logprobs = _checked_top(model, top_logprobs)
+    check_type("images", images, (Sequence, np.ndarray, Seen), "a list of images")
     draft = checked_draft(model, draft, taps is None and (draft == "prompt" or images is None or not len(images)))
     choice = Choice(sampler, _generator(seed), _stop_strings(model, stop), taps, top_logprobs, draft)
     _check_types(max_new_tokens, cache, taps, progress, raw=raw, exact_logits=exact_logits)
@@ -185,8 +186,7 @@ def _check_types(max_new_tokens: int, cache: Any, taps: Any, progress: Any, **fl
             raise ValueError(f"{name} is {value!r}; it must be True, False or None")
     check_type("cache", cache, Cache, "one that model.new_cache made")
     check_type("taps", taps, Taps, "mg.Taps(pattern, …) or mg.Edits")
-    if progress is not None and not callable(progress):
-        raise ValueError(f"progress is {progress!r}; give a function of the tokens done and of all")
+    check_type("progress", progress, Callable, "a function of the tokens done and of all")
 
 
 def _checked_top(model: Decoder, count: int) -> int:
@@ -222,7 +222,7 @@ def sampler_for(model: Decoder, **given: Any) -> Sampler:
     checked_model(model)
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if isinstance(value, (bool, str)) or not np.isscalar(value):
+        if isinstance(value, (bool, str, bytes)) or not np.isscalar(value):
             raise ValueError(f"{name} is {value!r}; it must be a number")
     if given.get("temperature") == 0:
         if useless := [name for name in given if name != "temperature"]:

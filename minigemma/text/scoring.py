@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import F32
+from ..errors import check_type
 from ..formulas.attention import softmax
 from ..formulas.sampling import log_softmax, logprob_of
 from ..models.decoder import Decoder
@@ -48,6 +49,7 @@ def score(
     Raises ValueError for fewer than two ids, more than the context without a stride, and a stride that is no whole
     number from 1 to half the context.
     """
+    check_type("progress", progress, Callable, "a function of the tokens done and of all")
     ids = _ids(model, text_or_ids, longer=stride is not None)
     context = model.config.context
     if len(ids) < 2:
@@ -91,6 +93,7 @@ def score_choices(model: Decoder, text_or_ids: str | Sequence[int], choices: Seq
     ids = _ids(model, text_or_ids)
     if model.tokenizer is None:
         raise ValueError("this checkpoint has no tokenizer, so its tokens have no texts")
+    check_type("answers", choices, Sequence, "a list of texts", optional=False)
     if isinstance(choices, str):
         raise ValueError("answers is one text; give a list of them")
     tokens = [model.tokenizer.encode(choice) for choice in choices]

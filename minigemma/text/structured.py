@@ -77,7 +77,7 @@ def _grammar(matcher: Any, kind: str, form: Any) -> str:
         if not isinstance(form, str) or not form:
             raise ValueError("regex must be a text that is not empty")
         return matcher.grammar_from_regex(form)
-    texts = () if isinstance(form, str) else tuple(form)
+    texts = tuple(form) if isinstance(form, Sequence) and not isinstance(form, str) else ()
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise ValueError("choices must be a list of texts, none of them empty")
     return matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, texts)))

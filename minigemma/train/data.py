@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import F32, I32
-from ..errors import FileError
+from ..errors import FileError, check_type
 from ..files.tokenizer import Tokenizer
 
 CHAPTER = re.compile(r"\f|\n(?:[ \t]*\n){3,}")  # a form feed or three blank lines end a document of plain text
@@ -155,6 +155,14 @@ def micro_batches(windows: Windows, tokens: int) -> Iterator[Windows]:
 
 
 # ---- from files
+
+Data = str | Path | Sequence[str | Path]
+
+
+def paths_of(data: Data) -> list[str | Path]:
+    """The files that are meant: one, or several."""
+    check_type("data", data, (str, Path, Sequence), "a file, or a list of them", optional=False)
+    return [data] if isinstance(data, (str, Path)) else list(data)
 
 
 def read_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, held_out: float) -> Corpus:

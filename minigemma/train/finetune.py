@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import F32, I32
+from ..errors import check_fields, check_type
 from ..files.adapter import Pair, save_adapter
 from ..files.load import load
 from ..files.open import open_files
@@ -37,9 +38,10 @@ from ..models.registry import all_names
 from ..models.weights import named_weights
 from . import checkpoint
 from .checkpoint import Counters
+from .data import Data, paths_of
 from .examples import Layout, read_examples
 from .settings import Settings
-from .trainer import Data, Training, check_memory_of
+from .trainer import Training, check_memory_of
 
 FREQUENT = 8192  # ids that the head always has
 DEFAULTS: dict[str, Any] = {"seq": 512, "batch_tokens": 512, "micro_tokens": 1024, "lr": 2e-4, "weight_decay": 0.0}
@@ -55,6 +57,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         """Refuse other values with ValueError."""
+        check_fields(self)
         if not (1 <= self.rank <= 1024 and self.alpha > 0):
             raise ValueError(f"rank is {self.rank} and alpha {self.alpha:g}; rank is 1 … 1024 and alpha above 0")
 
@@ -96,6 +99,7 @@ class FineTuning(Training):
 
         Raises ValueError, or FileError with the path, for what cannot be trained.
         """
+        check_type("lora", lora, Lora, "a Lora")
         self.settings, self.distillation = Settings(**(DEFAULTS | settings)), None
         self.lora, self.dtype = None if full else lora or Lora(), dtype
         self.out, self.counters = Path(out) if out is not None else None, Counters()
@@ -103,7 +107,7 @@ class FineTuning(Training):
             checkpoint.refuse_occupied(self.out)
         first = self._opened(str(model), threads)
         self.seq = self.settings.window(self.config)
-        paths = [data] if isinstance(data, (str, Path)) else list(data)
+        paths = paths_of(data)
         layout = Layout(self.tokenizer, self.config.family, self.tuned if turns is None else turns, self.seq)
         self.corpus = read_examples(paths, layout, self.settings.held_out)
         self._begin_new(paths, first, threads)

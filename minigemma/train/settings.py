@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import TextConfig
+from ..errors import check_fields
 
 ROUNDED = ("int4", "int4-row", "int8", "int8-row", "sfp8", "bf16")
 
@@ -33,6 +34,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise ValueError for impossible settings."""
+        check_fields(self)
         if (self.steps is None) == (self.tokens is None):
             given = "both steps and tokens are given" if self.steps is not None else "neither steps nor tokens is given"
             raise ValueError(f"{given}; one of them says how long the training is")

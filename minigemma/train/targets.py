@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..arrays import F32, I32
-from ..errors import ModelFormatError
+from ..errors import ModelFormatError, check_fields
 from ..files.safetensors_file import open_safetensors, read_json, write_safetensors
 from ..files.tokenizer import Tokenizer
 from ..formulas.attention import softmax
@@ -61,6 +61,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         """Refuse other values with ValueError."""
+        check_fields(self)
         if not 0 <= self.soft <= 1:
             raise ValueError(f"soft is {self.soft:g}; it is the teacher's share of the targets, from 0 to 1")
         if not 0 <= self.on_policy <= 1 or not 0 <= (self.beta or 0) <= 1:

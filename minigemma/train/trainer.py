@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +28,7 @@ import numpy as np
 
 from ..arrays import F32, I32
 from ..config import TextConfig
+from ..errors import check_type
 from ..files.config_json import config_from_json
 from ..files.memory import fits_memory, memory_limit
 from ..files.open import folder_tokenizer
@@ -42,7 +43,7 @@ from ..models.parameters import model_of, refresh
 from ..text.generation import generate
 from . import checkpoint
 from .checkpoint import LOG, SETTINGS, Counters, RunError, load_state, save_state
-from .data import Corpus, DataError, Order, Windows, digest_of, micro_batches, read_corpus
+from .data import Corpus, Data, DataError, Order, Windows, digest_of, micro_batches, paths_of, read_corpus
 from .initial import initial_parameters
 from .optimizer import AdamW, learning_rate
 from .quantized import Rounded
@@ -52,7 +53,6 @@ from .targets import Distillation, Text, next_token, source_of
 
 EVALUATED = 1 << 15  # tokens of the held-out text that are measured on, from its whole length
 GIVE_UP = 20  # steps in a row without a finite gradient
-Data = str | Path | Sequence[str | Path]
 
 
 class Step(NamedTuple):
@@ -97,6 +97,7 @@ class Training:
 
         Raises ValueError, or FileError with the path, for what cannot be trained.
         """
+        check_type("distillation", distillation, Distillation, "a Distillation")
         self.settings = Settings(**settings)
         self.config, self.tokenizer = model if isinstance(model, tuple) else config_named(model)
         self.seq = self.settings.window(self.config)
@@ -104,7 +105,7 @@ class Training:
         check_memory_of(self.config)
         if self.out is not None:
             checkpoint.refuse_occupied(self.out)
-        paths = [data] if isinstance(data, (str, Path)) else list(data)
+        paths = paths_of(data)
         self.corpus = read_corpus(paths, self.tokenizer, self.settings.held_out)
         self.distillation = distillation
         first = initial_parameters(self.config, self.settings.seed) if init is None else self._read(init)
@@ -136,7 +137,7 @@ class Training:
             self.distillation = Distillation(**told["distillation"]) if told["distillation"] else None
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(self.out / SETTINGS, f"is damaged ({error})", "start a new run") from None
-        paths = [data] if isinstance(data, (str, Path)) else list(data or ())
+        paths = paths_of(data or ())
         if paths and digest_of(paths) != digest:
             raise RunError(paths[0], f"is not the text that {self.out} was begun with", "leave --data out")
         first = self._reopened(told, threads or told.get("threads"))

@@ -376,6 +376,7 @@ def test_a_misspelt_setting_of_a_chat_is_refused():
         ({"temperature": "0.5"}, "temperature is '0.5'; it must be a number"),
         ({"top_p": [0.5]}, "it must be a number"),
         ({"temperature": True}, "it must be a number"),
+        ({"min_p": b"1"}, "it must be a number"),
         ({"raw": "yes"}, "raw is 'yes'; it must be True, False or None"),
         ({"exact_logits": 1}, "exact_logits is 1; it must be True, False or None"),
         ({"seed": 1.5}, "seed is 1.5; it must be an integer"),
@@ -387,7 +388,7 @@ def test_a_misspelt_setting_of_a_chat_is_refused():
         ({"stop": 5}, "stop is 5; give a text"),
         ({"cache": "a.cache"}, "cache is of type str; give one that model.new_cache made"),
         ({"taps": ["*"]}, "taps is of type list; give mg.Taps"),
-        ({"progress": True}, "progress is True; give a function"),
+        ({"progress": True}, "progress is of type bool; give a function"),
         ({"logits_processors": max}, "logits_processors must be a list of functions"),
     ],
 )
