@@ -33,7 +33,9 @@ def fingerprint(notebook: Any, root: Path = HERE.parent) -> str:
 
 
 def source(root: Path, module: str, name: str) -> str:
-    """Returns the code of a module, or of what it defines under this name, without comments, docstrings and layout."""
+    """Returns the code of a module, or of what it defines or imports under this name, without comments, docstrings and
+    layout.
+    """
     path = root.joinpath(*module.split("."))
     whole = (path / f"{name}.py").exists()
     file = path / f"{name}.py" if whole else path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -41,6 +43,13 @@ def source(root: Path, module: str, name: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
+    for node in () if whole else tree.body:
+        if isinstance(node, ast.ImportFrom) and (
+            own := [each for each in node.names if name == (each.asname or each.name)]
+        ):
+            package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+            home = package[: len(package) + 1 - node.level]
+            return source(root, ".".join([*home, node.module] if node.module else home), own[0].name)
     return "\n".join(ast.unparse(node) for node in tree.body if whole or name in bound(node))
 
 

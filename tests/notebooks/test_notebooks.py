@@ -14,7 +14,7 @@ HERE = Path(__file__).parents[2] / "notebooks"
 sys.path.insert(0, str(HERE))
 
 import figures  # noqa: E402
-from run import fingerprint, run  # noqa: E402
+from run import fingerprint, run, source  # noqa: E402
 
 pytestmark = pytest.mark.oracle  # jupyter and matplotlib are no part of [test]
 NOTEBOOKS = sorted(HERE.glob("[0-9][0-9]_*.ipynb"))
@@ -44,6 +44,17 @@ def test_it_says_what_it_follows_and_ends_with_asserts(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, demo_file):
     run(path)
+
+
+def test_a_fingerprint_follows_what_a_module_only_passes_on(tmp_path):
+    package = tmp_path / "minigemma" / "simd"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from .cpu import LANES as WIDTH\nfrom ..arrays import F32\n")
+    (package / "cpu.py").write_text("LANES = 8\nROWS = 6\n")
+    (tmp_path / "minigemma" / "arrays.py").write_text("F32 = float\n")
+    assert source(tmp_path, "minigemma.simd", "WIDTH") == "LANES = 8"
+    assert source(tmp_path, "minigemma.simd", "F32") == "F32 = float"
+    assert source(tmp_path, "minigemma.simd.cpu", "ROWS") == "ROWS = 6"
 
 
 def longest_definition(source):
