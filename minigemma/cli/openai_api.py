@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from reprlib import repr as short
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import no_vision
 from ..models.decoder import Decoder
@@ -36,6 +36,7 @@ FIXED = {"n": 1, "best_of": 1, "echo": False, "stream": False, "tool_choice": "n
 FIXED |= {"modalities": ["text"], "suffix": ""}
 COMPLETION_TOKENS = 16  # of /v1/completions where the request says none, as at OpenAI
 MOST_LOGPROBS = 20  # tokens beside each, as at OpenAI
+MOST_STOPS = 64  # each is looked for after each token, while the other answers wait
 LOWEST = -9999.0  # in place of a logarithm of 0, which JSON cannot say; as at OpenAI
 
 
@@ -60,7 +61,7 @@ def refusal_of(error: Exception) -> tuple[dict[str, Any], int]:
         return error_body(str(error), error.status, error.param, error.code), error.status
     if not isinstance(error, ValueError):
         return error_body(f"{type(error).__name__}: {error}; this is a bug", 500), 500
-    first = str(error).partition(" ")[0]
+    first = str(error).partition(" ")[0].replace("json_schema", "response_format")
     return error_body(str(error), param=first if first in KNOWN else None), 400
 
 
@@ -86,7 +87,7 @@ class Asked(NamedTuple):
 def read_request(model: Decoder, content: bytes, chat: bool, names: Sequence[str]) -> Asked:
     """A request's body. `names`: what the model may be called. Raises ApiError, or another ValueError."""
     try:
-        body = json.loads(content)
+        body = json.loads(content, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ApiError(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
@@ -97,28 +98,35 @@ def read_request(model: Decoder, content: bytes, chat: bool, names: Sequence[str
     missing, other = ("messages", "prompt") if chat else ("prompt", "messages")
     if other in body or body.get(missing) is None:
         raise ApiError(f"a request to this address has {missing}, and no {other}", param=missing)
-    stream, options = body.get("stream") or False, body.get("stream_options") or {}
-    usage = (options.get("include_usage") or False) if isinstance(options, dict) else None
-    if not isinstance(stream, bool) or not isinstance(usage, bool):
+    stream, options = body.get("stream"), body.get("stream_options")
+    usage = options.get("include_usage") if isinstance(options, dict) else options
+    if not isinstance(stream, bool | None) or not isinstance(usage, bool | None) or isinstance(options, bool):
         told = 'stream must be true or false, and stream_options {"include_usage": true or false}'
         raise ApiError(told, param="stream")
     body = {name: value for name, value in body.items() if name not in STREAMING}
     check_fields(body)
     most = model.config.context if chat else COMPLETION_TOKENS
     settings = settings_of(body, {"max_new_tokens": most})
-    request = prompt_of(model, body, raw=None if chat else True)
+    try:
+        request = prompt_of(model, body, raw=None if chat else True)
+    except ValueError as error:
+        raise ApiError(str(error), param=missing) from None
     if len(request.ids) >= model.config.context:
         held = f"the prompt has {len(request.ids):,} tokens and the context holds {model.config.context:,}"
         told = f"{held}, of which the answer needs one at least"
         raise ApiError(told, param=missing, code="context_length_exceeded")
     asked = request._replace(settings=settings)
-    return Asked(asked, Form(chat, stream, usage, wants_logprobs(body)))
+    return Asked(asked, Form(chat, bool(stream), bool(usage), wants_logprobs(body)))
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def check_fields(body: Mapping[str, Any]) -> None:
     """Raise ApiError for fields that matter and are not supported; null is as good as none."""
     for name, value in body.items():
-        if name in FIXED and value is not None and value != FIXED[name]:
+        if name in FIXED and value is not None and (value != FIXED[name] or type(value) is not type(FIXED[name])):
             raise ApiError(f"{name} is {short(value)}; here it is always {json.dumps(FIXED[name])}", param=name)
         if name not in KNOWN | HARMLESS | FIXED.keys() and value is not None:
             raise ApiError(f"the field {short(name)} is not supported", param=short(name)[1:-1])
@@ -136,6 +144,8 @@ def settings_of(body: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str
     stop = settings["stop"] = given.get("stop", default.get("stop", ()))
     if not isinstance(stop, (str, list, tuple)) or not all(isinstance(each, str) for each in stop):
         raise ApiError("stop must be a text, or a list of texts", param="stop")
+    if not isinstance(stop, str) and len(stop) > MOST_STOPS:
+        raise ApiError(f"stop has {len(stop):,} texts; at most {MOST_STOPS} are looked for", param="stop")
     settings |= {"logit_bias": _bias(given.get("logit_bias", {})), "json_schema": _schema(given.get("response_format"))}
     return settings | {"top_logprobs": _top_logprobs(given)}
 
@@ -153,7 +163,7 @@ def _top_logprobs(given: Mapping[str, Any]) -> int:
     count = given.get(name, 0)
     if count is not False and (type(count) is not int or not 0 <= count <= MOST_LOGPROBS):
         raise ApiError(f"{name} is {short(count)}; it must be from 0 to {MOST_LOGPROBS}", param=name)
-    if given.get("top_logprobs") and (name == "logprobs" or not shown):
+    if given.get("top_logprobs", 0) not in (0, False) and (name == "logprobs" or not shown):
         raise ApiError("top_logprobs takes messages, and logprobs: true beside it", param="top_logprobs")
     return int(count)
 
@@ -200,7 +210,7 @@ def prompt_of(model: Decoder, body: Mapping[str, Any], raw: bool | None) -> Requ
         prompt = prompt[0]
     if isinstance(prompt, str):
         return Request(prompt_ids(model, prompt, raw=raw), {})
-    if not isinstance(prompt, list) or not all(type(token) is int for token in prompt):
+    if not prompt or not isinstance(prompt, list) or not all(type(token) is int for token in prompt):
         told = "prompt must be a text, or a list of token ids; send a request for each of several"
         raise ApiError(told, param="prompt")
     return Request(prompt, {})

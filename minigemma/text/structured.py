@@ -72,7 +72,10 @@ def _grammar(matcher: Any, kind: str, form: Any) -> str:
             raise ValueError(
                 f"json_schema is {type(form).__name__}; it must be an object, such as {{'type': 'object'}}"
             )
-        return matcher.grammar_from_json_schema(json.dumps(form), overrides=BLANKS)
+        try:
+            return matcher.grammar_from_json_schema(json.dumps(form), overrides=BLANKS)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"json_schema cannot be used: {error}") from None
     if kind == "regex":
         if not isinstance(form, str) or not form:
             raise ValueError("regex must be a text that is not empty")
@@ -86,8 +89,9 @@ def _grammar(matcher: Any, kind: str, form: Any) -> str:
 def _vocabulary(model: Decoder) -> Any:
     """The tokens as llguidance takes them, made once for a tokenizer."""
     tokenizer, ends = model.tokenizer, tuple(model.eos)
-    if tokenizer is None:
-        raise ValueError("this checkpoint has no tokenizer, so the form of a text cannot be kept")
+    if tokenizer is None or not ends:
+        missing = "no token that ends a text" if tokenizer else "no tokenizer"
+        raise ValueError(f"this checkpoint has {missing}, so the form of a text cannot be kept")
     if (found := _vocabularies.get(tokenizer)) is None or found[0] != ends:
         from llguidance import LLTokenizer, TokenizerWrapper
 

@@ -199,6 +199,7 @@ def test_an_answer_of_a_json_schema(server):
     wanted["json_schema"]["schema"] = {"type": "no type"}
     status, reply = complete(server, body)
     assert status == 400 and "json_schema cannot be used" in reply["error"]["message"]
+    assert reply["error"]["param"] == "response_format"
 
 
 WRONG = {
@@ -243,6 +244,11 @@ WRONG = {
     "a long value": ({"prompt": "a", "top_p": "x" * 5000}, "xxx...xxx", "top_p"),
     "usage": ({"prompt": "a", "stream": True, "stream_options": {"include_usage": "no"}}, "include_usage", "stream"),
     "stream": ({"prompt": "a", "stream": "yes"}, "stream must be true or false", "stream"),
+    "nothing, of another type": ({"prompt": "a", "stream": ""}, "stream must be true or false", "stream"),
+    "one, of another type": ({"prompt": "a", "n": True}, "n is True; here it is always 1", "n"),
+    "no number": ('{"prompt": "a", "temperature": NaN}', "the body is not JSON: NaN is no number", None),
+    "no ids": ({"prompt": []}, "prompt must be a text, or a list of token ids", "prompt"),
+    "stops": ({"prompt": "a", "stop": ["x"] * 65}, "stop has 65 texts; at most 64 are looked for", "stop"),
 }
 
 
@@ -270,7 +276,7 @@ def test_what_is_wrong_is_said_in_openais_error_object(server, body, told, param
 )
 def test_wrong_messages(server, message, told):
     status, reply = complete(server, {"messages": [message]}, "/v1/chat/completions")
-    assert status == 400 and told in reply["error"]["message"]
+    assert status == 400 and told in reply["error"]["message"] and reply["error"]["param"] == "messages"
 
 
 def test_wrong_addresses_and_methods(server):

@@ -77,6 +77,7 @@ def test_a_model_with_several_ends_may_use_each():
         ({"json_schema": {"unevaluatedItems": False}}, "cannot be used: Unimplemented keys"),
         ({"json_schema": "{'a'}"}, "json_schema is not JSON"),
         ({"json_schema": "[]"}, "json_schema is list; it must be an object"),
+        ({"json_schema": {"const": float("nan")}}, "json_schema cannot be used: expected value"),
         ({"json_schema": 5}, "json_schema is int"),
         ({"regex": "(a"}, "regex cannot be used: .*unclosed group"),
         ({"regex": ""}, "regex must be a text that is not empty"),
@@ -89,6 +90,11 @@ def test_a_form_that_is_none_is_refused_at_once_in_one_line(settings, message):
     with pytest.raises(ValueError, match=message) as found:
         stream_generate(talker(), "Hello", **settings)
     assert "\n" not in str(found.value)
+
+
+def test_a_model_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="no token that ends a text"):
+        stream_generate(letters(eos=()), "Hello", choices=["a"])
 
 
 def test_a_missing_library_is_named(monkeypatch):
