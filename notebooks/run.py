@@ -19,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 WIDTH = 320  # pixels of a thumbnail
-LIMIT = 300  # seconds per cell, on a machine with other work, too
+LIMIT = 600  # seconds per cell, on a machine with other work, too
 
 
 def fingerprint(notebook: Any, root: Path = HERE.parent) -> str:
