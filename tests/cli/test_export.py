@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.tokenizers import ways_in
+from support.transformers_answers import libraries, model_of, run
 
 import minigemma as mg
 from minigemma.cli import main
@@ -15,6 +16,9 @@ from minigemma.train.initial import initial_parameters
 from minigemma.train.sizes import TINY, config_named
 
 PROSE = Path(__file__).parents[1] / "data" / "prose.txt"
+WEIGHTS = Path(__file__).parents[2] / "weights"
+TEXT = "And it came to pass in those days, that there went out a decree.\n\n" * 4  # past a window of 64
+HARD = [TEXT, "", " ", "a  b", "   x\n\n\ny", "né 🙂 \t tab", "12345 67,890", "ﷺ ½ \u200b"]
 
 
 @pytest.fixture
@@ -72,3 +76,38 @@ def test_what_cannot_be_written_is_one_sentence(folder, tmp_path, capsys, out, f
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1 and "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", TINY)
+def test_transformers_and_tokenizers_take_an_exported_folder(name, tmp_path):
+    assert main(["export", str(WEIGHTS / name), str(tmp_path / name), "-q"]) == 0
+    own = mg.load(tmp_path / name, dtype="f32")
+    fast = libraries()[1].AutoTokenizer.from_pretrained(tmp_path / name)
+    described = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tmp_path / name / "tokenizer.json"))
+    for text in HARD:
+        ids = [2, *own.tokenizer.encode(text)]
+        assert fast(text)["input_ids"] == ids == described.encode(text).ids, text
+    ids = np.array([2, *own.tokenizer.encode(TEXT)])
+    expected = run(model_of(tmp_path / name), ids)
+    assert abs(own.forward(ids) - expected).max() < 1e-4 * abs(expected).max()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("dtype, tolerance", [("f32", 1e-4), ("bf16", 5e-3), ("int8", 1e-2), ("int4", 1e-2)])
+@pytest.mark.parametrize("name", ["tiny-gemma-2", "tiny-gemma-3"])
+def test_llama_cpp_takes_an_exported_gguf(name, dtype, tolerance, tmp_path):
+    """It rounds what it multiplies with bf16 to bf16, and with quantized weights to eight bits."""
+    library = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python (it builds for some minutes)")
+    path = tmp_path / "model.gguf"
+    assert main(["export", str(WEIGHTS / name), str(path), "--dtype", dtype, "-q"]) == 0
+    own, plain = mg.load(path), {"type_k": 0, "type_v": 0, "verbose": False}  # a cache in float32
+    theirs = library.Llama(str(path), n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True, **plain)
+    for text in HARD[1:]:
+        assert theirs.tokenize(text.encode(), add_bos=False) == own.tokenizer.encode(text), text
+    ids = [2, *own.tokenizer.encode(TEXT)]
+    assert theirs.tokenize(TEXT.encode()) == ids
+    theirs.eval(ids)
+    expected = np.array(theirs.scores[: len(ids)])
+    assert abs(own.forward(ids) - expected).max() < tolerance * abs(expected).max()
+    theirs.close()
