@@ -1,7 +1,5 @@
 """`python -m minigemma` is the command `minigemma`."""
 
-from __future__ import annotations
-
 import sys
 
 from .cli.main import main

@@ -1,7 +1,5 @@
 """The flags of all commands. Nothing slow is imported, so that `--help` is instant."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re

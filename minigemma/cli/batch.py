@@ -5,8 +5,6 @@ output is written when its text ends, and says which line it answers. A run that
 with the lines that have no answer yet.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

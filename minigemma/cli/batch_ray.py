@@ -4,8 +4,6 @@ An actor is a process with the model, whose weights are mapped from the file. On
 hands its lines out once more. Only this process writes answers, so a run that is killed goes on as any other.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

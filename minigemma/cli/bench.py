@@ -1,7 +1,5 @@
 """`minigemma bench`: a model's speed on this machine, compared with the machine's limits."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """`minigemma chat`: a conversation, message by message."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -1,7 +1,5 @@
 """`minigemma completion`: a shell script that completes commands, flags and their values."""
 
-from __future__ import annotations
-
 import argparse
 
 from .progress import Progress

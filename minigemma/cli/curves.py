@@ -1,7 +1,5 @@
 """Draws the curves of a training from its log: loss, held-out loss and learning rate over tokens."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`minigemma distill`: a small model that learns a larger one's distribution of the next token."""
 
-from __future__ import annotations
-
 from .train import run
 
 __all__ = ["run"]

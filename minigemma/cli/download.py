@@ -1,7 +1,5 @@
 """`minigemma download`: fetch a model from the Hugging Face hub into its cache."""
 
-from __future__ import annotations
-
 import argparse
 
 from ..files.download import download

@@ -1,7 +1,5 @@
 """`minigemma embed`: the embedding of each text."""
 
-from __future__ import annotations
-
 import argparse
 
 from ..text.embedding import embed

@@ -1,7 +1,5 @@
 """`minigemma explore`: a page on this machine that shows a run of the model from inside."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from contextlib import suppress

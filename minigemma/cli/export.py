@@ -1,7 +1,5 @@
 """`minigemma export`: a model, with adapters merged, as a folder for transformers or a GGUF file for llama.cpp."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path

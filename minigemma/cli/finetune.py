@@ -1,7 +1,5 @@
 """`minigemma finetune`: an adapter for a model, or all of it, from prompts and answers; `--resume` goes on."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`minigemma generate`: continue a text, or, with an instruction-tuned model, answer it."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -1,7 +1,5 @@
 """`minigemma list`: the models on this machine."""
 
-from __future__ import annotations
-
 import argparse
 
 from ..files.local import local_models, what_it_is

@@ -7,8 +7,6 @@ Exit codes: 0 done · 1 failed, with one line that says why · 2 wrong usage · 
 A command is the file of its name in this folder. It is imported when it runs, so that `--help` is instant.
 """
 
-from __future__ import annotations
-
 import atexit
 import errno
 import gc

@@ -3,8 +3,6 @@
 A field that has no effect here is ignored where the text would be the same, and refused with a sentence where not.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -6,8 +6,6 @@ What is no matrix, and matrices whose rows are no whole blocks, stay as they are
 most stay int8 in an int4 model: `in_eight_bits` in files/convert.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 from collections.abc import Callable, Iterator, Mapping

@@ -4,8 +4,6 @@ Their output is noise; their cost equals that of the released weights, byte for 
 of about D^-1/2, so activations keep their size from layer to layer.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from typing import Any

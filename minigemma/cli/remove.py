@@ -1,7 +1,5 @@
 """`minigemma remove`: delete a model that `minigemma list` shows."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """The roofline of this machine, and the speeds of programs under it (Williams et al. 2009)."""
 
-from __future__ import annotations
-
 from errno import ENOENT
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`minigemma score`: the perplexity of a text."""
 
-from __future__ import annotations
-
 import argparse
 import math
 

@@ -8,8 +8,6 @@ HTTP runs in one event loop, the model in the engine's thread (text/engine.py); 
 away takes its request with it.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import gc

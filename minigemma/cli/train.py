@@ -1,7 +1,5 @@
 """`minigemma train` and `distill`: a small model from a text, with a teacher or without; `--resume` goes on."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Sequence

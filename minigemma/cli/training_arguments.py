@@ -1,7 +1,5 @@
 """The flags of the commands that train."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

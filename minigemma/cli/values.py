@@ -1,7 +1,5 @@
 """Values of flags: argparse types, and the text that a command reads."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -1,7 +1,5 @@
 """`minigemma vocab`: a small tokenizer for a training, as files that minigemma and transformers read."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

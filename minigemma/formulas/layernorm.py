@@ -5,8 +5,6 @@
 SigLIP's norm. The gain is w, not 1 + w as in Gemma's RMSNorm.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ..arrays import F32

@@ -5,8 +5,6 @@
 3. Threads take blocks, and the norm is a sum of the blocks' sums: it does not depend on the number of threads.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -4,8 +4,6 @@ bf16, int8   a weight's rows are A, one after the other; the tokens are B, in pa
 int4         the interleaved rows are B as stored; the tokens are A                        TileTokensA
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

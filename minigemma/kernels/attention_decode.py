@@ -15,8 +15,6 @@ Against PyTorch's attention in bf16, for 4 query heads of 256 on one key head: 1
 at 32,768. `python docs/make_performance.py attention` measures this.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -12,8 +12,6 @@ Against PyTorch's attention in bf16, for 4 query heads of 256 on one key head: 1
 times for 8,192 in a window of 512. `python docs/make_performance.py attention` measures this.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -4,8 +4,6 @@
 (and a form of x with its steps in matmul.py), a new layout two new rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -15,8 +15,6 @@ A late thread still reads what earlier layers computed, so each layer of a regio
 be more than MOST numbers, as for many tokens of a large model, layers are cut into several regions.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -3,8 +3,6 @@
 W_gate and W_up together, then W_down (fused_attention.py says why layers are fused).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

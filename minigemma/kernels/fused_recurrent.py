@@ -5,8 +5,6 @@ Five steps that threads share: W_y and W_x; the recurrence, in parts of a block 
 feed-forward block (fused_attention.py says why).
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -5,8 +5,6 @@ behind them (parallel.py). What has no weights (norms, RoPE, GELU) every thread 
 takes less time than sharing it, and for sixteen it is little compared with the products.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

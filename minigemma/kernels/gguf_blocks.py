@@ -1,7 +1,5 @@
 """Kernels of layouts/gguf_blocks.py: blocks of GGUF's types to float32, and to the layouts that run."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np

@@ -6,8 +6,6 @@ For up to 16 tokens x is in 8 bits in blocks of 32 (prepare.py), and a block of 
 more, DEPTH columns of 2 · LANES rows are unpacked to bytes, which stay in the cache and meet all tokens (matmul.py).
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -15,8 +15,6 @@ Tokens are lanes here: x [T, D] is packed so that 2 · LANES tokens lie next to 
 pair. (In int4.py rows are; amx_panels.py has the tiles of AMX.)
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

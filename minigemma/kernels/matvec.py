@@ -13,8 +13,6 @@
 Kernels see arrays as one axis (weights.py): slicing a row would cost two atomic additions for its reference count.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ..layouts import int4 as int4_layout

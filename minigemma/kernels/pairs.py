@@ -5,8 +5,6 @@ a row from each half of a thread's rows. With one, a pair is two neighbors if th
 tokens); else each row is `alone`, its own partner.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from .compiler import jit_inlined, jit_inner

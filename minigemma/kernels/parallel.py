@@ -29,8 +29,6 @@ A waiting thread prefetches the first weights of the next step into its second-l
 that other programs run now and not in the middle of a task that all threads wait for.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import site

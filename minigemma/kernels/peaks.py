@@ -4,8 +4,6 @@ A token reads every weight once, so its limit is memory bandwidth; a prompt's li
 each limit with the instructions that the products use.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from statistics import median

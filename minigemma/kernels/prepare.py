@@ -14,8 +14,6 @@ Several tokens are stored in fours, so that each load of two rows meets four tok
     [T/4] fours of tokens, in each the blocks of 2 · LANES columns (32 for integers), in each the four tokens
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -13,8 +13,6 @@
 `python -m benchmarks.training` compares a training step with PyTorch's.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

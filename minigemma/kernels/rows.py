@@ -4,8 +4,6 @@ The equations are on the pages formulas/rmsnorm.py, rope.py, conv1d.py and geglu
 vector run as scalars.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numba import float32
 

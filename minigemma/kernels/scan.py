@@ -15,8 +15,6 @@ The block-diagonal product:
  3  Several tokens: a block is widened once, and tiles of ROWS tokens x 2 · LANES outputs run over it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numba import float32
 

@@ -4,8 +4,6 @@
 kernel and takes numbers; `hide_lanes`, next to it, applies it to a vector of queries.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -5,8 +5,6 @@ and rows as float32.
 copy, so that no kernel has a loop for a partial vector; no released text model needs this.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The embeddings of texts, of an encoder: EmbeddingGemma (models/embeddinggemma.py)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the vectors of this processor are, found once when the package is imported."""
 
-from __future__ import annotations
-
 import numba
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name, initialize_native_asmparser
 
