@@ -42,11 +42,12 @@ class Taps(dict[str, NDArray]):
         self._offered.add(name)
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
-    def check(self) -> None:
-        """Raise ValueError for a pattern that no value of the run matched, with the nearest names."""
+    def check(self, *later: str) -> None:
+        """Raise ValueError for a pattern that no value so far and no name `later` matches, with the nearest names."""
+        names = self._offered.union(later)
         for pattern in self.patterns:
-            if not any(fnmatchcase(name, pattern) for name in self._offered):
-                near = get_close_matches(pattern, self._offered, n=3, cutoff=0.3)
+            if not any(fnmatchcase(name, pattern) for name in names):
+                near = get_close_matches(pattern, names, n=3, cutoff=0)
                 raise ValueError(f"no value of this run is named {pattern!r}; the nearest are {', '.join(near)}")
 
     def within(self, prefix: str) -> Scope:
@@ -80,10 +81,11 @@ class Edits(Taps):
             return value
         for pattern, function in self.functions.items():
             if fnmatchcase(name, pattern):
-                changed, shape = np.asarray(function(np.array(value), name)), list(value.shape)
-                if changed.shape != value.shape or changed.dtype.kind != "f":
-                    what = f"{changed.dtype} {list(changed.shape)}" if changed.dtype != object else "no array"
-                    raise ValueError(f"the edit of {name} returned {what}; it must return {value.dtype} {shape}")
+                changed = function(np.array(value), name)
+                array = isinstance(changed, np.ndarray)
+                if not array or changed.shape != value.shape or changed.dtype.kind != "f":
+                    what = f"{changed.dtype} {list(changed.shape)}" if array else "no array"
+                    raise ValueError(f"the edit of {name} returned {what}; it must return float32 {list(value.shape)}")
                 value = np.ascontiguousarray(changed, value.dtype)
         if self.kept.patterns and self.kept.wants(name):
             self[name] = np.array(value)

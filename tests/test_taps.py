@@ -152,11 +152,26 @@ def test_edits_apply_in_order_and_by_pattern(run):
 
 def test_a_function_that_returns_no_array_of_the_same_shape_is_refused(run):
     _, forward = run
-    for wrong, what in ((None, "no array"), (np.zeros(3), r"float64 \[3\]"), (np.zeros((20, 64), int), "int64")):
+    for wrong, what in (
+        (None, "no array"),
+        ([1, [2]], "no array"),
+        (np.zeros(3), r"float64 \[3\]"),
+        (np.zeros((20, 64), int), "int64"),
+    ):
         with pytest.raises(ValueError, match=rf"the edit of embedding returned {what}.*must return float32 \[20, 64\]"):
             forward(mg.Edits({"embedding": lambda value, name, wrong=wrong: wrong}))
     with pytest.raises(ValueError, match=r"'blocks\.0\.atention\.heads'; the nearest are blocks\.\d\.attention\.heads"):
         forward(mg.Edits({"blocks.0.atention.heads": lambda value, name: value}))
+
+
+def test_a_misspelt_pattern_leaves_the_cache_as_it_was(run):
+    model, _ = run
+    cache = model.new_cache(8)
+    for taps in (mg.Taps("logitz"), mg.Edits({"blocks.9.ffn.out": lambda value, name: value}), mg.Taps("")):
+        with pytest.raises(ValueError, match=r"the nearest are \S+, \S+, "):
+            model.forward(TOKENS[:4], cache, taps=taps)
+    assert cache.position == 0
+    assert (model.forward(TOKENS[:4], cache) == model.forward(TOKENS[:4])).all()
 
 
 def test_shapes_are_those_of_the_docs_also_where_only_the_last_logits_are_wanted(run):

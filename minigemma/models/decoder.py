@@ -168,8 +168,6 @@ class Decoder:
         """
         all_scored = not last_only or (taps is not None and taps.wants("logits"))
         logits = self.head(self.hidden_states(ids, cache, images, not all_scored, taps), taps)
-        if taps is not None:
-            taps.check()
         return logits[-1:] if last_only else logits
 
     def hidden_states(
@@ -201,6 +199,7 @@ class Decoder:
             for first, last in chunks(len(tokens), runs, len(tokens) if whole else PREFILL_CHUNK):
                 x, places = self._embedded(tokens, first, last, spans, cache.position)
                 rows.append(self.layers(taps("embedding", x), places, [cache], taps, last_only))
+                taps.check("final_norm", "logits")  # a misspelt pattern leaves the cache as it was
                 cache.advance(tokens[first:last])
             tail = rows[-1] if taps.patterns else rows[-1][-1:]
             x = tail if last_only else np.concatenate(rows) if rows[1:] else rows[0]
