@@ -2,10 +2,13 @@
 
 import argparse
 import difflib
+import os
 import re
+import stat
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from .training_arguments import add_finetuning, add_teacher, add_training
@@ -21,31 +24,93 @@ NARROW = [
     "int4-row",
 ]  # fewer than 16 bits per weight
 Flags = Callable[[argparse.ArgumentParser], None]
+CPU = "leave it out: everything runs on the CPU"
+OUTPUT = "write > FILE: the answer alone goes to standard output"
+HABITS = {  # commands and flags of other programs, and ours
+    "run": "chat, or generate TEXT",
+    "pull": "download",
+    "ls": "list",
+    "rm": "remove",
+    "ps": "list",
+    "show": "inspect",
+    "convert": "export",
+    "tokenize": "score -v",
+    "version": "--version",
+    "q8-0": "int8",
+    "q4-0": "int4-symmetric",
+    "q4-k": "int4",
+    "q4-k-m": "int4",
+    "float32": "f32",
+    "fp32": "f32",
+    "bfloat16": "bf16",
+    "n-predict": "-n",
+    "num-predict": "-n",
+    "max-length": "-n",
+    "num-ctx": "-c",
+    "max-kv-size": "-c",
+    "model-path": "-m",
+    "hf": "-m",
+    "sys": "--system",
+    "system-prompt": "--system",
+    "repeat-penalty": "--repetition-penalty",
+    "lora": "--adapter",
+    "grammar": "--regex, --json-schema or --choice",
+    "cnv": "minigemma chat",
+    "interactive": "minigemma chat",
+    "o": OUTPUT,
+    "output": OUTPUT,
+    "device": CPU,
+    "gpu": CPU,
+    "ngl": CPU,
+    "n-gpu-layers": CPU,
+}
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are two lines, and which suggests the nearest flag for an unknown one."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the words; of a command, refuse a flag that it has not before its value is taken for something else."""
+        flags = self._option_string_actions
+        for word in (args or ()) if " " in self.prog else ():
+            if word == "--":
+                break
+            name = word.partition("=")[0]
+            if not re.fullmatch(r"-[^\W\d][^\W\d][\w-]*|--[\w-]+", name) or any(
+                flag.startswith(name) for flag in flags
+            ):
+                continue
+            if name.startswith("--") or f"-{name}" in flags or name[1:] in HABITS or name[:2] not in flags:
+                self.unknown([word])
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print where the flags are listed and what is wrong, and exit with 2."""
         if choice := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
-            near = difflib.get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), n=1)
-            message += f"; did you mean {near[0]}?" if near else ""
+            message += self.near(choice[1], re.findall(r"[\w-]+", choice[2]))
         self.exit(2, f"usage: {self.prog} …   (all flags: {self.prog} --help)\n{self.prog}: {message}\n")
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
         """Refuse words that no flag takes."""
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(words[0].split("=")[0], flags, n=1) if words[0].startswith("-") else []
-        hint = f"; did you mean {near[0]}?" if near else ""
-        if not words[0].startswith("-"):
-            hint = "; a text with blanks stands in quotes"
+        hint = "; a text with blanks stands in quotes"
+        if words[0].startswith("-"):
+            hint = self.near(words[0].partition("=")[0], list(self._option_string_actions))
         self.error(f"unknown: {' '.join(words)}{hint}")
+
+    @staticmethod
+    def near(word: str, known: Sequence[str]) -> str:
+        """What is meant by `word`: what other programs call so, or the nearest of `known`."""
+        name, plain = word.lstrip("-").replace("_", "-").lower(), {each.lstrip("-"): each for each in known}
+        meant = HABITS.get(name, "")
+        if not meant or (word.startswith("-") and meant.startswith("-") and meant.split(",")[0] not in known):
+            meant = next((plain[each] for each in difflib.get_close_matches(name, plain, n=1)), "")
+        return f"; {meant}" if ":" in meant else f"; did you mean {meant}?" if meant else ""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command and its flags; exits with 2 on wrong usage."""
-    args, unknown = build_parser().parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args, unknown = build_parser().parse_known_args([*words[1:2], "--help"] if words[:1] == ["help"] else words)
     if unknown:
         args.parser.unknown(unknown)
     useless = [name for name in ("top_k", "top_p", "min_p") if getattr(args, name, None) is not None]
@@ -174,12 +239,21 @@ def add_inspected(to: argparse.ArgumentParser) -> None:
     to.add_argument("--check", action="store_true", help="read every weight and look for NaN and infinity")
 
 
+def piped() -> bool:
+    """Whether a pipe or a file is on standard input; a terminal and /dev/null are none."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or replaced by a program
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
 def add_text(to: argparse.ArgumentParser) -> None:
-    """Where the text comes from: exactly one of three."""
-    source = to.add_mutually_exclusive_group(required=True)
-    source.add_argument("text", nargs="?", metavar="TEXT", help="the text; - reads standard input")
+    """Where the text comes from: exactly one of three, or a pipe."""
+    source = to.add_mutually_exclusive_group(required=not piped())
+    source.add_argument("text", nargs="?", metavar="TEXT", help="the text; -, or nothing after a pipe: standard input")
     source.add_argument("-p", "--prompt", metavar="TEXT", help="the same as a flag")
-    source.add_argument("-f", "--file", type=Path, help="read the text from a file")
+    source.add_argument("-f", "--file", type=Path, help="read it from a file, with the end of its last line")
     to.add_argument("--control-tokens", action="store_true", help="names of control tokens in the text become tokens")
 
 
@@ -192,7 +266,7 @@ def add_turns(to: argparse.ArgumentParser) -> None:
 
 def add_texts(to: argparse.ArgumentParser) -> None:
     """The texts to embed, and for which task."""
-    source = to.add_mutually_exclusive_group(required=True)
+    source = to.add_mutually_exclusive_group(required=not piped())
     source.add_argument("texts", nargs="*", default=[], type=unicode, metavar="TEXT", help="one text or more")
     source.add_argument("-f", "--file", type=Path, help="read the texts from a file, one per line")
     to.add_argument("--prompt-name", metavar="NAME", help="the checkpoint's prompt for a task, such as query, document")

@@ -33,11 +33,11 @@ def add_run(
     to.add_argument("--batch-tokens", type=amount, metavar="N", help=f"tokens of a step ({batch})")
     to.add_argument("--micro-tokens", type=amount, metavar="N", help="… of which at once: bounds the memory")
     to.add_argument("--lr", type=float, metavar="X", help=f"highest learning rate ({lr:g})")
-    to.add_argument("--warmup", type=share, metavar="X%%", help="part of the training in which it rises (5%%)")
-    to.add_argument("--min-lr", type=share, metavar="X%%", help="how much of it is left at the end (10%%)")
+    to.add_argument("--warmup", type=share, metavar="X%", help="part of the training in which it rises (5%%)")
+    to.add_argument("--min-lr", type=share, metavar="X%", help="how much of it is left at the end (10%%)")
     to.add_argument("--weight-decay", type=float, metavar="X", help=f"of matrices ({decay:g})")
     to.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient (1.0)")
-    to.add_argument("--held-out", type=share, metavar="X%%", help="the end of the data, kept to measure on (5%%)")
+    to.add_argument("--held-out", type=share, metavar="X%", help="the end of the data, kept to measure on (5%%)")
     to.add_argument("--eval-every", type=amount, metavar="N", help="steps between measurements (100)")
     to.add_argument("--save-every", type=amount, metavar="N", help="steps between checkpoints (500)")
     to.add_argument("--sample-every", type=amount, metavar="N", help="steps between texts that it writes (none)")
@@ -52,8 +52,8 @@ def add_teacher(to: argparse.ArgumentParser) -> None:
     to.add_argument("--targets", metavar="DIR", help="where its answers are kept, once for all students (OUT/targets)")
     kept = "256 draws of each distribution (default), set:256, top:64, or all of it, computed in every step"
     to.add_argument("--draws", metavar="N|all|…", help=kept)
-    to.add_argument("--soft", type=share, metavar="X%%", help="its share; the rest is the text's next token (100%%)")
-    to.add_argument("--on-policy", type=share, metavar="X%%", help="share of windows that the student writes on (0%%)")
+    to.add_argument("--soft", type=share, metavar="X%", help="its share; the rest is the text's next token (100%%)")
+    to.add_argument("--on-policy", type=share, metavar="X%", help="share of windows that the student writes on (0%%)")
     beta = "the divergence: 0 forward KL, 1 reverse KL, between them JSD(beta)"
     to.add_argument("--beta", type=number(float, 0, 1), metavar="X", help=beta)
 

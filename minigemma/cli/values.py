@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import FileError
+
 LONGEST_TEXT = 20_000_000  # bytes, more than any context holds
 
 
@@ -94,20 +96,23 @@ def nonempty(text: str) -> str:
 def read_text(args: argparse.Namespace) -> str:
     """The text of the command line, a file or standard input, which must be UTF-8; a byte order mark is dropped."""
     given = args.text if args.prompt is None else args.prompt
-    name = str(args.file or ("standard input" if given == "-" else "the text"))
-    if args.file:
+    piped = given in ("-", None) and str(args.file or "-") == "-"
+    name = "standard input" if piped else str(args.file or "the text")
+    if piped:
+        content = sys.stdin.buffer.read(LONGEST_TEXT + 1)
+        if not content and given is None:
+            raise FileError(name, "is empty", "give the text itself, -f FILE, or a pipe that holds it")
+    elif args.file:
         with args.file.open("rb") as file:
             content = file.read(LONGEST_TEXT + 1)
-    elif given == "-":
-        content = sys.stdin.buffer.read(LONGEST_TEXT + 1)
     else:
         try:
             content = given.encode()
         except UnicodeEncodeError:
             content = os.fsencode(given)  # the bytes as the shell gave them: in a C locale they are UTF-8 too
     if len(content) > LONGEST_TEXT:
-        raise ValueError(f"{name} has more than {LONGEST_TEXT:,} bytes, and so more than any context; shorten it")
+        raise FileError(name, f"has more than {LONGEST_TEXT:,} bytes, and so more than any context", "shorten it")
     try:
         return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 (near byte {error.start:,}); convert it first") from None
+        raise FileError(name, f"is not UTF-8 (near byte {error.start:,})", "convert it first") from None

@@ -53,7 +53,6 @@ def save_model(
     if HEAD in parameters:
         names.append((HEAD, "lm_head.weight", (config.vocab, config.width)))
     entries = [(theirs, stored, shape) for _, theirs, shape in names]
-    folder.mkdir(parents=True, exist_ok=True)
     with replacing_files(folder) as new:
         parts = (_in_file(ours, parameters[ours], stored) for ours, *_ in names)
         write_safetensors(new("model.safetensors"), entries, parts)
@@ -95,7 +94,6 @@ def check_stated(config: TextConfig, read: TextConfig, where: str) -> None:
 
 def save_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
     """Write tokenizer.model, tokenizer.json and tokenizer_config.json into `folder`."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
     with replacing_files(Path(folder)) as new:
         _write_tokenizer(new, tokenizer)
 
@@ -145,8 +143,12 @@ def _write_json(path: Path, content: Json, indent: int | None = 2) -> None:
 
 @contextmanager
 def replacing_files(folder: Path) -> Iterator[Any]:
-    """Yields a function from a file's name to a temporary path; at the end all are renamed into place, or none."""
-    names: list[str] = []
+    """Yields a function from a file's name to a temporary path; at the end all are renamed into place, or none.
+
+    The folder is made where it is not there; it does not stay if nothing was written.
+    """
+    names, found = list[str](), folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
 
     def new(name: str) -> Path:
         names.append(name)
@@ -159,3 +161,5 @@ def replacing_files(folder: Path) -> Iterator[Any]:
     finally:
         for name in names:
             (folder / f"{name}.partial").unlink(missing_ok=True)
+        if not found and not any(folder.iterdir()):
+            folder.rmdir()

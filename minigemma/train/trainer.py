@@ -115,7 +115,7 @@ class Training:
         """What a new run does with its data and first parameters; DataError for less data than a batch."""
         if self.corpus.tokens < self.settings.batch_tokens:
             problem = f"has {self.corpus.tokens:,} tokens to train on, fewer than a batch"
-            remedy = f"give more text, or a batch_tokens below {self.settings.batch_tokens:,}"
+            remedy = f"give more text, or a batch_tokens (--batch-tokens) below {self.settings.batch_tokens:,}"
             raise DataError(paths[0], problem, remedy)
         self._begin(parameters, threads)
         if self.out is not None:

@@ -25,6 +25,16 @@ from minigemma.cli.values import read_text, unicode
     [
         ("generate x --temprature 1", "did you mean --temperature?"),
         ("score x --offlin3", "did you mean --offline?"),
+        ("generate -p x --n-predict 3", "unknown: --n-predict; did you mean -n?"),
+        ("generate x -ngl 99", "unknown: -ngl; leave it out: everything runs on the CPU"),
+        ("generate x --repeat-penalty 1.1", "did you mean --repetition-penalty?"),
+        ("generate -temp 0 x", "unknown: -temp; did you mean --temp?"),
+        ("generate x -o file", "write > FILE"),
+        ("inspect --num-ctx 9", "did you mean -c?"),
+        ("inspect --n-predict 9", "unknown: --n-predict\n"),
+        ("pull gemma3", "did you mean download?"),
+        ("run x", "did you mean chat, or generate TEXT?"),
+        ("quantize a b --dtype Q4_K_M", "did you mean int4?"),
         ("chat extra", "unknown: extra; a text with blanks stands in quotes"),
         ("generat x", "did you mean generate?"),
         ("generate x --dtype int44", "did you mean int4?"),
@@ -44,6 +54,33 @@ def test_wrong_usage_is_two_lines_with_a_way_out(words, told, capsys):
 def test_inspect_takes_the_model_with_and_without_its_flag():
     assert parse(["inspect", "there"]).model == parse(["inspect", "-m", "there"]).model == "there"
     assert parse(["inspect"]).model == "gemma-3-270m"
+
+
+@pytest.mark.parametrize(
+    "words", [["-p", "-3 degrees"], ["-n5", "x"], ["-vqn5", "x"], ["--max-new", "5", "x"], ["--", "-ngl"]]
+)
+def test_short_and_shortened_flags_and_texts_with_dashes_are_no_unknown_flags(words):
+    assert parse(["generate", *words]).command == "generate"
+
+
+def test_a_pipe_needs_no_dash_and_an_empty_one_is_refused(monkeypatch, tmp_path):
+    for content in ("piped\n", ""):
+        (tmp_path / "text").write_text(content)
+        with open(tmp_path / "text") as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            args = parse(["generate"])
+            if content:
+                assert read_text(args) == content
+            else:
+                with pytest.raises(ValueError, match="standard input: is empty"):
+                    read_text(args)
+            assert read_text(parse(["generate", ""])) == ""
+
+
+def test_help_of_a_command_as_its_flag(capsys):
+    with pytest.raises(SystemExit):
+        parse(["help", "score"])
+    assert capsys.readouterr().out.startswith("usage: minigemma score")
 
 
 def test_raw_and_turns_are_chosen_or_left_to_the_checkpoint():

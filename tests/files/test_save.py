@@ -83,6 +83,9 @@ def test_a_failed_save_leaves_the_last_one(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"norm\.weight"):
         save_model(tmp_path, config, parameters, None)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"norm\.weight"):
+        save_model(tmp_path / "new", config, parameters, None)
+    assert not (tmp_path / "new").exists(), "or the next try would find a folder that is there already"
 
 
 @pytest.mark.oracle
