@@ -1,5 +1,7 @@
 """`python -m minigemma` is the command `minigemma`."""
 
+from __future__ import annotations
+
 import sys
 
 from .cli.main import main

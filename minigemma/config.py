@@ -4,6 +4,8 @@ Each paper's own config stands on its page: models/gemma.py, gemma2.py, gemma3.p
 the feed-forward width of both GeGLU branches together; `ffn_width` is that of one.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields

@@ -1,5 +1,7 @@
 """What users set in the environment: which kernels run, and where files are kept."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable
 from pathlib import Path

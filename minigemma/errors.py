@@ -1,5 +1,7 @@
 """The errors of bad files: a model's, and an image's."""
 
+from __future__ import annotations
+
 from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path

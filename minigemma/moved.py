@@ -1,5 +1,7 @@
 """The modules of 0.1 under their old names, for one release: `from minigemma.tokenizer import …` still works."""
 
+from __future__ import annotations
+
 import sys
 import warnings
 from collections.abc import Sequence

@@ -6,6 +6,8 @@
 RecurrentGemma adds a bias to each of the three.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from ..arrays import F32

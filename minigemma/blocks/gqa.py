@@ -7,6 +7,8 @@ q, k    = rope(q), rope(k)               the cache keeps rotated keys
 y       = x + RMSNorm(W_o · attention(q, k, v))      the norm behind W_o ("post-norm"): Gemma 2 and 3
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -8,6 +8,8 @@
 Its state has the same size after a million tokens as after ten: h, and the last three inputs of the convolution.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -6,6 +6,8 @@ x → x + feed_forward(x)                         blocks/feedforward.py
 Each of the two has one fused kernel for 1 to 16 tokens, of one sequence or each of its own (models/fused.py).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from ..arrays import F32

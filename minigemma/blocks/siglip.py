@@ -12,6 +12,8 @@ There is no class token, no rope and no mask; positions are a learned table. Eve
 trained with it frozen. LayerNorm and biases are SigLIP's; the RMSNorm after pooling is Gemma's, gain 1 + w.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

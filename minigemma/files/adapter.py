@@ -7,6 +7,8 @@
 `modules_to_save` stand there whole. A field of the config is used, has no effect on a trained adapter, or is refused.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence

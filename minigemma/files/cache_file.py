@@ -1,5 +1,7 @@
 """A cache from its file: `Cache.save` and `load_cache` are inverses."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

@@ -4,6 +4,8 @@ llama.cpp reads a model's numbers only under the name of its architecture, so fi
 "tokenizer.", "quantize.", or a publisher's own) change nothing here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

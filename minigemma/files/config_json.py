@@ -4,6 +4,8 @@ Released files omit their class's defaults, nest the text model in `text_config`
 spell rope and the layer pattern in an older and a newer way; the pages in models/ know both spellings.
 """
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

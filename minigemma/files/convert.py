@@ -5,6 +5,8 @@ loading, some rows at a time, so a float32 copy of the model never exists. layou
 becomes and how much memory that takes.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

@@ -5,6 +5,8 @@ cache, and checked against the SHA-256 sum. Later starts check only the file's s
 than loading the model.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import tempfile

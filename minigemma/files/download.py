@@ -5,6 +5,8 @@ that account. Three failures look alike (401, 403, 404) but have different remed
 huggingface_hub does the rest (extra [hub], imported when needed).
 """
 
+from __future__ import annotations
+
 import errno
 import re
 from pathlib import Path

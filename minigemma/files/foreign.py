@@ -3,6 +3,8 @@
 Files are recognized by their first bytes, folders by the names in them, tensors by their own names.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable
 from pathlib import Path

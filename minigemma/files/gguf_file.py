@@ -11,6 +11,8 @@ data may take 100 MB, so that a file of any size is opened, or refused, within s
 strings) are stepped over, and decoded when someone asks for them.
 """
 
+from __future__ import annotations
+
 import math
 import mmap
 import re

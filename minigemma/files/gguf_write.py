@@ -5,6 +5,8 @@ files of llama.cpp's own converter, a norm's weight is stored as 1 + w and a use
 of the embedding without a piece get an unused one.
 """
 
+from __future__ import annotations
+
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -8,6 +8,8 @@ Pan & scan (Gemma 3 §2.1): scaling to a square squeezes a wide or tall picture,
 a picture is also cut into up to four crops of equal size, side by side, each scaled separately.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import warnings

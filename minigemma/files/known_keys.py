@@ -4,6 +4,8 @@ generation_config.json that do not change the choice of a token; all others are 
 Null fields count as absent. Fields that a model's page reads are not listed here.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 # --------------------------------------------------------------------------------------------------- config.json

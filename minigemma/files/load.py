@@ -4,6 +4,8 @@ Weights are used in place: a bf16 safetensors file and the Q8_0 tensors of a GGU
 copied. Other GGUF tensors, and every tensor if `dtype` names another layout, are converted one by one (convert.py).
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,5 +1,7 @@
 """The models on this machine: in the weights folders, in Hugging Face's cache, and the demo."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from collections.abc import Iterator

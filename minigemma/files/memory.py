@@ -1,5 +1,7 @@
 """The memory limit of this process, so that a model that does not fit is refused before it is loaded."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

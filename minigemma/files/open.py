@@ -1,5 +1,7 @@
 """Opens a checkpoint: which tensor is which weight, from the headers of its files; no weight is read."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace

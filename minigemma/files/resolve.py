@@ -11,6 +11,8 @@ Hugging Face's cache, one folder per model:
                                   blobs/                the bytes; *.incomplete while they are on their way
 """
 
+from __future__ import annotations
+
 import difflib
 import os
 import re

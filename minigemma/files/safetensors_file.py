@@ -12,6 +12,8 @@ The mapping lives as long as any view. Truncating the file meanwhile ends the pr
 renaming a new one over it, as every downloader does.
 """
 
+from __future__ import annotations
+
 import errno
 import json
 import math

@@ -5,6 +5,8 @@ weights, with two exceptions: "recurrent.decay" is Λ, which a model holds as so
 [C, E], which a file stores as [E, 1, C].
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Iterator, Mapping

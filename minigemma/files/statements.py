@@ -4,6 +4,8 @@ All files that may state one of them are read and merged: the end tokens are the
 program; it is never run, but the marks in it tell which turn format the model was trained on.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import warnings

@@ -6,6 +6,8 @@ Both give the same ids if every split of a piece into two pieces is among the me
 consecutive; the score is then minus the index of the first. A file that fails either check is refused.
 """
 
+from __future__ import annotations
+
 import gc
 import json
 from collections.abc import Iterable

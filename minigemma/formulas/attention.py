@@ -16,6 +16,8 @@ Keys may lie in any order: each has its absolute position, and `visible` alone d
 bf16 as uint16.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np

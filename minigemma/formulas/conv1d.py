@@ -6,6 +6,8 @@
 The stored weight is in reverse order: its row C - 1 is w_0, for the current token.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32

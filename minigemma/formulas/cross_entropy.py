@@ -11,6 +11,8 @@ Logits of all tokens are not kept: 2,048 tokens and 8,192 pieces are 64 MB, and 
 loss is the end of the graph, so CHUNK tokens at a time go forward and back at once.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 

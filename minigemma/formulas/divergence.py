@@ -7,6 +7,8 @@
 Distillation by `cross_entropy` is the first of them, up to P's entropy.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np

@@ -7,6 +7,8 @@ All Gemma models and SigLIP use this tanh form of GELU, also where an old config
 The reports print the sum of both branches' widths; F here is the width of one branch.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32

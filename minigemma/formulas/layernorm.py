@@ -5,6 +5,8 @@
 SigLIP's norm. The gain is w, not 1 + w as in Gemma's RMSNorm.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32

@@ -5,6 +5,8 @@ is the cost of a token); many tokens share a panel of rows that is unpacked once
 (kernels/matmul.py). Sums are float32.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32

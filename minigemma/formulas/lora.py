@@ -7,6 +7,8 @@ W may have any layout and stays as it is; x Wᵀ is `linear`'s product, and the 
 costs r (1/R + 1/D) of the first: a hundredth for r = 8. `Adapted` (layouts/weight.py) holds W, A, B and s.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32

@@ -4,6 +4,8 @@ ids [T] are tokens, in any order and often more than once; logits z [V] float32 
 Ids outside the vocabulary, which stand for images, change nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import numpy as np

@@ -14,6 +14,8 @@ the Λ of softplus(Λ), as the code that trained them has it. √(1 - a²) is co
 where memory is long, 1 - a² would lose its digits. The state h is float32 for every type of weight.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32, U16, widen_bf16

@@ -6,6 +6,8 @@ Gemma's weight w is the gain minus one in every released safetensors file; a GGU
 large, zero or negative.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32

@@ -14,6 +14,8 @@ Departs from Su et al. in the pairs: they rotate neighbors (2j, 2j + 1), all of 
 the weights are trained for it. Angles are float32: bf16 cannot tell neighboring positions past 256 apart.
 """
 
+from __future__ import annotations
+
 from functools import lru_cache
 
 import numpy as np

@@ -8,6 +8,8 @@
 Each filters what the one before it kept, renormalized.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -6,6 +6,8 @@ Gemma 2 caps the scaled attention scores at 50 before the mask, and the logits a
 logits. The cap comes before the mask: after it, a masked -∞ would become -50.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numba import float32
 

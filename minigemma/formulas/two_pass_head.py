@@ -23,6 +23,8 @@ Only sampling uses it (text/generation.py): `forward` returns exact logits.
 columns), then blocks in two bits (64 columns), with a float16 scale d for each row and weight = d · (2 q - 3).
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32, I32, U8, read_only

@@ -1,5 +1,7 @@
 """bf16: uint16 [R, D], the upper 16 bits of each float32 (arrays.py). 16 bits a weight."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import round_bf16, widen_bf16

@@ -1,5 +1,7 @@
 """f32: float32 [R, D], 32 bits a weight."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from .weight import Layout

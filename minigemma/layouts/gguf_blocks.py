@@ -23,6 +23,8 @@ Q8_0 is the layout int8 and runs where the file is mapped. Q4_0, Q4_1 and Q4_K b
 (ggml's quants; see https://github.com/ggml-org/ggml/blob/master/docs/gguf.md for the file around them.)
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import NDArray
 

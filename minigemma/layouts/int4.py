@@ -23,6 +23,8 @@ Q4_0 and Q4_1 keep every bit. In Q4_K scale and minimum are products of a float1
 to float16, by 2⁻¹² of a weight. A matrix whose rows do not divide by sixteen runs as int8.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32, U8

@@ -3,6 +3,8 @@
 A block is a float16 scale d, then 32 signed bytes q:    w = d · q    8.5 bits a weight
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32, U8

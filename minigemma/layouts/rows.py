@@ -8,6 +8,8 @@ D is a multiple of 32. In a file they take 8 and 4 bits a weight. While loading 
 A matrix with a scale that is no normal float16 becomes bf16 instead, 16 bits.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import NDArray
 

@@ -14,6 +14,8 @@ three bits of fraction, a bf16 seven, so that the product with the scale loses a
 Known from gemma.cpp's code; that the report's SFP8 is the same to the bit is likely, but not said in it.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32, U8

@@ -7,6 +7,8 @@ Forward runs the layers that generation runs (decoder.py, blocks/) over whole se
 backward of a block stands under it. E is embedding and head, so it gets two gradients.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -11,6 +11,8 @@ With images, x of an image's tokens is the output of the vision tower, unscaled 
 the embedding is stored in bf16 or quantized, and not where it is stored in float32.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy

@@ -10,6 +10,8 @@ folder as sentence-transformers has it: modules.json, 1_Pooling, 2_Dense, 3_Dens
 <bos> and <eos>, behind a prompt that names the task.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 

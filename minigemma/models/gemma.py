@@ -6,6 +6,8 @@
 2B has one key/value head for all eight query heads (multi-query attention), 7B one for each (multi-head attention).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -7,6 +7,8 @@ New since Gemma 1: a norm after each branch as well as before it, local layers, 
 two query heads to a key/value head in every size.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from ..config import AttentionConfig, TextConfig, released

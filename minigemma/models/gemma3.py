@@ -9,6 +9,8 @@ cache. All of that is numbers (`Gemma3Config.attention`) and two more norms in `
 Gemma 2's.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

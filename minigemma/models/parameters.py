@@ -4,6 +4,8 @@ Training changes parameters: a flat dict of float32 arrays by our names (registr
 model holds. The one exception is the RG-LRU's: the dict has Λ, the model softplus(Λ).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

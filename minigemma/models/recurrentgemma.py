@@ -11,6 +11,8 @@ Departs from transformers in the window: DeepMind's code lets a token see 2,048 
 one fewer.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from ..cache import LayerState, RecurrentState

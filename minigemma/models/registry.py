@@ -4,6 +4,8 @@ A page ends with `FAMILY = Family(...)`, and models/__init__.py registers it. Lo
 list of released models read only these.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -4,6 +4,8 @@ Rows of x are sequences. Norms, products and the gates of a recurrent block take
 recurrence go to each sequence's own ring or state (blocks/gqa.py, griffin.py; fused by models/fused.py).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

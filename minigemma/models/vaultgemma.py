@@ -7,6 +7,8 @@ Different from Gemma 2: no norm after a branch, and no local layers, as its sequ
 adds noise to clipped gradients, which changes the weights and not the model.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 
 from ..config import AttentionConfig, released

@@ -1,5 +1,7 @@
 """The files of Gemma 3's vision tower (Gemma 3 §2.1): tensor names, fields of config.json and mmproj."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from ..config import VisionConfig

@@ -1,5 +1,7 @@
 """What a model's tokenizer does, for annotations; files/tokenizer.py has the one there is."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 

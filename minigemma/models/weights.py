@@ -3,6 +3,8 @@
 Names are those of the tables on the models' pages (`TENSORS`, `LAYER`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches

@@ -1,5 +1,7 @@
 """Several texts at once: their sequences decode together, so each weight is read once for all of them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial

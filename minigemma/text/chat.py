@@ -1,5 +1,7 @@
 """A conversation with an instruction-tuned model, in the turn format of its family, over one cache."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from inspect import signature

@@ -1,5 +1,7 @@
 """The embeddings of texts, of an encoder: EmbeddingGemma (models/embeddinggemma.py)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

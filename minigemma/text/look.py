@@ -4,6 +4,8 @@ seen = look(model, ids, silenced=[(11, 2)])     # the run without head 2 of laye
 seen.lens()                                     # the likeliest next tokens after each layer
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

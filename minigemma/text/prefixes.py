@@ -5,6 +5,8 @@ recurrent state. So where two texts part beyond that, the second one leaves a co
 third goes on from there. Nothing is reused that is not what reading would give.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 

@@ -5,6 +5,8 @@ what the cache held before; logits [V] float32 are the model's own, and may be c
 returned) or replaced.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 

@@ -17,6 +17,8 @@ blanks beside it stay.
 An image that was cut into crops (pan & scan, Gemma 3 §2.1) is followed by them, with words that tell the model so.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

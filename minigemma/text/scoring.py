@@ -1,5 +1,7 @@
 """Scores a text token by token, and compares given answers."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -10,6 +10,8 @@ Blanks between the parts of JSON are one blank, or line breaks and at most twent
 next part would otherwise go on writing blanks.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace

@@ -10,6 +10,8 @@
 Every file is written under a temporary name and renamed: a full disk or a power cut leaves the last checkpoint intact.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os

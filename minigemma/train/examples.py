@@ -8,6 +8,8 @@ one gets its prompt as it is, the answer right behind it, and <eos>. What counts
 that ends it.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterator, Sequence

@@ -12,6 +12,8 @@ The head of a large vocabulary costs more than all layers. Training takes the ro
 data, and the first ones of the vocabulary, which are its most frequent pieces; held-out losses are of the whole head.
 """
 
+from __future__ import annotations
+
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property

@@ -10,6 +10,8 @@ Gemma's reports print no initial values. These are recurrentgemma's published on
 (2L)^-1/2 for the branches of all families; norms after the branches (Gemma 2 and 3) hide that scale.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -8,6 +8,8 @@ tokenization of the text would not have are left out (teacher.py); those that th
 samples follow from the run's seed, its step and its place, so that a resumed run repeats them.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..arrays import F32, I32

@@ -7,6 +7,8 @@ The decay λ is outside of the moments. It applies to matrices alone: not to nor
 and Λ of the RG-LRU, whose memory it would change (RecurrentGemma §2).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 

@@ -8,6 +8,8 @@ Gemma 3 fine-tunes this way for a few thousand steps, towards the probabilities 
 trained model as its own teacher, --init and --qat.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 from ..arrays import F32, LargePages

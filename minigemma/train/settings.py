@@ -1,5 +1,7 @@
 """The settings of a training: length, batches, learning rate, what is measured and stored on the way."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from ..config import TextConfig

@@ -5,6 +5,8 @@ format. With 2,048 pieces a model has 2.2 to 2.4 million parameters, at most 5 M
 the 256 tokens that each trains on: longer than most sentences, short enough that what local layers forget can be seen.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

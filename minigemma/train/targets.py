@@ -14,6 +14,8 @@ Targets depend on the text, its windows and the teacher, not on the student. The
 that any number of students read; a shard that is complete is not made again.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass

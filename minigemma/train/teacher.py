@@ -8,6 +8,8 @@ saw. Tokens are native where the teacher's own tokenization of the text has the 
 not: where this text's documents end, the teacher cannot know.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple

@@ -9,6 +9,8 @@ id stands for a piece of the large vocabulary, so a student's ids are also its t
 digits, no normalization. It makes fewer tokens of that text, and no other model knows its pieces.
 """
 
+from __future__ import annotations
+
 import io
 import os
 from collections.abc import Iterable, Sequence
