@@ -5,6 +5,7 @@
     log.jsonl                                     a row per step
     run/settings.json                             the settings of the run
     run/ids.npy, run/documents.npy                the data as ids
+    run/lock                                      held by the process that trains
     run/state.safetensors                         parameters, both moments and all counters, with a checksum
 
 Every file is written under a temporary name and renamed: a full disk or a power cut leaves the last checkpoint intact.
@@ -12,6 +13,7 @@ Every file is written under a temporary name and renamed: a full disk or a power
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -22,12 +24,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from ..errors import FileError, ModelFormatError
 from ..files.safetensors_file import open_safetensors, read_json, write_safetensors
 from .optimizer import AdamW
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 STATE, SETTINGS, LOG = "run/state.safetensors", "run/settings.json", "log.jsonl"
 ARRAYS = ("weights", "means", "squares")
@@ -57,13 +65,47 @@ def refuse_occupied(folder: Path) -> None:
         raise RunError(folder, "exists already and is no run", "name a folder that is not there yet")
 
 
+class Lock:
+    """The lock of a run's folder: held while a run of this process has it, or until the process ends."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+
+    def __del__(self) -> None:
+        """The system drops a process's locks of a file when the process closes it."""
+        os.close(self.file)
+
+
+_HELD: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
+
+
+def hold(folder: Path) -> Lock | None:
+    """Keep other processes from training in this folder. RunError where one does; None where there are no locks."""
+    path = (folder / "run/lock").resolve()
+    if path in _HELD or fcntl is None:
+        return _HELD.get(path)
+    lock = Lock(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
+    try:
+        fcntl.lockf(lock.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return None  # a file system without locks
+        raise RunError(folder, "is being trained in by another process", "wait for its end, or stop it") from None
+    _HELD[path] = lock
+    return lock
+
+
 @contextmanager
-def beginning(folder: Path) -> Iterator[None]:
+def beginning(folder: Path) -> Iterator[Lock | None]:
     """Make the folder of a new run; if the run cannot start, remove its content again."""
     existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        (folder / "run").mkdir(parents=True)
-        yield
+        (folder / "run").mkdir()
+    except FileExistsError:  # another run began here a moment ago
+        refuse_occupied(folder)
+    try:
+        yield hold(folder)
     except BaseException:
         for path in list(folder.iterdir()) if existed else []:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -83,6 +125,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not (folder / SETTINGS).exists():
         raise RunError(folder, "holds no run that could be resumed", "begin one without --resume")
     return read_json(folder / SETTINGS)
+
+
+def damaged(folder: Path, error: Exception) -> RunError:
+    """The error of settings that no run has written."""
+    return RunError(folder / SETTINGS, f"is damaged ({error})", "start a new run")
 
 
 def save_state(folder: Path, adam: AdamW, counters: Counters) -> None:
@@ -116,7 +163,7 @@ def load_state(folder: Path, adam: AdamW) -> Counters:
 def keep_log(folder: Path, step: int) -> None:
     """Drop the rows of the log that came after the checkpoint of `step`: they are run again."""
     path = folder / LOG
-    rows = path.read_text("utf-8").splitlines() if path.exists() else []
+    rows = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     with replacing(path) as new:
         new.write_text("".join(f"{row}\n" for row in rows if _step_of(row) <= step), "utf-8")
 

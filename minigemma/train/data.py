@@ -250,10 +250,15 @@ def _text_of(path: Path, number: int, line: bytes) -> str:
         raise DataError(path, f"line {number:,} {problem}", wanted) from None
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str) or not text.strip():
-        fields = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-        problem = "has an empty text" if isinstance(text, str) else f"has no text in a field 'text', but {fields[:100]}"
+        problem = "has an empty text" if isinstance(text, str) else f"has no text in 'text', but {shown(row)}"
         raise DataError(path, f"line {number:,} {problem}", wanted)
     return text
+
+
+def shown(row: Any, length: int = 100) -> str:
+    """The beginning of a line of jsonl, as a message shows it."""
+    text = json.dumps(row, ensure_ascii=False)
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _held_out_last(texts: list[str], share: float) -> tuple[list[str], int]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..files.tokenizer import Tokenizer
 from ..text.prompt import conversation_ids
-from .data import Corpus, DataError, content_of, decoded, read_corpus
+from .data import Corpus, DataError, content_of, decoded, read_corpus, shown
 
 ANSWERS = ("answer", "completion")
 WANTED = 'every line is an object {"prompt": "…", "answer": "…"} or {"messages": […]}'
@@ -43,8 +43,7 @@ class Layout(NamedTuple):
             return self._conversation(row["messages"])
         prompt, answer = row.get("prompt"), next((row[name] for name in ANSWERS if name in row), None)
         if not isinstance(prompt, str) or not isinstance(answer, str) or not answer.strip():
-            fields = ", ".join(map(repr, row))[:100]
-            raise ValueError(f"has no text in 'prompt' and 'answer' or 'completion', but {fields}")
+            raise ValueError(f"has no text in 'prompt' and 'answer' or 'completion', but {shown(row)}")
         if self.turns:
             turns = [{"role": "user", "content": prompt}, {"role": "model", "content": answer}]
             return self._conversation(turns)
@@ -98,7 +97,7 @@ def _examples(path: Path, content: bytes, layout: Layout) -> Iterator[tuple[Piec
         try:
             row = json.loads(decoded(path, line, f"line {number:,}, "))
             if not isinstance(row, dict):
-                raise ValueError(f"is a {type(row).__name__}")
+                raise ValueError(f"is {shown(row)}")
             pieces = layout.pieces(row)
             length = sum(len(ids) for ids, _ in pieces)
             if length > layout.seq:

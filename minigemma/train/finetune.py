@@ -134,9 +134,12 @@ class FineTuning(Training):
         known = told.get("finetune")
         if known is None:
             raise checkpoint.RunError(self.out or "", "is a run of `minigemma train`", "resume it with that")
-        self.dtype = known["dtype"]
-        self.lora = Lora(**known["lora"] | {"modules": tuple(known["lora"]["modules"])}) if known["lora"] else None
-        return self._opened(known["model"], threads)
+        try:
+            name, self.dtype, lora = known["model"], known["dtype"], known["lora"]
+            self.lora = Lora(**lora | {"modules": tuple(lora["modules"])}) if lora else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.damaged(self.out or Path(), error) from None
+        return self._opened(name, threads)
 
     def _own_settings(self) -> dict[str, Any]:
         lora = None if self.lora is None else asdict(self.lora)

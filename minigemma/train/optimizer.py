@@ -78,7 +78,7 @@ class AdamW:
             gradients.fill(0)
             return norm
         self.updates += 1
-        share, first, second = clip / max(norm, clip), 1 - BETA_1**self.updates, 1 - BETA_2**self.updates
+        share, first, second = clip / norm if norm > clip else 1.0, 1 - BETA_1**self.updates, 1 - BETA_2**self.updates
         for part, decay in ((slice(self.decayed), self.weight_decay), (slice(self.decayed, None), 0.0)):
             factors = (share, BETA_1, BETA_2, 1 - rate * decay, rate / first, second**-0.5, EPSILON)
             w, g, m, v = (array[part] for array in self.arrays)

@@ -24,7 +24,7 @@ class Settings:
     warmup: float = 0.05  # share of the training in which the learning rate rises
     min_lr: float = 0.1  # the learning rate at the end, as a share of the highest
     weight_decay: float = 0.1
-    clip: float = 1.0  # the norm that gradients are cut to
+    clip: float = 1.0  # the norm that gradients are cut to; inf: they are not
     held_out: float = 0.05  # share of the data that is measured on and not trained on
     eval_every: int = 100  # steps between two measurements on it
     save_every: int = 500  # steps between two checkpoints
@@ -44,9 +44,10 @@ class Settings:
         for name in ("seed", "sample_every", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        for name, highest in (("lr", 10.0), ("clip", float("inf"))):
-            if not 0 < getattr(self, name) <= highest:
-                raise ValueError(f"{name} is {getattr(self, name):g}; it must be above 0 and at most {highest:g}")
+        if not self.clip > 0:
+            raise ValueError(f"clip is {self.clip:g}; it must be above 0")
+        if not 0 < self.lr <= 10:
+            raise ValueError(f"lr is {self.lr:g}; it must be above 0 and at most 10")
         for name, highest in (("warmup", 1.0), ("min_lr", 1.0), ("held_out", 0.5)):
             if not 0 <= getattr(self, name) <= highest:
                 raise ValueError(f"{name} is {getattr(self, name):g}; it is a share, from 0 to {highest:g}")

@@ -119,7 +119,7 @@ class Training:
             raise DataError(paths[0], problem, remedy)
         self._begin(parameters, threads)
         if self.out is not None:
-            with checkpoint.beginning(self.out):
+            with checkpoint.beginning(self.out) as self._lock:
                 self._write_beginning(paths)
 
     @classmethod
@@ -131,20 +131,24 @@ class Training:
         self = cls.__new__(cls)
         self.out = Path(out)
         told = checkpoint.read_settings(self.out)
+        self._lock = checkpoint.hold(self.out)
         try:
             self.settings = Settings(**told["settings"])
             trained, digest, checksum = told["trained"], told["digest"], told["ids"]
             self.distillation = Distillation(**told["distillation"]) if told["distillation"] else None
+            for name, count in (("trained", trained), ("threads", told["threads"])):
+                if type(count) is not int or count < 1:
+                    raise ValueError(f"{name} is {count!r}")
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(self.out / SETTINGS, f"is damaged ({error})", "start a new run") from None
+            raise checkpoint.damaged(self.out, error) from None
         paths = paths_of(data or ())
         if paths and digest_of(paths) != digest:
             raise RunError(paths[0], f"is not the text that {self.out} was begun with", "leave --data out")
-        first = self._reopened(told, threads or told.get("threads"))
+        first = self._reopened(told, threads or told["threads"])
         self.seq, self.corpus = self.settings.window(self.config), Corpus.load(self.out / "run", trained, digest)
         if zlib.crc32(self.corpus.ids.data) != checksum:
             raise RunError(self.out / "run/ids.npy", "holds other ids than the run was begun with", "start a new run")
-        self._begin(first, threads or told.get("threads"))
+        self._begin(first, threads or told["threads"])
         self.counters = load_state(self.out, self.adam)
         self._refresh()
         checkpoint.keep_log(self.out, self.counters.step)

@@ -148,11 +148,11 @@ def test_the_command_trains_stops_resumes_and_merges(base, data, tmp_path, capsy
         (['{"prompt": "a", "answer": "b"}', ""], "line 2 is empty"),
         (['{"prompt": "a", "answer": "b"}', "{"], "line 2 is not JSON"),
         (['{"prompt": "a", "answer": " "}'], "line 1 has no text in 'prompt' and 'answer'"),
-        (['{"question": "a", "answer": "b"}'], "but 'question', 'answer'"),
+        (['{"question": "a", "answer": "b"}'], 'but {"question": "a", "answer": "b"}'),
         (['{"messages": [{"role": "user", "content": "a"}]}'], "do not end with an answer"),
         (['{"messages": 3}'], "no list of turns"),
         (['{"prompt": "a", "answer": "%s"}' % ("b c " * 40)], "tokens, and a window 48"),
-        (['["a", "b"]'], "line 1 is a list"),
+        (['["a", "b"]'], 'line 1 is ["a", "b"]'),
         (['{"prompt": "a", "answer": "b"}'], "fewer than a batch"),
     ],
 )

@@ -1,5 +1,7 @@
 """AdamW against torch's, the schedule at its ends, and which parameters decay."""
 
+import math
+
 import numpy as np
 import pytest
 from support.oracles import answered_by
@@ -64,6 +66,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing(spoilt):
     assert adam.updates == 0
     for array, was in zip(adam.arrays, before, strict=True):
         np.testing.assert_array_equal(array, was)
+
+
+@pytest.mark.parametrize("clip", [0.5, math.inf])
+def test_an_infinite_clip_cuts_nothing(clip):
+    adam = AdamW({"w": np.ones((1, 2), np.float32)}, weight_decay=0.0)
+    adam.gradients["w"][:] = 1
+    assert adam.step(0.1, clip) == pytest.approx(math.sqrt(2))
+    np.testing.assert_allclose(adam.parameters["w"], 0.9, atol=1e-6)
+    np.testing.assert_allclose(adam.means[:2], 0.1 * min(1, clip / math.sqrt(2)), rtol=1e-6)
 
 
 def test_what_the_caller_gave_is_not_changed():

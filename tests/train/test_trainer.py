@@ -1,8 +1,11 @@
 """Runs: what a step does, that resuming goes on bit for bit, what is written, and what is refused."""
 
+import gc
 import json
 import math
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -12,7 +15,7 @@ from support.runs import toy, write_text
 import minigemma as mg
 from minigemma.errors import FileError
 from minigemma.train import trainer
-from minigemma.train.checkpoint import LOG, STATE
+from minigemma.train.checkpoint import LOG, SETTINGS, STATE, beginning
 from minigemma.train.trainer import Training
 
 SMALL = {"batch_tokens": 128, "seq": 32, "eval_every": 4, "save_every": 100, "seed": 3}
@@ -227,6 +230,38 @@ def test_a_folder_that_is_there_is_refused(tmp_path):
     begin(tmp_path, out="second")
     with pytest.raises(FileError, match="holds another run; resume it"):
         begin(tmp_path, out="second")
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    begin(tmp_path)
+    gc.collect()  # nothing of this process holds it
+    run, code = tmp_path / "run", "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    command = [sys.executable, "-c", code + "print(flush=True); input()", str(run / "run/lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(FileError, match="is being trained in by another process; wait for its end"):
+            Training.resume(run)
+        other.communicate(b"\n")
+    first = Training.resume(run)
+    assert Training.resume(run).counters == first.counters  # one process may open it twice
+
+
+def test_two_runs_that_begin_at_once_leave_one_of_them(tmp_path):
+    (tmp_path / "run/run").mkdir(parents=True)  # by the other one, after the folder was found to be free
+    with pytest.raises(FileError, match="exists already"), beginning(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run/run").is_dir()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"threads": "two"}, {"threads": None}, {"trained": -3}, {"trained": "x"}, {"settings": {"steps": "x"}}]
+)
+def test_settings_that_no_run_has_written_are_refused(tmp_path, changed):
+    begin(tmp_path)
+    path = tmp_path / "run" / SETTINGS
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(FileError, match=r"settings.json: is damaged \(.*\); start a new run"):
+        Training.resume(tmp_path / "run")
 
 
 def test_what_cannot_be_resumed_is_refused(tmp_path):
