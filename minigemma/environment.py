@@ -26,9 +26,11 @@ def setting(name: str, values: Iterable[str]) -> str:
 def check_numba() -> None:
     """SettingError for what Numba refuses when it is imported, without saying where it stands."""
     setting("NUMBA_THREADING_LAYER", ("default", "safe", "threadsafe", "forksafe", *LAYERS))
-    threads = os.environ.get("NUMBA_NUM_THREADS", "")
-    if threads.removeprefix("-").isdecimal() and int(threads) < 1:
-        raise SettingError(f"NUMBA_NUM_THREADS={threads}", "it must be 1 or more", "unset it for one thread a core")
+    setting("NUMBA_OPT", ("0", "1", "2", "3", "max"))
+    threads = os.environ.get("NUMBA_NUM_THREADS", "1").strip()
+    if not threads.isdecimal() or int(threads) < 1:
+        why = "it must be a whole number, 1 or more"
+        raise SettingError(f"NUMBA_NUM_THREADS={threads}", why, "unset it for one thread a core")
 
 
 def cache_folder() -> Path:

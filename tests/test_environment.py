@@ -12,7 +12,9 @@ import pytest
     [
         ("MINIGEMMA_CPU", "avx", "is none of vectors, dots, generic, emulated"),
         ("MINIGEMMA_COMPILER", "fast", "is none of plain"),
-        ("NUMBA_NUM_THREADS", "0", "must be 1 or more"),
+        ("NUMBA_NUM_THREADS", "0", "must be a whole number, 1 or more"),
+        ("NUMBA_NUM_THREADS", "all", "must be a whole number, 1 or more"),
+        ("NUMBA_OPT", "fast", "is none of 0, 1, 2, 3, max"),
         ("NUMBA_THREADING_LAYER", "pthreads", "is none of default, safe"),
     ],
 )
