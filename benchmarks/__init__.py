@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from minigemma.cli.measure import Program
 from minigemma.models.decoder import Decoder
 
+from .converted import CTranslate2, OnnxRuntimeGenAI, OpenVINOGenAI
 from .llama_cpp import LlamaCpp
 from .openvino import OpenVINO
 from .torch_programs import DeepMind, Transformers
 
-PROGRAMS: dict[str, type[Program]] = {p.name: p for p in (Transformers, LlamaCpp, DeepMind, OpenVINO)}
+CONVERTED = (OpenVINOGenAI, CTranslate2, OnnxRuntimeGenAI)
+PROGRAMS: dict[str, type[Program]] = {p.name: p for p in (Transformers, LlamaCpp, DeepMind, OpenVINO, *CONVERTED)}
 
 
 def programs_with(
@@ -19,15 +21,18 @@ def programs_with(
 ) -> tuple[dict[str, Program], dict[str, str]]:
     """The programs of these names with the weights of `model`; and for each that cannot run, the reason.
 
+    names: of PROGRAMS; one of CONVERTED as NAME=FOLDER.
     Raises ValueError for an unknown name.
     """
-    if unknown := [name for name in names if name not in PROGRAMS]:
+    folders = dict(name.partition("=")[::2] for name in names)
+    converted = [program.name for program in CONVERTED]
+    if unknown := [name for name, folder in folders.items() if name not in (converted if folder else PROGRAMS)]:
         raise ValueError(f"{unknown[0]!r} is no known program; known are {', '.join(PROGRAMS)}")
     made, missing = {}, {}
-    for name in names:
+    for name, folder in folders.items():
         progress(f"preparing {name}")
         try:
-            made[name] = PROGRAMS[name](model)
+            made[name] = PROGRAMS[name](model, *([folder] if folder else []))
         except ImportError as error:
             missing[name] = str(error)
     return made, missing

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from support.small_models import EYES, LOCAL_GLOBAL, RECURRENT, SEEING, SMALL
 
-from benchmarks import programs_with
+from benchmarks import CONVERTED, programs_with
 from benchmarks.__main__ import main
+from benchmarks.converted import Continued, timed
 from benchmarks.llama_cpp import LlamaCpp
 from benchmarks.openvino import OpenVINO, stateful_graph
 from benchmarks.torch_programs import DeepMind, Transformers
@@ -119,6 +120,32 @@ def test_a_wrong_graph_of_openvino_is_refused(monkeypatch):
     pytest.importorskip("transformers")
     with pytest.raises(ValueError, match=r"openvino's graph of .* is wrong"):
         OpenVINO(model)
+
+
+@pytest.mark.parametrize("program", CONVERTED, ids=lambda program: program.name)
+def test_a_converted_folder_is_asked_for_and_has_the_same_weights(program, monkeypatch):
+    """In place of the library stands one that always continues with the same token."""
+    model, always = random_model(LOCAL_GLOBAL, "f32"), [0]
+    monkeypatch.setattr(program, "module", "json")
+    monkeypatch.setattr(program, "open", lambda *_: None)
+    monkeypatch.setattr(program, "continued", lambda self, ids, count: Continued(always * count, 2.0, 0.5))
+    _, missing = programs_with(model, [program.name])
+    assert missing == {
+        program.name: f"give the folder its converter wrote: {program.name}=FOLDER (benchmarks/README.md)"
+    }
+    with pytest.raises(ValueError, match=r"'llama\.cpp' is no known program"):
+        programs_with(model, ["llama.cpp=folder"])
+    always[0] = int(model.forward(range(2, 8), last_only=True).argmin())
+    with pytest.raises(ValueError, match="folder does not have the weights of"):
+        programs_with(model, [f"{program.name}=folder"])
+    always[0] = int(model.forward(range(2, 8), last_only=True).argmax())
+    made, _ = programs_with(model, [f"{program.name}=folder"])
+    assert made[program.name].prefill([2, 3]) == 2.0 and made[program.name].decode(4) == 0.5
+
+
+def test_times_of_tokens():
+    assert timed([1.0, 3.0, 3.5, 4.0]) == (2.0, 0.5)
+    assert timed([1.0, 3.0]) == (2.0, 0.0)
 
 
 def test_what_openvino_lacks_is_said(monkeypatch):
