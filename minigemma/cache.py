@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -263,6 +263,10 @@ class Cache:
         """How full it is."""
         return f"<Cache: {self.position:,} of {self.max_tokens:,} tokens, {self.nbytes:,} bytes>"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: the model's fingerprint takes the place of the model."""
+        return {**self.__dict__, "fingerprint": partial(str, self.fingerprint())}
+
     @property
     def nbytes(self) -> int:
         """Bytes of all layers' state."""
@@ -323,12 +327,12 @@ class Cache:
         path, tensors = Path(path), {name: np.ascontiguousarray(array) for name, array in self.stored.items()}
         about = {"version": 1, "model": self.fingerprint(), "checksum": checksum(tensors), "notes": self.notes}
         tensors["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        partial = path.with_name(f"{path.name}.partial")
+        new = path.with_name(f"{path.name}.partial")
         try:
-            partial.write_bytes(save(tensors))
-            partial.replace(path)
+            new.write_bytes(save(tensors))
+            new.replace(path)
         except OSError:
-            partial.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
             raise
 
     def skip_to(self, position: int) -> None:

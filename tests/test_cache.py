@@ -129,6 +129,16 @@ def test_copies_of_a_cache_lie_elsewhere(again):
     assert ring.keys.any() and not cache.layers[0].keys.any()
 
 
+def test_a_models_cache_goes_to_another_process_and_without_the_model(tmp_path):
+    model = random_model(LOCAL_GLOBAL, "f32")
+    cache = model.new_cache(40)
+    model.forward([3, 4, 5], cache)
+    content = pickle.dumps(cache)
+    assert len(content) < 2 * cache.nbytes + 10_000
+    np.testing.assert_array_equal(model.forward([6], pickle.loads(content)), model.forward([6], cache.copy()))
+    assert pickle.loads(pickle.dumps(pickle.loads(content))).fingerprint() == cache.fingerprint() != ""
+
+
 def test_a_cache_is_cut_only_while_it_has_all_that_a_shorter_one_had():
     ids, model = list(range(3, 23)), random_model(LOCAL_GLOBAL, "f32")
     for count in (6, 12):  # the window is 8

@@ -5,11 +5,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import FileError
 from ..text.chat import Chat, ContextFull
 from ..text.generation import sampler_for
+from ..text.prompt import conversation_ids
 from .generate import print_speed, settings, show
 from .main import Interrupt
 from .opening import open_draft, open_model, see
@@ -27,6 +29,17 @@ HELP = """\
 A text of several lines is pasted, or stands between two lines of \"""; a message that begins with a slash of its own
 needs a space before it."""
 COMMANDS = tuple(word for word in HELP.split() if word.startswith("/"))
+HABITS = {  # commands of other programs, and ours
+    "/bye": "/exit",
+    "/quit": "/exit",
+    "/clear": "/reset",
+    "/new": "/reset",
+    "/regenerate": "/again",
+    "/regen": "/again",
+    "/retry": "/again",
+    "/show": "/set",
+    "/?": "/help",
+}
 
 
 def run(args: argparse.Namespace, progress: Progress) -> None:
@@ -46,9 +59,11 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
         while True:
             try:
                 message = prompt.read()
-                if message is None or message.strip() == "/exit":
+                if message is None or HABITS.get(message.strip(), message.strip()) == "/exit":
                     return talk.chat.keep(args.prompt_cache) if args.prompt_cache else None
                 talk.take(message)
+            except argparse.ArgumentTypeError as error:
+                talk.fail(f"the message is {error}; it was not sent")
             except KeyboardInterrupt:  # at the prompt, or between two steps: what was said stays
                 if not prompt.terminal:
                     raise
@@ -69,8 +84,10 @@ class Talk:
                 self.send(line)
             return
         name, _, rest = line.strip().partition(" ")
+        name = HABITS.get(name, name)
         act = getattr(self, f"do_{name[1:]}", None)
-        told = act(rest.strip()) if act else f"{line.strip()!r} is no command\n{HELP}"
+        near = "".join(f"; did you mean {each}?" for each in get_close_matches(name, COMMANDS, 1))
+        told = act(rest.strip()) if act else f"{line.strip()!r} is no command{near}; /help lists them"
         if told:
             print(told, file=sys.stderr)
 
@@ -81,9 +98,9 @@ class Talk:
             seen = see(self.chat.model, self.args, self.progress) if self.args.image else ()
             return self.chat.stream(text, seen, **settings(self.args), **self.progress.watched("reading"))
 
-        self.refused = text if self.answer(begin) else ""
-        if not self.refused:
-            self.args.image = []  # shown once
+        self.refused = text
+        if not self.answer(begin):
+            self.refused, self.args.image = "", []  # shown once
 
     def answer(self, begin: Callable[[], Iterator[Any]]) -> bool:
         """Print the answer that `begin` begins; Ctrl-C stops it, and what was said stays. True: the context is full."""
@@ -105,20 +122,27 @@ class Talk:
         except KeyboardInterrupt:
             print(flush=True)
         except ContextFull as error:
-            self.fail(f"{str(error).partition(';')[0]}: {self.way_out()}")
-            return True
+            return self.too_long(f"{error}".partition(";")[0])
         except ValueError as error:  # the conversation goes on without this message
             self.fail(str(error))
         finally:
             self.progress("")
         return False
 
-    def way_out(self) -> str:
-        """What to do about a full context."""
-        larger = "a larger context (-c) holds more"
-        if not any(message["role"] != "system" for message in self.chat.messages):
-            return f"shorten the message; {larger}, and /reset drops an instruction"
-        return f"/drop leaves out the oldest turns and answers, /reset forgets all, {larger}"
+    def too_long(self, problem: str) -> bool:
+        """Say what to do about a full context; True if the message has room once the conversation is left out."""
+        larger, model = "a larger context (-c) holds more", self.chat.model
+        alone = [message for message in self.chat.messages if message["role"] == "system"]
+        assert model.tokenizer, "open_model refuses a model without one"
+        ids = conversation_ids(
+            model.tokenizer, model.config.family, [*alone, {"role": "user", "content": self.refused}]
+        )
+        fits = len(ids) < model.config.context
+        out = f"shorten the message; {larger}" + ", and /reset drops an instruction" * bool(alone)
+        if fits:
+            out = f"/drop leaves out the oldest turns and answers, /reset forgets all, {larger}"
+        self.fail(f"{problem}: {out}")
+        return fits
 
     def fail(self, problem: str) -> None:
         """Say why there is no answer; with --json as JSON too."""
@@ -174,11 +198,11 @@ class Talk:
 
     def do_set(self, text: str) -> str:
         """/set NAME VALUE; "default" takes a value back."""
-        name, _, value = text.replace("=", " ").partition(" ")
+        name, _, value = text.removeprefix("parameter ").replace("=", " ").partition(" ")
         name, value = name.lstrip("-").replace("-", "_"), value.strip()
         named = [each for each in SETTINGS if name and each.startswith(name)]
         if not name:
-            return "\n".join(f"{each:15} {_shown(getattr(self.args, each))}" for each in SETTINGS)
+            return "\n".join(f"{each:18} {_shown(each, getattr(self.args, each))}" for each in SETTINGS)
         if len(named) != 1 or not value:
             return f"/set NAME VALUE; the names are {', '.join(SETTINGS)}"
         [name] = named
@@ -190,8 +214,8 @@ class Talk:
             sampler_for(self.chat.model, **{each: getattr(self.args, each) for each in choice})
         except (ValueError, argparse.ArgumentTypeError) as error:
             setattr(self.args, name, before)
-            return f"{name} stays {_shown(before)}: {error}"
-        return f"{name} is {_shown(getattr(self.args, name))}"
+            return f"{name} stays {_shown(name, before)}: {error}"
+        return f"{name} is {_shown(name, getattr(self.args, name))}"
 
     def do_image(self, name: str) -> str:
         """/image FILE: keep it for the next message; says its size, or what is wrong with it."""
@@ -229,5 +253,5 @@ class Talk:
         return f"loaded {len(self.chat.messages)} messages from {name}{without}"
 
 
-def _shown(value: Any) -> str:
-    return "the model's own" if value is None else str(value)
+def _shown(name: str, value: Any) -> str:
+    return ("another each time" if name == "seed" else "the model's own") if value is None else str(value)

@@ -63,6 +63,8 @@ def own_process() -> None:
     once more when the process ends 0.3 s. Streams that the shell closed (`<&-`) are None in Python; they are opened on
     the null device.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # while flags are read there is nothing to put in order
     gc.set_threshold(100_000, 50, 50)
     atexit.register(gc.freeze)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

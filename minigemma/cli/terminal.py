@@ -43,6 +43,7 @@ class Prompt:
             with suppress(OSError):
                 self.readline.read_history_file(self.history)
             self.readline.set_history_length(LINES_KEPT)
+            self.kept = self.readline.get_current_history_length()
             self.readline.set_completer_delims(" ")
             self.readline.set_completer(self.complete)
             for setting in ("tab: complete", "set enable-bracketed-paste on"):
@@ -50,13 +51,9 @@ class Prompt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Keep the history; where that cannot be, it ends with the session."""
+        """Take line editing back."""
         if self.readline:
             self.readline.set_completer(None)
-            with suppress(OSError):
-                self.history.parent.mkdir(parents=True, exist_ok=True)
-                os.close(os.open(self.history, os.O_CREAT, 0o600))
-                self.readline.write_history_file(self.history)
 
     def read(self) -> str | None:
         """The next message, or None at the end of input. Raises KeyboardInterrupt at Ctrl-C."""
@@ -76,6 +73,21 @@ class Prompt:
             return unicode(input(mark if self.shown else ""))
         except EOFError:
             return None
+        finally:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write what was typed at once: a terminal may be closed, and another chat have its own lines.
+
+        Where that cannot be, the history ends with the session.
+        """
+        typed = self.readline.get_current_history_length() - self.kept if self.readline else 0
+        if typed:
+            self.kept += typed
+            with suppress(OSError):
+                self.history.parent.mkdir(parents=True, exist_ok=True)
+                os.close(os.open(self.history, os.O_CREAT, 0o600))
+                self.readline.append_history_file(typed, self.history)
 
     def complete(self, word: str, state: int) -> str | None:
         """For readline: what `word` may become, one by one."""

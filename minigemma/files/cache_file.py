@@ -26,7 +26,11 @@ def load_cache(model: Decoder, path: str | Path, max_tokens: int | None = None) 
     """
     check_type("path", path, (str, Path), "the path of a file", optional=False)
     path = Path(path)
-    tensors = open_safetensors(path)
+    try:
+        tensors = open_safetensors(path)
+    except ModelFormatError as error:
+        remedy = "name the file that cache.save wrote; a damaged one is deleted, and the text read again"
+        raise ModelFormatError(path, error.problem, remedy) from None
     about = _about(path, tensors)
     if about["model"] != fingerprint_of(model.config, model.weights):
         raise ModelFormatError(path, "is the cache of another model, or of other weights", "name another file")

@@ -17,7 +17,7 @@ from ..files.cache_file import load_cache
 from ..files.safetensors_file import read_json
 from ..models.decoder import Decoder
 from .generation import Token, stream_generate
-from .processors import CONSTRAINTS, Steering
+from .processors import CONSTRAINTS, Steering, unknown_setting
 from .prompt import MARK, checked_model, conversation_ids
 from .seeing import Seen, look_at
 
@@ -47,7 +47,7 @@ class Chat:
     def __init__(self, model: Decoder, system: str | None = None, **settings: Any) -> None:
         """`settings`, those of `stream_generate`, hold for all answers. TypeError for a setting of another name."""
         if unknown := set(settings) - {*signature(stream_generate).parameters, *Steering.__annotations__}:
-            raise TypeError(f"Chat has no setting {min(unknown)!r}; see stream_generate for those it has")
+            raise unknown_setting(min(unknown))
         checked_model(model)
         self.model = model
         self.settings: dict[str, Any] = settings

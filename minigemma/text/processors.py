@@ -8,6 +8,8 @@ returned) or replaced.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any, TypedDict
 
 import numpy as np
@@ -45,7 +47,26 @@ class Steering(TypedDict, total=False):
 
 
 CONSTRAINTS = ("json_schema", "regex", "choices")
+HABITS = {  # settings of other programs, and ours
+    "max_length": "max_new_tokens",
+    "n_predict": "max_new_tokens",
+    "temp": "temperature",
+    "do_sample": "temperature, of which 0 takes the likeliest token",
+    "repeat_penalty": "repetition_penalty",
+    "stream": "mg.stream_generate",
+    "grammar": "regex, json_schema or choices",
+}
 MOST = float(np.finfo(np.float32).max)
+
+
+def unknown_setting(name: str) -> TypeError:
+    """The error for a setting of another name, with what it is called here; the caller raises it."""
+    from .generation import stream_generate
+
+    known = [*signature(stream_generate).parameters, *Steering.__annotations__]
+    meant = HABITS.get(name) or next(iter(get_close_matches(name, known, 1)), "")
+    hint = f"did you mean {meant}?" if meant else "mg.stream_generate has those there are"
+    return TypeError(f"there is no setting {name!r}; {hint}")
 
 
 def processors_for(model: Decoder, start: int, given: Mapping[str, Any]) -> tuple[Processor, ...]:
@@ -54,7 +75,7 @@ def processors_for(model: Decoder, start: int, given: Mapping[str, Any]) -> tupl
     Raises TypeError for a setting of another name, ValueError for values out of range.
     """
     if unknown := given.keys() - Steering.__annotations__.keys():
-        raise TypeError(f"there is no setting {min(unknown)!r}; those that change logits are those of Steering")
+        raise unknown_setting(min(unknown))
     given = {name: value for name, value in given.items() if value is not None}
     found: list[Processor] = []
     own = model.sampling.get("repetition_penalty", 1)

@@ -75,8 +75,15 @@ def checked_prompt(given: Any, what: str = "prompt") -> str | list[int]:
         return str(given)
     if isinstance(given, (bytes, bytearray, memoryview)):
         raise ValueError(f"the {what} is bytes; decode it first")
-    if given is None or isinstance(given, (Sequence, np.ndarray)):
-        given = [] if given is None else given
+    if given is None:
+        raise ValueError(f"the {what} is None and has no ids; give one text, or a list of token ids")
+    if isinstance(given, (Sequence, np.ndarray)):
+        if any(isinstance(i, dict) for i in given):
+            raise ValueError(f"the {what} is a list of messages; mg.Chat(model) takes their texts, one after the other")
+        if isinstance(given, np.ndarray) and given.ndim > 1:
+            raise ValueError(
+                f"the {what} is an array of shape {[*given.shape]}; give one row of it, whose ids are integers"
+            )
         if any(isinstance(i, str) for i in given):
             raise ValueError(f"the {what} is a list of texts; give one text, or token ids")
         if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in given):

@@ -110,7 +110,8 @@ class FineTuning(Training):
         paths = paths_of(data)
         layout = Layout(self.tokenizer, self.config.family, self.tuned if turns is None else turns, self.seq)
         self.corpus = read_examples(paths, layout, self.settings.held_out)
-        self._begin_new(paths, first, threads)
+        least = None if "batch_tokens" in settings else 1  # a step sees few examples several times
+        self._begin_new(paths, first, threads, least)
 
     def _opened(self, name: str, threads: int | None) -> dict[str, F32]:
         """Load the model; returns the parameters to begin with."""

@@ -111,9 +111,11 @@ class Training:
         first = initial_parameters(self.config, self.settings.seed) if init is None else self._read(init)
         self._begin_new(paths, first, threads)
 
-    def _begin_new(self, paths: list[Any], parameters: dict[str, Any], threads: int | None) -> None:
-        """What a new run does with its data and first parameters; DataError for less data than a batch."""
-        if self.corpus.tokens < self.settings.batch_tokens:
+    def _begin_new(
+        self, paths: list[Any], parameters: dict[str, Any], threads: int | None, least: int | None = None
+    ) -> None:
+        """What a new run does with its data and first parameters; DataError for less data than `least`, or a batch."""
+        if self.corpus.tokens < (least or self.settings.batch_tokens):
             problem = f"has {self.corpus.tokens:,} tokens to train on, fewer than a batch"
             remedy = f"give more text, or a batch_tokens (--batch-tokens) below {self.settings.batch_tokens:,}"
             raise DataError(paths[0], problem, remedy)

@@ -78,7 +78,13 @@ def test_a_conversation_is_loaded_and_goes_on(converse, tmp_path):
         ("/set warmth 5", "the names are temperature, top_k"),
         ("/set top 5", "the names are temperature, top_k"),
         ("/set seed", "the names are temperature, top_k"),
-        ("/set", "max_new_tokens  12"),
+        ("/set", "max_new_tokens     12"),
+        ("/set", "seed               another each time"),
+        ("/set parameter temperature 0.7", "temperature is 0.7"),
+        ("/sav x", "'/sav x' is no command; did you mean /save?; /help lists them"),
+        ("/?", "/help         this list"),
+        ("/clear", "forgotten"),
+        ("/regenerate", "at temperature 0"),
         ("/system", "give the instruction"),
         ("/image", "give the picture"),
         ("/save", "give a name"),
@@ -118,6 +124,21 @@ def test_a_full_context_offers_to_drop_the_oldest_turns(converse):
     [told] = [line for line in converse("x" * 300, model=toy(context=200)).err.splitlines() if "holds" in line]
     assert "shorten the message" in told
     assert "the context is full" in converse("hi", flags="--temp 0 -n 500", model=toy(200, eos=())).err
+
+
+def test_a_message_that_is_too_long_alone_costs_no_conversation(converse, tmp_path):
+    err = converse("one", "x" * 300, "/drop", f"/save {tmp_path / 'talk'}", model=toy(context=200)).err
+    assert "shorten the message" in err and "left out the 0 oldest messages, 2 are kept" in err
+    assert saved(tmp_path / "talk")[0]["content"] == "one"
+
+
+def test_a_message_that_is_not_utf_8_is_left_out_and_the_conversation_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr(chat, "open_model", lambda *_, **__: toy())
+    piped = io.TextIOWrapper(io.BytesIO(b"one\ncaf\xe9\ntwo\n/quit\nthree\n"), "utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", piped)
+    assert main(["chat", "--temp", "0", "-n", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and "the message is not UTF-8 (near byte 3); it was not sent" in err
 
 
 def test_json_has_an_object_for_each_answer_and_each_error(converse):

@@ -261,6 +261,28 @@ def test_pieces_count_tokens_and_speeds():
 
 
 @pytest.mark.parametrize(
+    "prompt, message",
+    [
+        (None, "the prompt is None"),
+        (np.array([[2, 5]]), r"an array of shape \[1, 2\]; give one row"),
+        ([{"role": "user", "content": "x"}], r"a list of messages; mg\.Chat"),
+    ],
+)
+def test_what_other_programs_take_as_a_prompt_is_named(prompt, message):
+    with pytest.raises(ValueError, match=message):
+        stream_generate(talker(), prompt)
+
+
+@pytest.mark.parametrize(
+    "name, meant", [("max_length", "max_new_tokens"), ("temp", "temperature"), ("max_tokens", "max_new_tokens")]
+)
+def test_settings_of_other_programs_are_named_with_ours(name, meant):
+    for call in (lambda **more: stream_generate(talker(), "x", **more), lambda **more: mg.Chat(talker(), **more)):
+        with pytest.raises(TypeError, match=f"no setting '{name}'; did you mean {meant}"):
+            call(**{name: 3})
+
+
+@pytest.mark.parametrize(
     "arguments, message",
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),

@@ -62,6 +62,13 @@ def test_answers_alone_count_and_turns_are_those_of_a_chat(tmp_path):
     assert in_turns.ids[0] == tokenizer.start_of_turn and in_turns.tokens > corpus.documents[-1, 0]
 
 
+def test_ten_examples_are_enough(base, tmp_path):
+    path = tmp_path / "ten.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{i}? ", "answer": "yes"}) + "\n" for i in range(10)))
+    tuning = mg.FineTuning(base, path, None, steps=2, seq=48, threads=1)
+    assert 1 < tuning.corpus.tokens < tuning.settings.batch_tokens and len(list(tuning)) == 2
+
+
 def test_an_adapter_learns_the_answers_and_loads_as_one(base, data, tmp_path):
     tuning = begin(base, data, tmp_path / "run", steps=40)
     steps = list(tuning)
