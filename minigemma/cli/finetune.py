@@ -35,8 +35,10 @@ def _begun(args: argparse.Namespace, progress: Progress) -> FineTuning:
         args.parser.error(f"{missing[0]} is missing")
     told = given(args)
     Settings(**told)  # before anything is read
-    if args.full and (args.rank or args.alpha or args.modules):
-        args.parser.error("--full trains every parameter, and takes no --rank, --alpha and --target-modules")
+    if args.full and (args.rank or args.alpha or args.modules or args.dtype):
+        args.parser.error(
+            "--full trains every parameter in float32: it takes no --rank, --alpha, --target-modules, --dtype"
+        )
     parts = {"rank": args.rank, "alpha": args.alpha, "modules": args.modules}
     lora = Lora(**{name: value for name, value in parts.items() if value is not None})
     progress(f"loading {args.named}, reading {', '.join(args.data)}")

@@ -63,6 +63,8 @@ class Layout(NamedTuple):
             end = len(after) - newline
             pieces += [(after[done : len(before)], False), (after[len(before) : end], True)]
             done = end
+        if not pieces:
+            raise ValueError("has messages in which the user says nothing")
         return pieces
 
 
@@ -76,19 +78,28 @@ def read_examples(paths: Sequence[str | Path], layout: Layout, held_out: float) 
     found: list[tuple[Pieces, int]] = []
     for path in map(Path, paths):
         content = content_of(path)
-        first = content[: 1 << 16].lstrip().split(b"\n")[0]
-        if ".jsonl" not in path.suffixes[-2:] or b'"text"' in first:
+        if ".jsonl" not in path.suffixes[-2:] or _holds_text(content.lstrip().split(b"\n", 1)[0]):
             if found:
                 raise DataError(path, "is text, and the file before holds examples", "give files of one kind")
             return read_corpus(paths, layout.tokenizer, held_out)
         digest.update(content)
         found += list(_examples(path, content, layout))
+    if not found:
+        raise DataError(paths[0], "has no example", WANTED)
     sizes = [sum(len(ids) for ids, _ in pieces) for pieces, _ in found]
     ids = np.array([i for pieces, _ in found for part, _ in pieces for i in part], np.uint32)
     counted = np.concatenate([np.full(len(part), counts, np.uint8) for pieces, _ in found for part, counts in pieces])
     documents = np.stack([np.cumsum([0, *sizes]), [*(size for _, size in found), 0]], axis=1)
     trained = len(found) - min(round(held_out * len(found)), len(found) - 1)
     return Corpus(ids, documents, trained, digest.hexdigest(), counted)
+
+
+def _holds_text(line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and "text" in row
 
 
 def _examples(path: Path, content: bytes, layout: Layout) -> Iterator[tuple[Pieces, int]]:

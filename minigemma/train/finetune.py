@@ -14,6 +14,7 @@ data, and the first ones of the vocabulary, which are its most frequent pieces; 
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -58,7 +59,7 @@ class Lora:
     def __post_init__(self) -> None:
         """Refuse other values with ValueError."""
         check_fields(self)
-        if not (1 <= self.rank <= 1024 and self.alpha > 0):
+        if not (1 <= self.rank <= 1024 and 0 < self.alpha < math.inf):
             raise ValueError(f"rank is {self.rank} and alpha {self.alpha:g}; rank is 1 … 1024 and alpha above 0")
 
     def targets(self, model: Decoder) -> dict[str, Weight]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -92,6 +93,9 @@ class Wanted(NamedTuple):
 class Source(Protocol):
     """What gives windows their targets."""
 
+    def check(self) -> None:
+        """Raise ValueError for a teacher, or a folder of targets, that cannot serve, before a run's folder is made."""
+
     def prepare(self, progress: Progress) -> None:
         """Make what `of` needs."""
 
@@ -109,6 +113,9 @@ class NextToken:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
+
+    def check(self) -> None:
+        """Nothing can be wrong."""
 
     def prepare(self, progress: Progress) -> None:
         """Nothing needs to be made."""
@@ -136,9 +143,14 @@ class Full:
         """Targets as `told` for the windows of a text."""
         self.told, self.text = told, text
 
-    def prepare(self, progress: Progress) -> None:
+    def check(self) -> None:
         """Load the teacher."""
         self.teacher = Teacher(self.told.teacher, self.text.tokenizer, self.text.threads)
+
+    def prepare(self, progress: Progress) -> None:
+        """Find out which tokens it may be believed at."""
+        if not hasattr(self, "teacher"):
+            self.check()
         self.native = self.teacher.native(self.text.corpus)
 
     def of(self, windows: Windows, following: I32) -> Wanted:
@@ -165,22 +177,38 @@ class Kept:
         self.told, self.text, self.folder = told, text, folder
         self.windows = text.corpus.windows(text.seq)
         self.shards: dict[int, dict[str, Any]] = {}
+        self.teacher: Teacher | None = None
 
-    def prepare(self, progress: Progress) -> None:
-        """Make the shards that are missing; TeacherError for a folder with the targets of another text or teacher."""
+    def check(self) -> None:
+        """Load the teacher, or compare the folder with what it should hold; TeacherError for other targets."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise TeacherError(self.folder, "is no folder", "name another one for --targets")
+        if (self.folder / STAMP).exists():
+            self._compare(read_json(self.folder / STAMP), self.stamp)
+        else:
+            self.teacher = self._loaded()
+
+    def _loaded(self) -> Teacher:
+        return self.teacher or Teacher(self.told.teacher, self.text.tokenizer, self.text.threads)
+
+    @cached_property
+    def stamp(self) -> dict[str, Any]:
+        """What these targets are of."""
         pieces = "".join(self.text.tokenizer.piece(i) for i in range(self.text.tokenizer.size))
         text = zlib.crc32(np.ascontiguousarray(self.text.corpus.ids[: self.text.corpus.tokens]).data)
-        stamp = {"teacher": self.told.teacher, "draws": self.told.draws, "seq": self.text.seq, "text": text}
-        stamp["pieces"] = zlib.crc32(pieces.encode("utf-8", "replace"))
-        if (self.folder / STAMP).exists():
-            self._compare(read_json(self.folder / STAMP), stamp)
-        else:
+        told = {"teacher": self.told.teacher, "draws": self.told.draws, "seq": self.text.seq, "text": text}
+        return told | {"pieces": zlib.crc32(pieces.encode("utf-8", "replace"))}
+
+    def prepare(self, progress: Progress) -> None:
+        """Make the shards that are missing."""
+        self.check()
+        if not (self.folder / STAMP).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / STAMP, stamp)
+            write_json(self.folder / STAMP, self.stamp)
         count = -(-len(self.windows) // SHARD)
         missing = [shard for shard in range(count) if not self._path(shard).exists()]
         if missing:
-            teacher = Teacher(self.told.teacher, self.text.tokenizer, self.text.threads)
+            teacher, self.teacher = self._loaded(), None  # which goes when they are made
             native = teacher.native(self.text.corpus)
             for done, shard in enumerate(missing):
                 progress(count - len(missing) + done, count)

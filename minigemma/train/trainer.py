@@ -120,6 +120,7 @@ class Training:
             remedy = f"give more text, or a batch_tokens (--batch-tokens) below {self.settings.batch_tokens:,}"
             raise DataError(paths[0], problem, remedy)
         self._begin(parameters, threads)
+        self.source.check()
         if self.out is not None:
             with checkpoint.beginning(self.out) as self._lock:
                 self._write_beginning(paths)

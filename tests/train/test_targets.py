@@ -201,7 +201,8 @@ def test_targets_of_something_else_are_refused(tmp_path, teacher):
         ({"held_out": 0.3}, "of another text"),
     ):
         with pytest.raises(FileError, match=f"holds targets {said}; name another folder"):
-            begin(tmp_path, teacher, **changed).prepare()
+            begin(tmp_path, teacher, tmp_path / "run", **changed)
+        assert not (tmp_path / "run").exists()
     shard = tmp_path / "targets/targets-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-3])
     with pytest.raises(FileError, match="delete it, and it is made again"):
