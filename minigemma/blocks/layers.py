@@ -59,13 +59,7 @@ def recurrent_layer(x: F32, w: LayerWeights, eps: float, state: States, tokens: 
 
 
 def layer_backward(
-    dy: F32,
-    x: F32,
-    w: LayerWeights,
-    config: AttentionConfig,
-    tokens: TokenPositions,
-    kept: Scope,
-    gradients: Gradients,
+    dy: F32, x: F32, w: LayerWeights, config: AttentionConfig, tokens: TokenPositions, kept: Scope, gradients: Gradients
 ) -> F32:
     """dx from dy = ∂L/∂y of a layer of either kind that was given whole sequences: dy, x [T, D] → [T, D] float32
 

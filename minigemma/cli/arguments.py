@@ -15,14 +15,7 @@ from .training_arguments import add_finetuning, add_teacher, add_training
 from .values import SETTINGS, bias, counts, nonempty, number, positions, unicode
 
 DEMO = "gemma-3-270m"
-NARROW = [
-    "int8",
-    "int4",
-    "int4-symmetric",
-    "sfp8",
-    "int8-row",
-    "int4-row",
-]  # fewer than 16 bits per weight
+NARROW = ["int8", "int4", "int4-symmetric", "sfp8", "int8-row", "int4-row"]  # fewer than 16 bits per weight
 Flags = Callable[[argparse.ArgumentParser], None]
 CPU = "leave it out: everything runs on the CPU"
 OUTPUT = "write > FILE: the answer alone goes to standard output"
@@ -182,9 +175,7 @@ def _commands_about_files(command: Callable[..., argparse.ArgumentParser]) -> No
     made.add_argument("target", metavar="OUT", help="what to write, which must not exist yet")
     add_adapter(made)  # which is merged
     made.add_argument("--to", choices=["hf", "gguf"], help="default: gguf where OUT ends in .gguf, else hf, a folder")
-    doc = (
-        "the format of matrices; f16, int8 (Q8_0) and int4 (Q4_0) in GGUF alone (default: bf16, or f32 where stored so)"
-    )
+    doc = "of matrices; f16, int8 (Q8_0) and int4 (Q4_0) in GGUF alone (default: bf16, or f32 where stored so)"
     made.add_argument("--dtype", choices=["f32", "bf16", "f16", "int8", "int4"], help=doc)
     made = command("download", "Fetch a model from the Hugging Face hub into its cache (extra [hub]).", add_json)
     made.add_argument("model", help="Hugging Face id, such as google/gemma-3-1b-it")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..arrays import F32
-from ..errors import FileError
 from ..files.adapter import Merged, read_adapter
 from ..files.gguf_write import save_gguf
 from ..files.open import open_files
@@ -13,14 +12,13 @@ from ..files.resolve import resolve
 from ..files.save import Parameters, save_model
 from .inspect import bytes_text
 from .progress import Progress, print_json
+from .values import check_new
 
 
 def run(args: argparse.Namespace, progress: Progress) -> None:
     """Write the folder or file, and print its size."""
     target = Path(args.target)
-    if target.exists() or not target.parent.is_dir():
-        problem = "exists already" if target.exists() else f"cannot be made: {target.parent} does not exist"
-        raise FileError(target, problem, "give a new path in an existing folder")
+    check_new(target)
     progress(f"writing {target}")
     kind, dtype = write_model(args.model, target, args.to, args.dtype, args.adapter)
     progress("")

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from ..errors import FileError
 from ..train.finetune import FineTuning, Lora
 from ..train.settings import Settings
 from .export import write_model
 from .progress import Progress
 from .roofline import plottable
 from .train import follow, given, refuse_changes
+from .values import check_new
 
 OWN = ("rank", "alpha", "modules", "full", "dtype", "raw")
 
@@ -19,8 +19,8 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
     args.model = args.named or args.out or args.command
     if args.plot:
         plottable(args.plot)
-    if args.merge and (Path(args.merge).exists() or not Path(args.merge).absolute().parent.is_dir()):
-        raise FileError(args.merge, "exists already, or its folder does not", "give a path that is not there yet")
+    if args.merge:
+        check_new(Path(args.merge))
     progress.watch_compiler()
     tuning = _resumed(args, progress) if args.resume else _begun(args, progress)
     follow(tuning, args, progress)

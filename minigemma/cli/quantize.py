@@ -23,6 +23,7 @@ from ..files.safetensors_file import write_safetensors
 from ..models.registry import FAMILIES
 from .inspect import bytes_text
 from .progress import Progress, print_json
+from .values import check_new
 
 COPIED = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.json", "chat_template.jinja"),
@@ -61,10 +62,7 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
 
 
 def quantize(
-    source: str | Path,
-    target: str | Path,
-    dtype: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    source: str | Path, target: str | Path, dtype: str, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Report:
     """Write the folder `target` from the folder or name `source`; it appears when it is complete, or not at all.
 
@@ -76,7 +74,7 @@ def quantize(
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     if not folder.is_dir():
         raise ModelFormatError(folder, "is no folder of safetensors files", "a GGUF file is quantized already")
-    _refuse_target(target)
+    check_new(target)
     files = open_files(folder)
     _refuse_quantized(folder, files.tensors, dtype)
     report = Report(dtype)
@@ -116,13 +114,6 @@ def _appearing(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _refuse_target(target: Path) -> None:
-    """Raise ModelFormatError for a folder that is there, or whose parent is not."""
-    if target.exists() or not target.parent.is_dir():
-        problem = "exists already" if target.exists() else f"cannot be made: {target.parent} does not exist"
-        raise ModelFormatError(target, problem, "give the path of a folder that is not there yet")
 
 
 def _refuse_quantized(folder: Path, tensors: Mapping[str, Stored], dtype: str) -> None:

@@ -77,7 +77,9 @@ def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: s
         layout = LAYOUTS["bf16"]
     if layout.name == "f32":
         return Weight(layout, random.standard_normal((rows, columns), np.float32) * np.float32(size), (rows, columns))
-    data = _bytes(random, layout.nbytes(rows, columns)).view(layout.dtype).reshape(layout.data_shape(rows, columns))
+    count = layout.nbytes(rows, columns)
+    data = random.integers(0, 1 << 64, -(-count // 8), np.uint64).view(np.uint8)[:count]
+    data = data.view(layout.dtype).reshape(layout.data_shape(rows, columns))
     if layout.name == "bf16":  # a random sign and fraction and one exponent: evenly spread from 2^e to 2^(e + 1), ±
         data &= np.uint16(0x807F)
         data |= np.uint16((127 + round(np.log2(size / 1.5))) << 7)
@@ -87,8 +89,3 @@ def random_matrix(random: np.random.Generator, rows: int, columns: int, dtype: s
         if layout.name == "int4":
             data[..., scales.nbytes : 2 * scales.nbytes] = (scales * np.float16(-7.5)).view(np.uint8)
     return Weight(layout, data, (rows, columns))
-
-
-def _bytes(random: np.random.Generator, count: int) -> np.ndarray:
-    """`count` random bytes, which may be written to."""
-    return random.integers(0, 1 << 64, -(-count // 8), np.uint64).view(np.uint8)[:count]

@@ -5,9 +5,10 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ..errors import FileError
+from ..errors import FileError, ModelFormatError
 
 LONGEST_TEXT = 20_000_000  # bytes, more than any context holds
 
@@ -72,6 +73,13 @@ def counts(text: str) -> list[int]:
 def names(text: str) -> tuple[str, ...]:
     """An argparse type: names, separated by commas."""
     return tuple(text.split(","))
+
+
+def check_new(path: Path) -> None:
+    """Raise ModelFormatError for a path to write that exists, or whose folder does not."""
+    if path.exists() or not path.absolute().parent.is_dir():
+        problem = "exists already" if path.exists() else f"cannot be made: {path.parent} does not exist"
+        raise ModelFormatError(path, problem, "give a new path in an existing folder")
 
 
 def unicode(text: str) -> str:

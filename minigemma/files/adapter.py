@@ -168,8 +168,9 @@ def _pair(told: dict[str, Any], module: str, parts: dict[str, Stored], known: di
         (part, tensor), *_ = parts.items()
         raise _Refused(f"has {short(tensor.name)} without its {'BA'['AB'.index(part)]}", "fetch it again")
     ours, (R, D) = known[_plain(module)]
+    named = r"(.*\.)?(%s)$"  # a key is the module's name, its end, or a regular expression of it
     rank, alpha = (
-        next((value for key, value in (told.get(patterns) or {}).items() if _is_named(key, module)), told[usual])
+        next((value for key, value in (told.get(patterns) or {}).items() if re.match(named % key, module)), told[usual])
         for patterns, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
     )
     scale = alpha / (rank**0.5 if told.get("use_rslora") else rank)
@@ -180,11 +181,6 @@ def _pair(told: dict[str, Any], module: str, parts: dict[str, Stored], known: di
 
 def _numbers(tensor: Stored, shape: tuple[int, ...]) -> F32:
     return np.array(widened(tensor.kind, _checked(tensor, shape).array), np.float32)
-
-
-def _is_named(pattern: str, module: str) -> bool:
-    """Does a key of rank_pattern mean this module, by its name, its end or a regular expression of it?"""
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
 def _check_targets(told: dict[str, Any], halves: Mapping[str, Any], known: Sequence[str]) -> None:

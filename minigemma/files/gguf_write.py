@@ -7,7 +7,6 @@ of the embedding without a piece get an unused one.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,8 @@ from ..layouts import int4, int8
 from ..models.fields import Fields
 from ..models.registry import FAMILIES, all_names
 from .gguf_file import ARRAY, SCALARS, STRING, TYPES, U32
-from .save import HEAD, check_stated
+from .safetensors_file import written
+from .save import HEAD, check_stated, replacing_files
 from .statements import UNSAID, Statements
 from .tokenizer import CONTROL, SPACE, UNUSED, USER_DEFINED, Tokenizer
 
@@ -84,18 +84,8 @@ def save_gguf(
     if HEAD in parameters:
         names.append((HEAD, "output.weight", (config.vocab, config.width)))
     entries = [(theirs, shape, _form(ours, shape, dtype)) for ours, theirs, shape in names]
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            write_gguf(file, metadata, entries, (_stored(parameters[ours]) for ours, *_ in names))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # which a failed write does not know
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing_files(path.parent) as new, written(new(path.name)) as file:
+        write_gguf(file, metadata, entries, (_stored(parameters[ours]) for ours, *_ in names))
 
 
 def _form(ours: str, shape: tuple[int, ...], dtype: str) -> Form:

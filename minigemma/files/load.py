@@ -24,15 +24,7 @@ from ..models.decoder import Decoder
 from ..models.parameters import assembled
 from ..models.registry import FAMILIES, RELEASED, all_names
 from .adapter import adapted, read_adapter
-from .convert import (
-    CONVERTED_TOGETHER,
-    FORMATS,
-    Stored,
-    converted_weight,
-    held_bytes,
-    runs_as,
-    widened,
-)
+from .convert import CONVERTED_TOGETHER, FORMATS, Stored, converted_weight, held_bytes, runs_as, widened
 from .memory import check_memory, fits_memory
 from .open import Files, open_files
 from .resolve import model_name, resolve
@@ -139,9 +131,7 @@ def _check_loaded(files: Files, weights: dict[str, Any], tokenizer: Tokenizer | 
             break
     if tokenizer and not 0 <= files.config.vocab - tokenizer.size <= ROWS_WITHOUT_PIECE:
         raise ModelFormatError(
-            files.path,
-            f"its tokenizer has {tokenizer.size} pieces, its embedding {files.config.vocab} rows",
-            REMEDY,
+            files.path, f"its tokenizer has {tokenizer.size} pieces, its embedding {files.config.vocab} rows", REMEDY
         )
 
 

@@ -116,7 +116,9 @@ def _open_folder(folder: Path, vision: bool) -> Files:
         named["head"] = heads[0]
     _report(folder, set(named.values()) - set(stored), set(stored) - set(named.values()) - ignored)
     tensors = {ours: stored_tensor(name, stored[name].dtype, stored[name].array) for ours, name in named.items()}
-    _check_kinds(folder, tensors)
+    if other := next((tensor for tensor in tensors.values() if tensor.kind not in (*AS_STORED, "F16")), None):
+        problem = f"{other.name} is of type {other.kind}"
+        raise ModelFormatError(folder, problem, "take the released bf16 or float32 file")
     states = folder_statements(folder, fields)
     return Files(folder, config, tensors, 0.0, partial(folder_tokenizer, folder), states)
 
@@ -189,13 +191,6 @@ def _report(path: Path, missing: set[str], unexpected: set[str]) -> None:
             first = ", ".join(ascii(name)[1:-1][:100] for name in sorted(names)[:5]) + (" …" if len(names) > 5 else "")
             problem = f"{what.format(len(names))}: {first}"
             raise ModelFormatError(path, problem, "config and weights are of different models")
-
-
-def _check_kinds(path: Path, tensors: dict[str, Stored]) -> None:
-    for tensor in tensors.values():
-        if tensor.kind not in (*AS_STORED, "F16"):
-            problem = f"{tensor.name} is of type {tensor.kind}"
-            raise ModelFormatError(path, problem, "take the released bf16 or float32 file")
 
 
 def folder_tokenizer(folder: Path) -> Tokenizer | None:

@@ -21,7 +21,8 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,18 +40,9 @@ MAX_AXES = 8
 
 # BF16 as the upper 16 bits of a float32 (see arrays.py).
 DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
+    **{f"F{bits}": np.dtype(f"<f{bits // 8}") for bits in (64, 32, 16)},
+    **{f"{kind}{bits}": np.dtype(f"<{kind.lower()}{bits // 8}") for kind in "IU" for bits in (64, 32, 16, 8)},
     "BF16": np.dtype("<u2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
 
@@ -295,16 +287,23 @@ def write_safetensors(
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # so that data begins where a cache line does
+    with written(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, *_), rows in zip(entries, parts, strict=True):
+            for part in rows:
+                file.write(np.ascontiguousarray(part).data)
+            if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
+                raise ValueError(f"{name} was given other bytes than its shape has")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which is on the disk when the block ends. Any OSError names the file, even a full disk's."""
     try:
         with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for (name, *_), rows in zip(entries, parts, strict=True):
-                for part in rows:
-                    file.write(np.ascontiguousarray(part).data)
-                if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
-                    raise ValueError(f"{name} was given other bytes than its shape has")
+            yield file
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        error.filename = error.filename or str(path)  # which a failed write does not know
+        error.filename = error.filename or str(path).removesuffix(".partial")
         raise

@@ -21,6 +21,7 @@ import sentencepiece
 from ..arrays import F32, I32, Strings, letters
 from ..errors import ModelFormatError, check_type
 from ..models.vocabulary import Vocabulary
+from .foreign import FOREIGN, kind_of
 from .statements import AddedToken
 
 SPACE = "\u2581"  # stands for a blank in a piece
@@ -215,14 +216,13 @@ class StreamDecoder:
 
 def _what_it_is(content: bytes) -> str:
     """Names a file mistaken for a tokenizer.model, by its first bytes."""
-    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+    kind = kind_of(content[:512], "")
+    if kind == "html":
         return "is a web page, not a tokenizer.model (often the page that asks to accept the terms)"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a Git-LFS pointer, the short text that stands for a large file"
-    if start.startswith(b"{"):
-        return "is JSON (a tokenizer.json?), not a SentencePiece model"
-    return "is not a SentencePiece model"
+    if kind == "lfs":
+        return FOREIGN[kind][0]
+    what = "JSON (a tokenizer.json?), not" if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") else "not"
+    return f"is {what} a SentencePiece model"
 
 
 # ---- the file format: protocol buffers, of which three messages are needed (sentencepiece_model.proto)

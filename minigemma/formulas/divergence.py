@@ -1,7 +1,7 @@
 """How far a student's Q = softmax(z) is from its teacher's P, in the three ways of GKD (Agarwal et al. 2024).
 
     β = 0          forward KL     KL(P ‖ Q) = Σ P (ln P - ln Q)          Q covers all that P has
-    β = 1          reverse KL     KL(Q ‖ P)                              Q keeps to what P likes best
+    β = 1          reverse KL     KL(Q ‖ P)                              Q keeps to P's likeliest tokens
     0 < β < 1      JSD(β)         β KL(P ‖ M) + (1 - β) KL(Q ‖ M),       M = β P + (1 - β) Q
 
 Distillation by `cross_entropy` is the first of them, up to P's entropy.

@@ -31,15 +31,8 @@ class TileTokens(NamedTuple):
     depth: int
 
 
-class TileTokensA(NamedTuple):
+class TileTokensA(TileTokens):
     """x [T, D] as A: tiles of 16 tokens and 32 columns, in pairs; zeros fill the last."""
-
-    packed: U16
-    tiles: U16
-    blocks: int
-    columns: int
-    height: int
-    depth: int
 
 
 def tile_tokens(x: F32) -> TileTokens:

@@ -20,21 +20,10 @@ from .attention_prefill import BLOCK, WIDTH, widen_keys
 from .compiler import jit_inner
 from .parallel import parallel
 from .scores import LOWEST, hide_lanes, is_visible, soft_cap_lanes
-from .simd import (
-    LANES,
-    ROWS,
-    exp,
-    fma,
-    load,
-    maximum,
-    splat,
-    store,
-    tile_add_outer,
-    tile_load,
-    tile_store,
-    tile_zeros,
-    zeros,
-)
+from .simd.accumulators import tile_add_outer, tile_load, tile_store, tile_zeros
+from .simd.cpu import LANES, ROWS
+from .simd.memory import load, store
+from .simd.vectors import exp, fma, maximum, splat, zeros
 
 TILES = 4
 COLUMNS = TILES * WIDTH  # queries that go through all keys together
@@ -66,20 +55,11 @@ def whole(count, part):
 def open_room(S, H):
     """Room for S keys of H numbers."""
     slots, rows, lanes = whole(S, BLOCK), whole(H, ROWS), whole(H, WIDTH)
-    keys, some = np.empty(slots * rows, np.float32), slots * COLUMNS
-    return Room(
-        keys,
-        np.empty_like(keys),
-        np.empty(slots, np.float32),
-        np.empty(some, np.float32),
-        np.empty(some, np.float32),
-        np.zeros((TILES, H * WIDTH), np.float32),
-        np.zeros((TILES, H * WIDTH), np.float32),
-        np.zeros(COLUMNS * lanes, np.float32),
-        np.zeros(COLUMNS * lanes, np.float32),
-        np.empty(COLUMNS, np.float32),
-        np.empty(COLUMNS, np.float32),
-    )
+    keys, scores = np.empty((2, slots * rows), np.float32), np.empty((2, slots * COLUMNS), np.float32)
+    tiles, by_row = np.zeros((2, TILES, H * WIDTH), np.float32), np.zeros((2, COLUMNS * lanes), np.float32)
+    slot_positions, seen = np.empty(slots, np.float32), np.empty((2, COLUMNS), np.float32)
+    (k, v), (q, dy), (q_rows, dy_rows) = (keys[0], keys[1]), (tiles[0], tiles[1]), (by_row[0], by_row[1])
+    return Room(k, v, slot_positions, scores[0], scores[1], q, dy, q_rows, dy_rows, seen[0], seen[1])
 
 
 @jit_inner

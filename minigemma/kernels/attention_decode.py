@@ -24,24 +24,10 @@ from .compiler import jit, jit_inner
 from .pairs import Pairs, pairs_of, partner_of, some_pairs
 from .parallel import chunk, parallel_for
 from .scores import LOWEST, Keys, is_visible, soft_cap_lanes
-from .simd import (
-    LANES,
-    eight_zeros,
-    exp,
-    fma,
-    from_even_odd,
-    load,
-    load_even_odd,
-    load_one,
-    maximum,
-    prefetch,
-    splat,
-    store,
-    store_sums,
-    to_even_odd,
-    where_less,
-    zeros,
-)
+from .simd.accumulators import eight_zeros, store_sums
+from .simd.cpu import LANES
+from .simd.memory import from_even_odd, load, load_even_odd, load_one, prefetch, store, to_even_odd
+from .simd.vectors import exp, fma, maximum, splat, where_less, zeros
 
 DECODE_QUERIES, FAR = 8, 1024  # queries that still count as decoding; twice as many before FAR keys
 BLOCK = 64  # keys of one softmax update, in pairs

@@ -20,22 +20,10 @@ from ..arrays import F32
 from .compiler import jit_inner
 from .parallel import parallel
 from .scores import LOWEST, hide_lanes, is_visible, soft_cap_lanes
-from .simd import (
-    LANES,
-    ROWS,
-    exp,
-    fma,
-    load,
-    load_one,
-    maximum,
-    splat,
-    store,
-    tile_add_outer,
-    tile_load,
-    tile_store,
-    tile_zeros,
-    zeros,
-)
+from .simd.accumulators import tile_add_outer, tile_load, tile_store, tile_zeros
+from .simd.cpu import LANES, ROWS
+from .simd.memory import load, load_one, store
+from .simd.vectors import exp, fma, maximum, splat, zeros
 
 BLOCK = 8 * ROWS  # keys of one softmax update
 WIDTH = 2 * LANES  # queries of a tile

@@ -1,18 +1,17 @@
-"""Layers with attention in one parallel region: `attention_layer` of blocks/layers.py, fused. One to sixteen tokens, of
-one sequence or each the next one of a sequence of its own.
+"""Layers with attention in one parallel region: `attention_layer` of blocks/layers.py, fused, for one to sixteen tokens
+of one sequence, or the next token of each of several.
 
 1  The definition calls a kernel per formula. Between two of them Python takes microseconds and memory stands idle;
    twenty calls a layer take a quarter of the time of Gemma 3 270M.
-2  One region instead: five steps that threads share (projections, attention, output; then the two of the feed-forward
-   block), the rest computed by every thread for itself. Every thread also writes the new keys and values into the
-   ring, all of them the same values.
-3  One call, and one region, for layers that follow one another: each layer's weights drive Python's own code out of the
-   caches, and a region takes microseconds to start and to end, a millisecond where another program has one of the
-   cores. `python docs/make_performance.py token` shows what Python and regions cost.
+2  One region instead: threads share five steps (projections, attention, output; then the two of the feed-forward
+   block), and each computes the rest for itself. Each also writes the new keys and values into the ring: equal ones.
+3  One call, and one region, for consecutive layers: each layer's weights evict Python's own code from the caches, and
+   starting and ending a region takes microseconds, or a millisecond while another program uses one of the cores.
+   `python docs/make_performance.py token` shows what Python and regions cost.
 4  While a thread waits at a barrier it prefetches the weights of the next step.
 
-A late thread still reads what earlier layers computed, so each layer of a region has room of its own. Where that would
-be more than MOST numbers, as for many tokens of a large model, layers are cut into several regions.
+A late thread still reads what earlier layers computed, so each layer of a region has buffers of its own. Above MOST
+numbers, as for many tokens of a large model, the layers are split into several regions.
 """
 
 from typing import Any, NamedTuple
@@ -21,17 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import F32, I32
+from . import fused_feedforward as feed_forward
 from .attention_decode import Partials, attend_partition, merge_partitions, partitions_of
 from .compiler import jit, jit_inner
-from .fused_feedforward import STEPS as FEED_FORWARD_STEPS
-from .fused_feedforward import (
-    FeedForwardArrays,
-    FeedForwardRoom,
-    feed_forward_room_at,
-    feed_forward_rooms,
-    feed_forward_steps,
-    receive_feed_forward,
-)
 from .fused_steps import Team, hand_over, keep_row, normed, product, residual, wait
 from .parallel import new_counters, next_task, parallel_for
 from .rows import norm_row, rotate
@@ -67,7 +58,7 @@ class AttentionNumbers(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """The weights of layers that follow one another (weights.addresses), and in what they differ."""
+    """The weights of consecutive layers (weights.addresses), and the numbers in which they differ."""
 
     attention: tuple[NDArray[Any], ...]  # an array of the type of each of AttentionArrays
     ffn: tuple[NDArray[Any], ...]
@@ -78,7 +69,7 @@ class Layers(NamedTuple):
 
 
 class Rings(NamedTuple):
-    """Their rings, of each layer that of each sequence; they may have capacity for more than the slots in use."""
+    """The rings of all layers, one per sequence, layer by layer; they may have more slots than are in use."""
 
     kinds: tuple[NDArray[Any], NDArray[Any]]  # arrays of the type of keys and of values
     table: NDArray[np.int64]
@@ -112,13 +103,6 @@ class Ring(NamedTuple):
     held: int  # tokens, the new ones included
 
 
-class Rotation(NamedTuple):
-    """Cosines and sines [T, R/2] of the tokens."""
-
-    cos: F32
-    sin: F32
-
-
 class Step(NamedTuple):
     """How one layer's attention differs from another's."""
 
@@ -126,7 +110,8 @@ class Step(NamedTuple):
     first: int  # of the layer's rings
     each: int  # 1 if each token has a ring of its own, 0 if all are of one sequence
     scoring: Scoring
-    rotation: Rotation
+    cos: F32  # [T, R/2] of the tokens
+    sin: F32
     positions: I32  # [T]
 
 
@@ -134,7 +119,7 @@ class LayerArrays(NamedTuple):
     """The weights of both blocks."""
 
     attention: AttentionArrays
-    ffn: FeedForwardArrays
+    ffn: feed_forward.FeedForwardArrays
 
 
 class Room(NamedTuple):
@@ -146,7 +131,7 @@ class Room(NamedTuple):
     v: F32  # [T, K · H]
     partials: Partials
     y: F32  # [rows of the output, D]
-    ffn: FeedForwardRoom
+    ffn: feed_forward.FeedForwardRoom
 
 
 @jit_inner
@@ -187,7 +172,7 @@ def _heads_and_rings(w, numbers, own, room):
     _normed_heads(q, w.q_norm, numbers.eps)
     _normed_heads(k, w.k_norm, numbers.eps)
     for t in range(T):
-        cos, sin, ring = own.rotation.cos[t], own.rotation.sin[t], _ring_of(own, t, numbers)
+        cos, sin, ring = own.cos[t], own.sin[t], _ring_of(own, t, numbers)
         rotate(q[t], cos, sin, q[t])
         rotate(k[t], cos, sin, k[t])
         slot = own.positions[t] % ring.limit
@@ -234,7 +219,7 @@ def _layer(team, x, layer, numbers, own, room, following):
     mixed = _attend(team, _heads_and_rings(w, numbers, own, room), own, numbers, room, w.o)
     product(team, 2, mixed[len(x) - rows :], (w.o, w.o, w.o), (room.y, nothing, nothing), layer.ffn.gate)
     middle = residual(x, room.y, w.o_bias, w.post_norm, eps, rows)
-    return feed_forward_steps(team, STEPS, middle, layer.ffn, eps, room.ffn, following)
+    return feed_forward.run_steps(team, STEPS, middle, layer.ffn, eps, room.ffn, following)
 
 
 @jit_inner
@@ -244,20 +229,18 @@ def _layer_at(layers, i, D, numbers):
     pre_norm, q, k, v, o, q_norm, k_norm, o_bias, post_norm = arrays_at(layers.attention_table, i, layers.attention)
     q, k, v, o = received(q, NH, D), received(k, KH, D), received(v, KH, D), received(o, D, NH)
     attention = AttentionArrays(pre_norm, q, k, v, o, q_norm, k_norm, o_bias, post_norm)
-    return LayerArrays(attention, receive_feed_forward(arrays_at(layers.ffn_table, i, layers.ffn), D, numbers.hidden))
+    return LayerArrays(attention, feed_forward.receive(arrays_at(layers.ffn_table, i, layers.ffn), D, numbers.hidden))
 
 
 @jit_inner
 def _step_at(call, i):
     """The numbers of layer i."""
     layers, rings, tokens = call.layers, call.rings, call.tokens
-    (window, scale, cap), rope, span = layers.scoring[i], layers.ropes[i], len(tokens.positions)
-    rotation = Rotation(
-        tokens.cos[rope, tokens.first : tokens.first + span], tokens.sin[rope, tokens.first : tokens.first + span]
-    )
-    sequences = len(rings.limits) // len(layers.ropes)
-    scoring = Scoring(window, scale, cap)
-    return Step(rings, i * sequences, 1 if sequences > 1 else 0, scoring, rotation, tokens.positions)
+    (window, scale, cap), rope = layers.scoring[i], layers.ropes[i]
+    span = slice(tokens.first, tokens.first + len(tokens.positions))
+    cos, sin, sequences = tokens.cos[rope, span], tokens.sin[rope, span], len(rings.limits) // len(layers.ropes)
+    each = 1 if sequences > 1 else 0
+    return Step(rings, i * sequences, each, Scoring(window, scale, cap), cos, sin, tokens.positions)
 
 
 @jit_inner
@@ -268,15 +251,15 @@ def _rooms(layers, T, rows, D, numbers, workers):
     partials = Partials(states, np.empty((layers, parts, N // K, H), np.float32))
     q, k = np.empty((layers, T, N * H), np.float32), np.empty((layers, T, K * H), np.float32)
     v, y = np.empty((layers, T, K * H), np.float32), np.empty((layers, rows, D), np.float32)
-    counters = new_counters(layers * (STEPS + FEED_FORWARD_STEPS), workers).reshape((layers, -1))
-    return Room(counters, q, k, v, partials, y, feed_forward_rooms(layers, rows, D, numbers.hidden))
+    counters = new_counters(layers * (STEPS + feed_forward.STEPS), workers).reshape((layers, -1))
+    return Room(counters, q, k, v, partials, y, feed_forward.new_rooms(layers, rows, D, numbers.hidden))
 
 
 @jit_inner
 def _room_at(rooms, i):
     """The room of layer i."""
     states, totals = rooms.partials
-    partials, ffn = Partials(states[i], totals[i]), feed_forward_room_at(rooms.ffn, i)
+    partials, ffn = Partials(states[i], totals[i]), feed_forward.room_at(rooms.ffn, i)
     return Room(rooms.counters[i], rooms.q[i], rooms.k[i], rooms.v[i], partials, rooms.y[i], ffn)
 
 

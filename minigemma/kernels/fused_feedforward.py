@@ -37,7 +37,7 @@ class FeedForwardRoom(NamedTuple):
 
 
 @jit_inner
-def receive_feed_forward(arrays, width, hidden):
+def receive(arrays, width, hidden):
     """FeedForwardArrays from a plain tuple of its arrays; `width` is D and `hidden` F."""
     pre_norm, gate, up, down, gate_bias, up_bias, down_bias, post_norm = arrays
     gate, up, down = received(gate, hidden, width), received(up, hidden, width), received(down, width, hidden)
@@ -45,20 +45,20 @@ def receive_feed_forward(arrays, width, hidden):
 
 
 @jit_inner
-def feed_forward_rooms(layers, rows, width, hidden):
+def new_rooms(layers, rows, width, hidden):
     """Room for `rows` tokens in several layers."""
     gate, up = np.empty((layers, rows, hidden), np.float32), np.empty((layers, rows, hidden), np.float32)
     return FeedForwardRoom(gate, up, np.empty((layers, rows, width), np.float32))
 
 
 @jit_inner
-def feed_forward_room_at(rooms, i):
+def room_at(rooms, i):
     """The room of layer i."""
     return FeedForwardRoom(rooms.gate[i], rooms.up[i], rooms.y[i])
 
 
 @jit_inner
-def feed_forward_steps(team, step, x, w, eps, room, following):
+def run_steps(team, step, x, w, eps, room, following):
     """x + norm(W_down (gelu(W_gate h) · W_up h)), h = norm(x): two steps. `following` is the weight read next."""
     h, nothing = normed(x, w.pre_norm, eps), room.y[:0]
     product(team, step, h, (w.gate, w.up, w.up), (room.gate, room.up, room.up[:0]), w.down)

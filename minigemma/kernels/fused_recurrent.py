@@ -1,7 +1,7 @@
-"""A recurrent layer in one parallel region: `recurrent_layer` of blocks/layers.py, fused. One to sixteen tokens, of one
-sequence or each the next one of a sequence of its own.
+"""A recurrent layer in one parallel region: `recurrent_layer` of blocks/layers.py, fused, for one to sixteen tokens of
+one sequence, or the next token of each of several.
 
-Five steps that threads share: W_y and W_x; the recurrence, in parts of a block of its gates; W_out; and the two of the
+Threads share five steps: W_y and W_x; the recurrence, in parts of a block of its gates; W_out; and the two of the
 feed-forward block (fused_attention.py says why).
 """
 
@@ -11,16 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import F32
+from . import fused_feedforward as feed_forward
 from .compiler import jit, jit_inner
-from .fused_feedforward import STEPS as FEED_FORWARD_STEPS
-from .fused_feedforward import (
-    FeedForwardArrays,
-    FeedForwardRoom,
-    feed_forward_room_at,
-    feed_forward_rooms,
-    feed_forward_steps,
-    receive_feed_forward,
-)
 from .fused_steps import Team, gated, hand_over, normed, plus_bias, product, residual, wait
 from .parallel import TASKS_PER_THREAD, chunk, new_counters, next_task, parallel_for
 from .rows import conv_row
@@ -63,7 +55,7 @@ class LayerArrays(NamedTuple):
     """The weights of both blocks."""
 
     recurrent: RecurrentArrays
-    ffn: FeedForwardArrays
+    ffn: feed_forward.FeedForwardArrays
 
 
 class Room(NamedTuple):
@@ -74,7 +66,7 @@ class Room(NamedTuple):
     x: F32  # [T, E]
     h: F32  # [T, E]
     out: F32  # [rows of the output, D]
-    ffn: FeedForwardRoom
+    ffn: feed_forward.FeedForwardRoom
 
 
 class Convolved(NamedTuple):
@@ -143,7 +135,7 @@ def _thread(worker, workers, x, layer, eps, state, room, out):
     mixed = gated(plus_bias(room.y[len(x) - rows :], w.y_bias), room.h[len(x) - rows :])
     product(team, 2, mixed, (w.out, w.out, w.out), (room.out, nothing, nothing), layer.ffn.gate)
     middle = residual(x, room.out, w.out_bias, w.decay[:0], eps, rows)
-    after = feed_forward_steps(team, STEPS, middle, layer.ffn, eps, room.ffn, w.y)
+    after = feed_forward.run_steps(team, STEPS, middle, layer.ffn, eps, room.ffn, w.y)
     if worker == 0:
         hand_over(after, out)
 
@@ -161,15 +153,14 @@ def _receive(arrays, D):
 
 @jit
 def fused_recurrent_layer(workers, x, recurrent, ffn, numbers, state, out):
-    """out = the residual after the layer, x [T, D] before it, the last rows if out has fewer; and `state.after`. Tokens
-    are of one sequence or each of its own.
+    """out = the residual after the layer, x [T, D] before it, the last rows if out has fewer; and `state.after`.
 
     recurrent, ffn and state are RecurrentArrays … as plain tuples; numbers are F and ε.
     """
     (hidden, eps), (T, D), rows, now = numbers, x.shape, len(out), State(*state)
-    layer = LayerArrays(_receive(recurrent, D), receive_feed_forward(ffn, D, hidden))
+    layer = LayerArrays(_receive(recurrent, D), feed_forward.receive(ffn, D, hidden))
     shape = T, layer.recurrent.decay.size
     ys, xs, hs = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.float32)
-    counters, y = new_counters(STEPS + FEED_FORWARD_STEPS, workers), np.empty((rows, D), np.float32)
-    ffn_room = feed_forward_room_at(feed_forward_rooms(1, rows, D, hidden), 0)
+    counters, y = new_counters(STEPS + feed_forward.STEPS, workers), np.empty((rows, D), np.float32)
+    ffn_room = feed_forward.room_at(feed_forward.new_rooms(1, rows, D, hidden), 0)
     parallel_for(_thread, workers, (x, layer, eps, now, Room(counters, ys, xs, hs, y, ffn_room), out))

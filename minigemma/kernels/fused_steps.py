@@ -1,8 +1,8 @@
 """What the fused kernels share: the steps of one parallel region, and what each thread computes for itself.
 
-A block of one to sixteen tokens is one parallel region. Its products are steps: tasks that threads claim, and a barrier
-behind them (parallel.py). What has no weights (norms, RoPE, GELU) every thread computes for itself: for one token that
-takes less time than sharing it, and for sixteen it is little compared with the products.
+A block of one to sixteen tokens is one parallel region. Products are steps: tasks that threads claim, then a barrier
+(parallel.py). Norms, RoPE and GELU, which have no weights, are computed by every thread for itself: sharing them would
+take longer for one token, and for sixteen they cost little compared with the products.
 """
 
 from typing import NamedTuple
@@ -35,10 +35,9 @@ def wait(team, step, done, tasks, following):
 
 @jit_inner
 def product(team, step, x, weights, outs, following):
-    """outs[i] [T, R] = x weights[i]ᵀ, x [T, D], a task per share of the rows; returns when all are done. `following` is
-    the weight read next.
+    """outs[i] [T, R] = x weights[i]ᵀ, x [T, D]; returns when all tasks are done. `following` is the weight read next.
 
-    weights and outs are tuples of three, so that one version is compiled; an out without tokens leaves its weight out.
+    weights and outs are tuples of three, so that one version is compiled; a weight whose out has no tokens is skipped.
     """
     prepared, tasks, done = prepare(x, weights[0]), TASKS_PER_THREAD * team.workers, 0
     task = next_task(team.counters, step, team.worker, team.workers, tasks)

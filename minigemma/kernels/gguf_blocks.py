@@ -32,25 +32,9 @@ from ..layouts.gguf_blocks import (
 )
 from .compiler import jit, jit_inner
 from .parallel import chunk, parallel, workers
-from .simd import (
-    LANES,
-    fma,
-    load,
-    load_half,
-    load_one,
-    magnitude,
-    max_lanes,
-    maximum,
-    minimum,
-    round_lanes,
-    splat,
-    store,
-    store_half,
-    store_whole,
-    sum_lanes,
-    where_less,
-    zeros,
-)
+from .simd.cpu import LANES
+from .simd.memory import load, load_half, load_one, store, store_half, store_whole
+from .simd.vectors import fma, magnitude, max_lanes, maximum, minimum, round_lanes, splat, sum_lanes, where_less, zeros
 
 TOGETHER = 2048  # blocks of 256 that the definition dequantizes at a time: 2 MB of float32 stay in the cache
 
@@ -173,8 +157,9 @@ def _closest_steps(x, steps):
 
 @jit_inner
 def _int8_block(x, at, d, out, whole, to):
-    """The weights x[at : at + 32] as an int8 block of scale d in out[to : to + 34]; `whole` is `out`, as int8. The
-    block becomes NaN where the scale is NaN or too large for a float16, so that the fault stays visible.
+    """x[at : at + 32] as an int8 block of scale d in out[to : to + 34]; `whole` is `out`, as int8.
+
+    The block becomes NaN where the scale is NaN or too large for a float16, so that the fault stays visible.
     """
     if d < TOO_LARGE:
         store_half(out, to, d)

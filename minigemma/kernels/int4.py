@@ -1,6 +1,5 @@
 """Products of bytes: weights of four bits, sixteen rows interleaved (layouts/int4.py), and for many tokens int8; each
-lane holds one row. One loop serves the
-blocks with minima and those without: their minima are their scales, times -8.
+lane holds one row. One loop serves blocks with and without minima: those without take their scales, times -8.
 
 For up to 16 tokens x is in 8 bits in blocks of 32 (prepare.py), and a block of weights is unpacked in registers. For
 more, DEPTH columns of 2 · LANES rows are unpacked to bytes, which stay in the cache and meet all tokens (matmul.py).
@@ -19,25 +18,21 @@ from .amx import on_cache_line
 from .compiler import by_type, jit_inner
 from .parallel import chunk, parallel, workers_for
 from .prepare import round_blocks
-from .simd import (
-    LANES,
-    ROWS,
-    STREAMS,
+from .simd.cpu import LANES, ROWS, STREAMS
+from .simd.interleaved import (
     add_int4_block,
     add_int4_block_to_four,
     byte_tile_add,
     byte_tile_add_scaled,
     byte_tile_zeros,
     four_row_sums_zeros,
-    load_half,
-    prefetch,
-    prefetch_ahead,
     row_sums_zeros,
     store_row_sums,
     unpack_halves,
     unpack_int4_block,
     unpack_int8_block,
 )
+from .simd.memory import load_half, prefetch, prefetch_ahead
 from .weights import Int4Rows, Int8Rows, block_words, factor_of_minima, minima_at, row_length
 
 LONGEST = 80  # words of a block
@@ -128,9 +123,7 @@ def open_byte_panel(x):
 
 @jit_inner
 def _unpack_int4(x, weight, part, panel):
-    """Unpacks some columns of 2 · LANES rows to bytes, and the scales and minima of each block; prefetches the next
-    rows.
-    """
+    """Unpacks columns of 2 · LANES rows to bytes, and scales and minima of each block; prefetches the next rows."""
     lanes, blocks, size, minima = 2 * LANES, weight.columns // BLOCK, block_words(weight), minima_at(weight)
     for side in range(part.rows // SIDE):
         at = ((part.top // SIDE + side) * blocks + part.first // BLOCK) * size

@@ -22,22 +22,11 @@ from .compiler import by_type, jit, jit_inlined, jit_inner
 from .pairs import pairs_of_task, partner_of, some_pairs, stream_of
 from .parallel import parallel_for
 from .prepare import prepare
-from .simd import (
-    AHEAD,
-    LANES,
-    add_fours,
-    add_scaled_blocks,
-    dot_32,
-    eight_zeros,
-    fma,
-    load,
-    prefetch,
-    prefetch_four,
-    splat_half,
-    store_sums,
-    sum_lanes,
-    zeros,
-)
+from .simd.accumulators import add_fours, add_scaled_blocks, eight_zeros, store_sums
+from .simd.cpu import AHEAD, LANES
+from .simd.memory import load, prefetch, prefetch_four, splat_half
+from .simd.products import dot_32
+from .simd.vectors import fma, sum_lanes, zeros
 from .weights import BF16Rows, F32Rows, Int4Rows, Int8Rows, KernelWeight, row_length
 
 FEW = 16  # the largest T for these kernels; above it matmul.py is as fast

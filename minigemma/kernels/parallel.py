@@ -21,9 +21,8 @@ region, whose threads claim the tasks of each step:
     barrier(counters, step, done, workers, tasks, …)    # until all tasks of this step are done
 
 Only claimed tasks are awaited, so a descheduled thread cannot stall a step: the others take over its share. A late
-thread still goes through all steps and must read the same values as the others, so a step may write only what no
-earlier step of the region reads. (All threads write keys and values of new tokens into the cache, each before it reads
-them, and all write the same values.)
+thread still runs all steps and must read the same values as the others, so a step may write only what no earlier step
+of the region reads. (All threads write the same keys and values of new tokens into the cache, each before reading.)
 
 A waiting thread prefetches the first weights of the next step into its second-level cache. Then it yields its core, so
 that other programs run now and not in the middle of a task that all threads wait for.
@@ -82,9 +81,7 @@ _find_tbb()
 
 @contextmanager
 def threads(count: int, formulas: bool = False) -> Iterator[None]:
-    """Inside it kernels use `count` threads, or all if there are fewer; with `formulas` definitions run as their
-    formulas, and NumPy's products on so many.
-    """
+    """Runs kernels on at most `count` threads; with `formulas`, definitions run in NumPy, on as many."""
     if formulas or runs_formulas():
         with formulas_only(), threadpool_limits(count):
             yield

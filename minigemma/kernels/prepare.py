@@ -24,20 +24,9 @@ from ..arrays import F32
 from ..layouts.int4 import BLOCK
 from .amx import on_cache_line
 from .compiler import by_type, jit_inner
-from .simd import (
-    LANES,
-    load,
-    magnitude,
-    max_lanes,
-    maximum,
-    round_lanes,
-    splat,
-    store,
-    store_whole,
-    sum_lanes,
-    to_even_odd,
-    zeros,
-)
+from .simd.cpu import LANES
+from .simd.memory import load, store, store_whole, to_even_odd
+from .simd.vectors import magnitude, max_lanes, maximum, round_lanes, splat, sum_lanes, zeros
 from .weights import BF16Rows, F32Rows, Int4Rows, Int8Rows, factor_of_minima
 
 

@@ -21,24 +21,10 @@ from numba import float32
 from .compiler import jit_inner
 from .parallel import chunk, parallel
 from .rows import vectors_of
-from .simd import (
-    LANES,
-    ROWS,
-    exp,
-    expm1,
-    fma,
-    load,
-    load_one,
-    maximum,
-    prefetch,
-    root,
-    splat,
-    store,
-    tile_add_outer,
-    tile_store,
-    tile_zeros,
-    zeros,
-)
+from .simd.accumulators import tile_add_outer, tile_store, tile_zeros
+from .simd.cpu import LANES, ROWS
+from .simd.memory import load, load_one, prefetch, store
+from .simd.vectors import exp, expm1, fma, maximum, root, splat, zeros
 
 DECAY = 8.0  # c in the paper
 STEEPEST = 1000  # the derivative of the root in the gradient of RG-LRU is at most this

@@ -22,23 +22,10 @@ from .matvec import dot
 from .pairs import pairs_of_task, stream_of
 from .parallel import barrier, chunk, new_counters, next_task, parallel, parallel_for
 from .prepare import prepare, round_blocks, round_whole
-from .simd import (
-    LANES,
-    SCALES,
-    STREAMS,
-    add_int2_block,
-    add_int4_block,
-    fma,
-    load,
-    load_half,
-    max_lanes,
-    prefetch_ahead,
-    row_sums_zeros,
-    store_half,
-    store_row_sums,
-    sum_lanes,
-    zeros,
-)
+from .simd.cpu import LANES, STREAMS
+from .simd.interleaved import SCALES, add_int2_block, add_int4_block, row_sums_zeros, store_row_sums
+from .simd.memory import load, load_half, prefetch_ahead, store_half
+from .simd.vectors import fma, max_lanes, sum_lanes, zeros
 from .weights import SYMMETRIC_WORDS as WORDS
 from .weights import row_length, widen_row
 
@@ -76,7 +63,7 @@ class Shared(NamedTuple):
 
 @jit_inner
 def _scale(w, first, count):
-    """d of a block of BLOCK columns in four bits, or of COARSE columns in two, before it is rounded."""
+    """d of a block, before rounding: BLOCK columns in four bits, or COARSE columns in two."""
     high, low, total = float32(0), float32(0), float32(0)
     if count == COARSE:
         for k in range(first, first + COARSE):

@@ -25,6 +25,8 @@ to float16, by 2⁻¹² of a weight. A matrix whose rows do not divide by sixtee
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..arrays import F32, U8
@@ -104,23 +106,9 @@ def unpack(data: U8) -> F32:
     return wide.reshape(len(blocks), -1)
 
 
-LAYOUT = Layout(
-    "int4",
-    5.0,
-    np.uint8,
-    data_shape=lambda R, D: (R // SIDE, D // BLOCK, BYTES),
-    pack=pack,
-    unpack=unpack,
-    rows=SIDE,
-    columns=BLOCK,
-)
-SYMMETRIC = Layout(
-    "int4-symmetric",
-    4.5,
-    np.uint8,
-    data_shape=lambda R, D: (R // SIDE, D // BLOCK, SYMMETRIC_BYTES),
-    pack=pack_symmetric,
-    unpack=unpack,
-    rows=SIDE,
-    columns=BLOCK,
-)
+def _layout(name: str, bits: float, size: int, pack: Callable[[F32], U8]) -> Layout:
+    return Layout(name, bits, np.uint8, lambda R, D: (R // SIDE, D // BLOCK, size), pack, unpack, SIDE, BLOCK)
+
+
+LAYOUT = _layout("int4", 5.0, BYTES, pack)
+SYMMETRIC = _layout("int4-symmetric", 4.5, SYMMETRIC_BYTES, pack_symmetric)

@@ -92,20 +92,8 @@ def in_blocks(data: NDArray) -> U8 | None:
 
 
 INT8 = Layout(
-    "int8-row",
-    8,
-    np.int8,
-    data_shape=lambda R, D: (R, SCALE_BYTES + D),
-    pack=quantize_int8_rows,
-    unpack=_unpack_int8,
-    columns=BLOCK,
+    "int8-row", 8, np.int8, lambda R, D: (R, SCALE_BYTES + D), quantize_int8_rows, _unpack_int8, columns=BLOCK
 )
 INT4 = Layout(
-    "int4-row",
-    4,
-    np.uint8,
-    data_shape=lambda R, D: (R, 1, SCALE_BYTES + D // 2),
-    pack=quantize_int4_rows,
-    unpack=_unpack_int4,
-    columns=BLOCK,
+    "int4-row", 4, np.uint8, lambda R, D: (R, 1, SCALE_BYTES + D // 2), quantize_int4_rows, _unpack_int4, columns=BLOCK
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import AttentionConfig, TextConfig, released
 from .decoder import Decoder
-from .fields import TANH_GELU, Fields, Json, plain_rope
+from .fields import REQUIRED, TANH_GELU, Fields, Json, plain_rope
 from .registry import Family
 
 
@@ -115,7 +115,7 @@ def sizes_from_gguf(f: Fields, rows: int, causal: bool = True) -> dict[str, Any]
     """The sizes that every generation's GGUF header states; ValueError for attention that no generation has."""
     heads = f.integer("attention.head_count")
     usual = {"attention.head_count_kv": heads, "attention.key_length": 256}
-    sizes: dict[str, Any] = {ours: f.integer(theirs, **_default(usual, theirs)) for ours, (_, theirs) in SIZES.items()}
+    sizes: dict[str, Any] = {ours: f.integer(key, default=usual.get(key, REQUIRED)) for ours, (_, key) in SIZES.items()}
     for name in ("attention.value_length", "rope.dimension_count"):
         for layers in ("", "_swa"):
             f.expect(name + layers, sizes["head_dim"], because=f"it must be the head's {sizes['head_dim']}")
@@ -130,10 +130,6 @@ def sizes_to_gguf(config: TextConfig) -> Json:
     sizes = {theirs: getattr(config, ours) for ours, (_, theirs) in SIZES.items()}
     more = {"attention.layer_norm_rms_epsilon": config.eps, "rope.freq_base": config.rope_base}
     return sizes | more | dict.fromkeys(("attention.value_length", "rope.dimension_count"), config.head_dim)
-
-
-def _default(usual: dict[str, int], name: str) -> dict[str, int]:
-    return {"default": usual[name]} if name in usual else {}
 
 
 def rope_scale_from_gguf(f: Fields, default: float = 1.0) -> float:

@@ -124,14 +124,8 @@ def to_json(config: Gemma2Config) -> Json:
         "attn_logit_softcapping": config.attention_cap,
         "final_logit_softcapping": config.logit_cap,
     }
-    return (
-        own
-        | gemma.sizes_to_json(config)
-        | {
-            "layer_types": layer_types(config),
-            "rope_parameters": gemma.rope_to_json(config.rope_base),
-        }
-    )
+    rope = {"layer_types": layer_types(config), "rope_parameters": gemma.rope_to_json(config.rope_base)}
+    return own | gemma.sizes_to_json(config) | rope
 
 
 def from_gguf(f: Fields, rows: int) -> Gemma2Config:

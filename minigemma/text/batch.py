@@ -55,9 +55,7 @@ def generate_batch(
     check_type("images", images, Sequence, "a list with the images of each prompt", optional=False)
     check_type("seed", seed, (int, Sequence), "an integer, or one for each prompt")
     count = len(prompts)
-    seeds = (
-        [None if seed is None else seed + i for i in range(count)] if seed is None or isinstance(seed, int) else seed
-    )
+    seeds = seed if isinstance(seed, Sequence) else [None if seed is None else seed + i for i in range(count)]
     images = images if len(images) else [()] * count
     for what, given in (("images", images), ("seeds", seeds)):
         if len(given) != count:

@@ -34,10 +34,9 @@ class ContextFull(ValueError):
 class Chat:
     """Turns that follow one another: `send` a message, get the answer; `messages` has all of them.
 
-    What the cache holds is reused as long as the conversation continues it; a ring cannot be wound back, so where it
-    does not (after an answer that a stop string ended, say) the conversation is read again from its beginning. An
-    answer is thus always what it would be without a cache. Images are looked at once; what was seen stays with the
-    chat, and their message has in "images" how many crops each was cut into.
+    The cache is reused as long as the conversation continues it. Where it does not (say after a stop string), the
+    conversation is read again from its beginning, since a ring cannot be wound back: answers are those without a cache.
+    Each image is encoded once, and its message has in "images" how many crops it was cut into.
     """
 
     _cache: Cache | None

@@ -48,7 +48,8 @@ class Prefixes:
         """Keep a cache that nothing else will use, in place of those whose texts it can serve too."""
         cache.settle()
         new = Kept(key[: cache.position], cache)
-        self.kept = [old for old in self.kept if not _serves(new, len(old.key), shared(old.key, new.key))]
+        whole = [shared(old.key, new.key) == len(old.key) and cache.can_copy(len(old.key)) for old in self.kept]
+        self.kept = [old for old, served in zip(self.kept, whole, strict=True) if not served]
         self.kept = [*self.kept, new][-self.most :] if self.most else []
 
     def find(self, key: NDArray[np.int64], running: Iterable[Kept] = ()) -> Found:
@@ -67,10 +68,6 @@ class Prefixes:
         best = candidates[usable.index(most)]
         self.kept = [each for each in self.kept if each is not best] + [each for each in self.kept if each is best]
         return Found(best.cache.copy(most), fork)
-
-
-def _serves(new: Kept, length: int, common: int) -> bool:
-    return common == length and new.cache.can_copy(length)
 
 
 def shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:

@@ -27,11 +27,8 @@ import numpy as np
 
 from ..config import VisionConfig
 from ..errors import no_vision
-from ..files.tokenizer import stop_ids
 from ..models.registry import FAMILIES
 from ..models.vocabulary import Vocabulary
-
-__all__ = ["conversation_ids", "stop_ids", "text_ids"]
 
 Message = Mapping[str, Any]
 ROLES = {"user": "user", "model": "model", "assistant": "model"}
@@ -172,17 +169,14 @@ def _crops(images: Any) -> Sequence[int]:
     return images
 
 
-def _given(images: int) -> str:
-    return "1 image was given" if images == 1 else f"{images} images were given"
-
-
 def _around_images(text: str, images: Sequence[int], where: str) -> list[str]:
     """The text cut where an image or a crop stands: one piece more than there are of these, newlines included."""
     pieces = text.split(MARK)
     if len(pieces) == 1:
         pieces = [""] * len(images) + pieces
     if len(pieces) - 1 != len(images):
-        number, given = len(pieces) - 1, _given(len(images))
+        number = len(pieces) - 1
+        given = "1 image was given" if len(images) == 1 else f"{len(images)} images were given"
         raise ValueError(f"{where} has {number} {MARK}, but {given}; it takes one for each image, or none at all")
     whole = [pieces[0]]
     for crops, after in zip(images, pieces[1:], strict=True):

@@ -115,7 +115,7 @@ def test_int4_files_keep_their_weights_in_other_formats(folder, tmp_path):
 
 def test_what_cannot_be_done_leaves_nothing_behind(folder, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
-    with pytest.raises(mg.ModelFormatError, match="there: exists already; give the path of a folder that is not there"):
+    with pytest.raises(mg.ModelFormatError, match="there: exists already; give a new path in an existing folder"):
         quantize(folder, tmp_path / "there", "int8")
     with pytest.raises(mg.ModelFormatError, match="cannot be made"):
         quantize(folder, tmp_path / "no" / "where", "int8")

@@ -26,7 +26,6 @@ from minigemma.kernels.simd import (
     int_tile_zeros,
     load,
     load_even_odd,
-    load_float,
     load_half,
     load_one,
     magnitude,
@@ -285,9 +284,8 @@ def test_half_is_exact_for_every_finite_float16():
 
 @jit
 def narrow(data, words, half):
-    """data: float32 as bytes."""
     for i in range(words.size):
-        x = load_float(data, 4 * i)
+        x = data[i]
         words[i] = bf16_bits(x)
         if abs(x) < 65520:
             store_half(half, 2 * i, x)
@@ -303,7 +301,7 @@ def test_bf16_and_float16_round_to_nearest_even():
     beyond = [np.nextafter(halfway[:1024], to) for to in (np.float32(0), np.float32(1))]  # of ties between subnormals
     x = np.concatenate([ODD, some, edges, halfway, -halfway, subnormal, *beyond])
     words, half = np.zeros(x.size, np.uint16), np.zeros(x.size, np.float16)
-    narrow(x.view(np.uint8), words, half.view(np.uint8))
+    narrow(x, words, half.view(np.uint8))
     assert_same(widen_bf16(words), widen_bf16(round_bf16(x)))
     fits = abs(x) < 65520
     assert (half[fits].view(np.uint16) == x[fits].astype(np.float16).view(np.uint16)).all()
@@ -312,7 +310,7 @@ def test_bf16_and_float16_round_to_nearest_even():
 def test_bf16_of_nan_is_nan():
     x = np.uint32([0x7F800001, 0x7FFFFFFF, 0xFF800001, 0x7FC00000]).view(np.float32)
     words, half = np.zeros(4, np.uint16), np.zeros(4, np.float16)
-    narrow(x.view(np.uint8), words, half.view(np.uint8))
+    narrow(x, words, half.view(np.uint8))
     assert np.isnan(widen_bf16(words)).all()
 
 

@@ -12,7 +12,8 @@ Each operation is one or a few LLVM instructions, which LLVM turns into AVX-512,
 has. How an operation is made: operation.py. What there is:
 
     cpu.py            LANES, ROWS and what else depends on the processor
-    vectors.py        load, store, arithmetic, exp, tanh, sums across lanes, prefetch
+    memory.py         load, store, prefetch
+    vectors.py        arithmetic, exp, tanh, sums across lanes
     accumulators.py   eight sums (matvec), tiles of ROWS x 2 vectors (matmul)
     products.py       dot products of blocks of int8 and int4
     interleaved.py    blocks of 16 interleaved rows of four or two bits
@@ -51,35 +52,36 @@ from .interleaved import (
     unpack_int4_block,
     unpack_int8_block,
 )
-from .products import dot_32, unpack_32
-from .vectors import (
+from .memory import (
     bf16_bits,
-    exp,
-    expm1,
-    fma,
     from_even_odd,
     load,
     load_even_odd,
-    load_float,
     load_half,
     load_one,
-    magnitude,
-    max_lanes,
-    maximum,
-    minimum,
     prefetch,
     prefetch_ahead,
     prefetch_four,
-    root,
-    round_lanes,
-    splat,
     splat_half,
     store,
     store_half,
     store_whole,
+    to_even_odd,
+)
+from .products import dot_32, unpack_32
+from .vectors import (
+    exp,
+    expm1,
+    fma,
+    magnitude,
+    max_lanes,
+    maximum,
+    minimum,
+    root,
+    round_lanes,
+    splat,
     sum_lanes,
     tanh,
-    to_even_odd,
     where_less,
     zeros,
 )

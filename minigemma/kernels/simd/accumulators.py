@@ -7,21 +7,9 @@ a product run at the speed of arithmetic and not of loads.
 from __future__ import annotations
 
 from .cpu import LANES, ROWS
-from .operation import (
-    F32,
-    I16,
-    I32,
-    Array,
-    EightSums,
-    Index,
-    IntTile,
-    Tile,
-    constant,
-    multiply_add,
-    operation,
-)
+from .memory import even_odd, splat_of_half
+from .operation import F32, I16, I32, Array, EightSums, Index, IntTile, Tile, constant, multiply_add, operation
 from .products import add_products_of_bf16, dot_of_32, integers_of_32, products_of_pairs
-from .vectors import even_odd, splat_of_half
 
 # ---- eight sums: of two rows of a weight and four tokens
 

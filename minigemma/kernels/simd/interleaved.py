@@ -17,6 +17,7 @@ from numba import types
 
 from ...layouts.int4 import SIDE
 from .cpu import LANES, ROWS
+from .memory import half_to_float, round_off
 from .operation import (
     F32,
     I8,
@@ -34,7 +35,6 @@ from .operation import (
     operation,
 )
 from .products import FOURS, add_products_of_fours, no_fours, sums_of_fours
-from .vectors import half_to_float, round_off
 
 VECTORS = SIDE // LANES  # that hold a number for each of sixteen rows
 SCALES = SIDE // 2  # words that a block's scales take

@@ -13,6 +13,7 @@ compiling. Annotations give the Numba types of the parameters and of the result 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partialmethod
 from inspect import Parameter, signature
 from typing import Any, ClassVar, TypeAlias
 
@@ -48,7 +49,6 @@ TYPES: dict[str, Any] = {  # what an annotation means to Numba
     "Array": None,  # any array of one axis without gaps
     "Index": types.intp,
     "Float": types.float32,
-    "Int": types.int32,
     "Word": types.uint16,
     "None": types.void,
     "Vector": VECTOR,  # LANES float32
@@ -90,56 +90,18 @@ class Lanes:
         name = ("f" if self.element in (F32, F16) else "") + instruction
         return Lanes(getattr(self.builder, name)(*(pair[::-1] if swap else pair)))
 
-    def __add__(self, other: Lanes | float) -> Lanes:
-        return self._apply("add", other)
-
-    def __radd__(self, other: float) -> Lanes:
-        return self._apply("add", other, swap=True)
-
-    def __sub__(self, other: Lanes | float) -> Lanes:
-        return self._apply("sub", other)
-
-    def __mul__(self, other: Lanes | float) -> Lanes:
-        return self._apply("mul", other)
-
-    def __rmul__(self, other: float) -> Lanes:
-        return self._apply("mul", other, swap=True)
-
-    def __truediv__(self, other: Lanes | float) -> Lanes:
-        return self._apply("div", other)
-
-    def __and__(self, other: Lanes | int) -> Lanes:
-        return self._apply("and_", other)
-
-    def __or__(self, other: Lanes | int) -> Lanes:
-        return self._apply("or_", other)
-
-    def __xor__(self, other: Lanes | int) -> Lanes:
-        return self._apply("xor", other)
-
-    def __lshift__(self, places: int) -> Lanes:
-        return self._apply("shl", places)
-
-    def __rshift__(self, places: int) -> Lanes:
-        return self._apply("lshr", places)
-
-    def shift_signed(self, places: int) -> Lanes:
-        """Shifts right and repeats the sign."""
-        return self._apply("ashr", places)
+    __add__, __radd__ = partialmethod(_apply, "add"), partialmethod(_apply, "add", swap=True)
+    __mul__, __rmul__ = partialmethod(_apply, "mul"), partialmethod(_apply, "mul", swap=True)
+    __sub__, __truediv__ = partialmethod(_apply, "sub"), partialmethod(_apply, "div")
+    __and__, __or__, __xor__ = partialmethod(_apply, "and_"), partialmethod(_apply, "or_"), partialmethod(_apply, "xor")
+    __lshift__, __rshift__ = partialmethod(_apply, "shl"), partialmethod(_apply, "lshr")
+    shift_signed = partialmethod(_apply, "ashr")  # to the right; repeats the sign
 
     def _compare(self, symbol: str, other: Lanes | float) -> Lanes:
         compare = self.builder.fcmp_ordered if self.element in (F32, F16) else self.builder.icmp_signed
         return Lanes(compare(symbol, self.value, (other if isinstance(other, Lanes) else self.filled(other)).value))
 
-    def __lt__(self, other: Lanes | float) -> Lanes:
-        return self._compare("<", other)
-
-    def __gt__(self, other: Lanes | float) -> Lanes:
-        return self._compare(">", other)
-
-    def equals(self, other: Lanes | float) -> Lanes:
-        """Which lanes are equal; no NaN is."""
-        return self._compare("==", other)
+    __lt__, __gt__ = partialmethod(_compare, "<"), partialmethod(_compare, ">")
 
     def _like(self, element: ir.Type) -> ir.Type:
         return ir.VectorType(element, self.lanes) if self.lanes else element
@@ -187,7 +149,6 @@ class Lanes:
 Vector: TypeAlias = Lanes
 Float: TypeAlias = Lanes
 Index: TypeAlias = Lanes
-Int: TypeAlias = Lanes
 Word: TypeAlias = Lanes
 TwoVectors: TypeAlias = list[Lanes]
 EightSums: TypeAlias = list[Lanes]
