@@ -114,11 +114,11 @@ class KeyValueRing:
         return together[0], together[1], np.arange(count - len(together[0]), count, dtype=np.int32)
 
     def reserve(self, count: int) -> None:
-        """Have the slots that `count` tokens take, for kernels that write into them."""
+        """Allocate the slots of `count` tokens, for kernels that write into them."""
         self._grow(min(count, self.limit))
 
     def skip_to(self, position: int) -> None:
-        """Be as full as after `position` tokens, with meaningless keys and values."""
+        """Fill it with meaningless keys and values, up to `position` tokens."""
         self._grow(min(position, self.limit))
         for array in (self.keys, self.values):
             # 1/128 in bf16 or float32. Zeros would not do: Linux allocates such pages only when they are written.
@@ -149,7 +149,7 @@ class KeyValueRing:
         return self.keys[slots], self.values[slots]
 
     def rewind(self, mark: Mark, position: int, overwritten: tuple[NDArray, ...]) -> None:
-        """Have again what the tokens from `position` on have overwritten."""
+        """Restore what the tokens from `position` on have overwritten."""
         self._pending, first = None, position - mark.position
         for array, old in zip((self.keys, self.values), overwritten, strict=bool(overwritten)):
             array[np.arange(position, mark.position + len(old)) % self.limit] = old[first:]
@@ -203,7 +203,7 @@ class RecurrentState:
         return self.tail, self.h
 
     def rewind(self, mark: Mark, position: int, overwritten: tuple[NDArray, ...]) -> None:
-        """Be what it was at the mark, to which `Cache.rewind` then goes back."""
+        """Restore the state at the mark, to which `Cache.rewind` then goes back."""
         self._pending, (self.tail, self.h) = None, overwritten
 
     def stored(self, position: int) -> dict[str, NDArray]:
@@ -336,7 +336,7 @@ class Cache:
             raise
 
     def skip_to(self, position: int) -> None:
-        """Stand at `position` without having read anything, to measure what a token costs there."""
+        """Move to `position` without reading any tokens, to measure what a token costs there."""
         if not self.position <= position <= self.max_tokens:
             raise ValueError(f"position {position} is not within {self.position} … {self.max_tokens}")
         for layer in self.layers:

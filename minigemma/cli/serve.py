@@ -331,7 +331,7 @@ def key_of(text: str | None) -> str | None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket of that address, which does not listen yet. Raises ValueError where there is none to be had."""
+    """A socket of that address, which does not listen yet. Raises ValueError if it cannot be taken."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind)

@@ -177,7 +177,7 @@ def _check(name: str, entry: Any) -> None:
         raise _Broken(f"holds {short(name)} as {short(dtype)}", "get the bfloat16 weights of the model")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-            raise _Broken(f"{short(name)} has a shape or offsets that are not whole numbers from 0 to 2⁶³", DAMAGED)
+            raise _Broken(f"{short(name)} has a shape or offsets that are not integers from 0 to 2⁶³", DAMAGED)
     if len(offsets) != 2 or len(shape) > MAX_AXES:
         raise _Broken(f"{short(name)} has {len(shape)} axes (at most {MAX_AXES}), {len(offsets)} offsets (2)", DAMAGED)
     wanted, given = math.prod(shape) * DTYPES[dtype].itemsize, offsets[1] - offsets[0]

@@ -94,7 +94,7 @@ def gguf_statements(path: Path, metadata: Mapping[str, Any]) -> Statements:
         stated = tokens.get(name, [])
         for end in stated if isinstance(stated, list) else [stated]:
             if not isinstance(end, int):
-                problem = f"tokenizer.ggml.{name} is {short(end)}; it must be a whole number"
+                problem = f"tokenizer.ggml.{name} is {short(end)}; it must be an integer"
                 raise ModelFormatError(path, problem, DAMAGED)
             ends.append(end)
     templates = [str(value) for key, value in metadata.items() if re.match(r"tokenizer\.chat_template\b", key)]
@@ -140,7 +140,7 @@ def _ids(path: Path, stated: Mapping[str, Any]) -> list[int | str]:
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     for end in ends:
         if isinstance(end, bool) or not isinstance(end, int):
-            raise ModelFormatError(path, f"eos_token_id has {short(end)}; ids are whole numbers", DAMAGED)
+            raise ModelFormatError(path, f"eos_token_id has {short(end)}; ids are integers", DAMAGED)
     return ends
 
 

@@ -29,7 +29,7 @@ def gelu(z: F32) -> F32:
 
 @gelu.gradient
 def gelu_gradient(dy: F32, z: F32) -> F32:
-    """dz = dy · ((1 + τ) / 2 + z / 2 · (1 - τ²) · √(2/π) · (1 + 3 · 0.044715 z²)), τ the tangent in gelu
+    """dz = dy · ((1 + τ) / 2 + z / 2 · (1 - τ²) · √(2/π) · (1 + 3 · 0.044715 z²)), τ the tanh in gelu
 
     dy, z [P, F] float32 → [P, F] float32
     """

@@ -175,7 +175,7 @@ _said: set[str] = set()
 
 
 def _say_once(what: str, why: str) -> None:
-    """Says the first reason alone: what is wrong with one kernel's file is mostly wrong with all."""
+    """Logs each kind of problem once: what is wrong with one kernel's file is usually wrong with all."""
     if what not in _said:
         _said.add(what)
         logging.getLogger("minigemma").warning(f"{what}: {why}")

@@ -137,10 +137,10 @@ def _largest(x, at):
 
 @jit_inner
 def _closest_steps(x, steps):
-    """How many steps of the scale the largest weight should be, so that all lie closest to whole ones.
+    """How many steps of the scale the largest weight should take, so that all weights lie closest to integers.
 
-    x [32]: weights divided by the largest; steps [TRIED]: the numbers to try, the lanes of this search. Of two that
-    come equally close the first counts, which is the larger.
+    x [32]: weights divided by the largest; steps [TRIED]: the numbers to try, the lanes of this search. On a tie
+    the first, which is the larger, wins.
     """
     k, m = load(steps, 0), load(steps, TRIED - LANES)  # with 16 lanes twice the same
     a, b, c, d = zeros(), zeros(), zeros(), zeros()  # two sums of each: in one, each product would wait for the last
@@ -173,9 +173,9 @@ def _int8_block(x, at, d, out, whole, to):
 
 @jit_inner
 def _best_scale(r, scales, room):
-    """d of the whole numbers that come closest to r [32], weights divided by the one farthest from 0.
+    """The scale whose integers come closest to r [32], weights divided by the one farthest from 0.
 
-    `scales` are the numbers of steps to try and the lanes of this search, `room` [2 · 16] is for what each comes to.
+    `scales` are the numbers of steps to try and the lanes of this search, `room` [2 · 16] holds the sums of each.
     """
     mean = float32(0)
     for j in range(32):
@@ -299,7 +299,7 @@ def _quantize(x, kind):
 
 @jit
 def _int8_moved(blocks, five, out):
-    """Q4_0 or Q5_0 blocks, [B · 18 or 22]: the same scales, and whole numbers that are only written otherwise."""
+    """Q4_0 or Q5_0 blocks, [B · 18 or 22]: the same scales and integers, stored in another form."""
     size, zero = (22, 16) if five else (18, 8)
     for b in range(blocks.size // size):
         at, to, bits = b * size, b * 34, 0

@@ -6,7 +6,7 @@ The scan, from formulas/rglru.py:
     between them. Channels do not meet, so a lane is a channel.
  3  Threads share the channels, and each walks all of time. A tree over time (`associative_scan`) does twice the work,
     and both wait for memory (De et al. 2024, App. D).
- 4  Back: the same from the last token to the first, with the gates computed again.
+ 4  The gradient: the same from the last token to the first; the gates are computed again.
 
 The block-diagonal product:
  1  The definition: each block is widened and multiplied by its channels.

@@ -41,7 +41,7 @@ TRIED = 16
 STEPS = 127 - 2 * np.arange(TRIED, dtype=np.float32)  # of an int8's 127, how many a block's largest weight may take
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, Q2_K, Q3_K, TQ1_0, TQ2_0, IQ4_NL, IQ4_XS = range(14)
 ONE_SCALE = (Q4_0, Q5_0, TQ1_0, TQ2_0, IQ4_NL)  # and no minimum, and integers that fit into int8
-SCALES = np.arange(9, 5, -0.25, dtype=np.float32)  # steps that the largest weight of a block may be, of Q4_0's 8
+SCALES = np.arange(9, 5, -0.25, dtype=np.float32)  # steps that the largest weight of a block may take, of Q4_0's 8
 RANGES = np.arange(16, 10.4, -0.35, dtype=np.float32)  # steps from the smallest to the largest weight, of Q4_1's 15
 REFITS = 4  # of Q4_1's line: normal weights lose 0.49 % of their square instead of 0.52 %
 TOO_LARGE = 65_520.0  # what is rounded to infinity in float16
@@ -191,7 +191,7 @@ def _with_scale(d: F32, q: NDArray) -> U8:
 
 
 def nearest(x: F32, d: F32, low: int, high: int) -> F32:
-    """Whole numbers q from low to high with d q nearest to x: x [R, D], d [R, 1] → [R, D]; 0 where d is 0."""
+    """Integers q from low to high with d q nearest to x: x [R, D], d [R, 1] → [R, D]; 0 where d is 0."""
     q = np.rint(np.divide(x, d, out=np.zeros_like(x), where=d != 0))
     return np.clip(q, low, high)
 
@@ -208,7 +208,7 @@ def quantize_blocks(x: F32, kind: int) -> U8:
 
     Q8_0: d = max |w| / 127 as float16, q = round(w / d). Q4_0: the best of sixteen scales, by least squares. Of the
     steps -8 d … 7 d the longer half goes to the side of the weight farthest from 0, which may be k = 5.25 … 9 of them.
-    Each k gives whole numbers q; the d that suits them best is Σ u w q / Σ u q², and leaves an error of
+    Each k gives integers q; the best d for them is Σ u w q / Σ u q², which leaves an error of
     Σ u w² - (Σ u w q)² / Σ u q². A weight counts u = w² + mean w²: an error in a large one matters more.
 
     Q4_1: the best of sixteen ranges, by least squares: from the smallest to the largest weight there are k = 10.75 … 16

@@ -19,7 +19,7 @@ from .weight import Layout
 
 SCALE_BYTES = 4
 BLOCK = 32
-CLIPS = (8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 24)  # steps that the largest weight of a row may be, of which int4 has 8
+CLIPS = (8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 24)  # steps that the largest weight of a row may take; int4 has 8
 CLIPPED_TOGETHER = 1 << 18  # weights that stay in the cache while their scale is looked for
 
 

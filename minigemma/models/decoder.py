@@ -341,7 +341,7 @@ class Decoder:
         if tokens.ndim != 1 or not len(tokens):
             raise ValueError(f"ids must be a sequence of at least one token id, not of shape {list(tokens.shape)}")
         if tokens.dtype.kind not in "iu":
-            raise ValueError(f"token ids must be whole numbers, not {tokens.dtype}")
+            raise ValueError(f"token ids must be integers, not {tokens.dtype}")
         wrong = (tokens < 0) | (tokens >= self.config.vocab)
         wrong = tokens[wrong & (tokens != self.vision.image_token) if self.vision else wrong]
         if len(wrong):

@@ -1,5 +1,5 @@
-"""Where the fused kernels stand for layers: one call of compiled code for all layers and the next token of each of up
-to sixteen sequences, or for each layer and up to sixteen tokens of one.
+"""Where fused kernels replace layers: one call of compiled code for all layers and the next token of each of up to
+sixteen sequences, or for each layer and up to sixteen tokens of one.
 
 Each binding returns NotImplemented where its kernel does not apply, and the definition of the layer runs: values are
 tapped, the tokens of an image see each other, the tokens would wrap a ring, caches differ in type, or weights that
@@ -164,7 +164,7 @@ def _held_of(cache: Cache, position: int) -> Held:
 
 
 def _applies(x: F32, width: int, state: Any, tokens: TokenPositions, taps: Scope) -> bool:
-    """Is x [T, width] for a fused kernel, is it of one sequence or a token of each, and is nothing tapped?"""
+    """Does x [T, width] fit a fused kernel: few rows, of one sequence or one of each, and nothing tapped?"""
     few_rows = x.ndim == 2 and x.shape[1] == width and (len(x) == 1 or 0 < len(x) <= few())
     whole = not tokens.starts or (isinstance(state, tuple) and len(state) == len(x))
     return few_rows and x.dtype == np.float32 and x.flags.carray and not taps.taps.patterns and whole

@@ -109,7 +109,7 @@ def layer_types(config: TextConfig) -> list[str]:
 
 
 def query_scalar(config: TextConfig) -> float:
-    """What scores are divided by the root of; a whole number as int, as transformers takes no other kind."""
+    """What scores are divided by the root of; an integer as int, since transformers takes no other type."""
     scalar = config.query_pre_attn_scalar or config.head_dim
     return int(scalar) if scalar == int(scalar) else scalar
 

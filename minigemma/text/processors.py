@@ -126,7 +126,7 @@ def _checked_bias(bias: Any, vocab: int) -> dict[int, float]:
         raise ValueError("logit_bias is no mapping; give token ids and what is added to their logits, {id: value}")
     for token, value in bias.items():
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocab:
-            raise ValueError(f"logit_bias names the token {token!r}; an id is a whole number from 0 to {vocab - 1:,}")
+            raise ValueError(f"logit_bias names the token {token!r}; an id is an integer from 0 to {vocab - 1:,}")
         if value != -np.inf:
             _number(value, f"logit_bias of token {token}")
     return {int(token): float(value) for token, value in bias.items()}

@@ -239,7 +239,7 @@ WRONG = {
         "presence_penalty",
     ),
     "bias of many digits": ({"prompt": "a", "logit_bias": {"5": 10**400}}, "logit_bias of token 5 is 1", "logit_bias"),
-    "ids of many digits": ({"prompt": [10**30]}, "token ids must be whole numbers", None),
+    "ids of many digits": ({"prompt": [10**30]}, "token ids must be integers", None),
     "logprobs of chats": ({"prompt": "a", "top_logprobs": 5}, "top_logprobs takes messages", "top_logprobs"),
     "a long value": ({"prompt": "a", "top_p": "x" * 5000}, "xxx...xxx", "top_p"),
     "usage": ({"prompt": "a", "stream": True, "stream_options": {"include_usage": "no"}}, "include_usage", "stream"),

@@ -116,7 +116,7 @@ def test_a_chat_takes_them_and_refuses_other_names():
         ({"frequency_penalty": float("nan")}, "frequency_penalty is nan; it must be a finite number"),
         ({"presence_penalty": True}, "presence_penalty is True"),
         ({"logit_bias": [1]}, "logit_bias is no mapping"),
-        ({"logit_bias": {300: 1}}, "names the token 300; an id is a whole number from 0 to 261"),
+        ({"logit_bias": {300: 1}}, "names the token 300; an id is an integer from 0 to 261"),
         ({"logit_bias": {"5": 1}}, "names the token '5'"),
         ({"logit_bias": {5: float("inf")}}, "logit_bias of token 5 is inf"),
         ({"logits_processors": print}, "must be a list of functions"),
