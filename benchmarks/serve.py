@@ -146,7 +146,7 @@ def fate(served: Served, chance: random.Random) -> str:
     match chance.choice(["whole", "stream", "stream", "leave", "no JSON", "too large", "half-closed", "gone", "wrong"]):
         case "whole":
             status, _ = served.ask(json.dumps(body).encode())
-            return {200: "answered", 429: "refused, queue full"}.get(status, "lost")
+            return {200: "answered", 429: "refused, queue full"}.get(status, f"lost, {status}")
         case "stream":
             return "answered" if served.stream(body) else "refused, queue full"
         case "leave":

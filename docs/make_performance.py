@@ -44,7 +44,6 @@ from minigemma.kernels.simd import LANES
 from minigemma.kernels.weights import no_rows, of
 from minigemma.layouts import LAYOUTS, Weight
 from minigemma.models.decoder import Decoder
-from minigemma.models.together import forward_together
 from minigemma.text.generation import sampling_logits
 
 PAGE = Path(__file__).with_name("performance.md")
@@ -273,15 +272,13 @@ def prompt() -> str:
 
 def one_together(name: str, model: Decoder) -> list[str]:
     """Milliseconds of a step of 1, 4 and 16 sequences, at position 100, and tokens per second beside those of one."""
-    first = model.new_cache(2000)
-    model.forward(list(range(5, 105)), first, last_only=True)
-    caches, counts = [first.copy() for _ in range(16)], (4, 16)
+    from benchmarks.parallel import ours
+
     with threads(THREADS):
-        steps = [partial(forward_together, model, [7] * count, caches[:count]) for count in counts]
-        one, *several = in_turns(partial(sampling_logits, model, 7, first), *steps, rounds=3)
+        one, *several = in_turns(*ours(model, exact=False), rounds=3)
         _, peak = peak_for(model.weights.blocks[0].ffn.gate)
         limit = 2 * 16 * parameters(model) / peak()
-    ratios = [f"{count * one / step:.2f}" for count, step in zip((*counts, 16), (*several, limit), strict=True)]
+    ratios = [f"{count * one / step:.2f}" for count, step in zip((4, 16, 16), (*several, limit), strict=True)]
     return [name, *[f"{1e3 * step:.1f}" for step in (one, *several)], *ratios]
 
 
@@ -335,7 +332,6 @@ def models() -> str:
 
 def peers() -> str:
     """Other programs with the same weights, in turns: the real 270M."""
-    sys.path.append(str(Path(__file__).parents[1]))  # benchmarks is not installed
     from benchmarks import programs_with
 
     rows = []
@@ -405,6 +401,7 @@ def main(names: list[str]) -> None:
             subprocess.run([sys.executable, __file__, name], check=True)
         return
     (name,) = names
+    sys.path.append(str(Path(__file__).parents[1]))  # benchmarks is not installed
     measured = SECTIONS[name]()
     print(f"## {name}\n{measured}\n", flush=True)
     mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.S)

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from threading import Lock
 
 import numpy as np
@@ -61,6 +63,20 @@ def aligned(size: int, dtype: type) -> NDArray:
     room = np.empty(size * np.dtype(dtype).itemsize + 64, np.uint8)
     first = -room.ctypes.data % 64
     return room[first : first + room.size - 64].view(dtype)
+
+
+def own_pages(shape: tuple[int, ...], dtype: type) -> NDArray:
+    """Zeros in pages of their own if they are large, which go back to the system with the array.
+
+    What lives long among what does not leaves holes: a server's memory would grow for hours. Raises MemoryError.
+    """
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if size < 1 << 16:
+        return np.zeros(shape, dtype)
+    try:
+        return np.frombuffer(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS), dtype).reshape(shape)
+    except OSError:
+        raise MemoryError(f"{size:,} bytes of keys and values cannot be had") from None
 
 
 @dataclass(frozen=True, eq=False)

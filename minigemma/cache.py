@@ -24,7 +24,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import F32, I32, U16, read_only, round_bf16
+from .arrays import F32, I32, U16, own_pages, read_only, round_bf16
 from .errors import check_type
 
 FIRST_SLOTS = 256
@@ -79,8 +79,7 @@ class KeyValueRing:
     def __init__(self, limit: int, kv_heads: int, head_dim: int, dtype: type) -> None:
         self.limit = limit
         shape = min(limit, FIRST_SLOTS), kv_heads, head_dim
-        self.keys: NDArray = np.zeros(shape, dtype)
-        self.values: NDArray = np.zeros(shape, dtype)
+        self.keys, self.values = own_pages(shape, dtype), own_pages(shape, dtype)
         self._pending: tuple[NDArray, NDArray, int] | None = None  # keys, values, and the tokens once they are stored
 
     @property
@@ -134,11 +133,16 @@ class KeyValueRing:
 
     def _grow(self, slots: int) -> None:
         if slots > len(self.keys):
-            size = min(self.limit, max(slots, 2 * len(self.keys)))
-            larger = [np.zeros((size, *old.shape[1:]), old.dtype) for old in (self.keys, self.values)]
-            for new, old in zip(larger, (self.keys, self.values), strict=True):
-                new[: len(old)] = old
-            self.keys, self.values = larger
+            self.keys, self.values = self._copies(min(self.limit, max(slots, 2 * len(self.keys))))
+
+    def _copies(self, slots: int) -> list[NDArray]:
+        """Keys and values again, with room for as many slots or more."""
+        copies = []
+        for old in (self.keys, self.values):
+            new = own_pages((slots, *old.shape[1:]), old.dtype.type)
+            new[: len(old)] = old
+            copies.append(new)
+        return copies
 
     def overwritten(self, position: int, tokens: int) -> tuple[NDArray, ...]:
         """Copies of the keys and values that the tokens from `position` on will overwrite; () while none are."""
@@ -164,7 +168,7 @@ class KeyValueRing:
         """An independent ring with the same contents."""
         other = object.__new__(KeyValueRing)
         other.limit, other._pending = self.limit, None
-        other.keys, other.values = self.keys.copy(), self.values.copy()
+        other.keys, other.values = self._copies(len(self.keys))
         return other
 
 

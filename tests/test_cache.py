@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from mmap import mmap
 
 import numpy as np
 import pytest
 
+from minigemma.arrays import own_pages
 from minigemma.cache import Cache, KeyValueRing
 from minigemma.cli.random_weights import random_model
 from tests.support.small_models import LOCAL_GLOBAL, RECURRENT
@@ -156,3 +158,12 @@ def test_a_cache_is_cut_only_while_it_has_all_that_a_shorter_one_had():
     cache = recurrent.new_cache(40)
     recurrent.forward(ids[:6], cache)
     assert cache.can_copy(6) and not cache.can_copy(5)
+
+
+def test_large_rings_have_pages_of_their_own_and_what_cannot_be_had_is_a_memory_error():
+    ring = KeyValueRing(1000, 2, 256, np.float32)
+    other, kept = ring.copy(), isinstance(ring.keys.base.base.obj, mmap)
+    ring.keys[:] = 1
+    assert kept and isinstance(other.values.base.base.obj, mmap) and not other.keys.any() and not ring.values.any()
+    with pytest.raises(MemoryError, match="bytes of keys and values cannot be had"):
+        own_pages((1 << 62,), np.uint8)

@@ -1,4 +1,4 @@
-"""The logits of the next token in two passes: a coarse product for all, then the likely ones in full (Shim et al. 2017,
+"""The logits of next tokens in two passes: a coarse product for all, then the likely ones in full (Shim et al. 2017,
 "SVD-Softmax: Fast Softmax Approximation on Large Vocabulary Neural Networks", §3).
 
     coarse  = Ê x                       Ê: the head in few bits
@@ -89,12 +89,11 @@ def widened(packed: U8, order: I32) -> F32:
 def likely_logits(x: F32, packed: U8, order: I32, weight: Weight) -> F32:
     """E_v x where the coarse Ê_v x is DEVIATIONS above the mean of all, else Ê_v x      [Shim et al. 2017 §3]
 
-    x [1, D] float32, packed and order as `in_few_bits` has them, weight [V, D] → [1, V] float32
+    x [T, D] float32, packed and order as `in_few_bits` has them, weight [V, D] → [T, V] float32
     """
     y = x @ widened(packed, order).T
-    rows = np.flatnonzero(y > y.mean() + np.float32(DEVIATIONS) * y.std())
-    y[0, rows] = x[0] @ weight.rows(rows).T
-    return y
+    likely = y > y.mean(axis=-1, keepdims=True) + np.float32(DEVIATIONS) * y.std(axis=-1, keepdims=True)
+    return np.where(likely, x @ weight.widen().T, y)
 
 
 @in_few_bits.kernel
@@ -111,12 +110,13 @@ def _in_few_bits(weight, order):
 @likely_logits.kernel
 def _likely_logits(x, packed, order, weight):
     (V, D), made = weight.shape, packed.dtype == np.uint8 and packed.ndim == 3
-    fits = x.shape == (1, D) and x.dtype == np.float32 and np.array_equal(np.sort(order), np.arange(D, dtype=np.int32))
-    fits = fits and order.dtype == np.int32 and weight.layout.name in FROM and D % COARSE == 0 and V % SIDE == 0
+    fits = len(x) > 0 and x.shape[1:] == (D,) and x.dtype == np.float32 and order.dtype == np.int32
+    fits = fits and np.array_equal(np.sort(order), np.arange(D)) and weight.layout.name in FROM
+    fits = fits and D % COARSE == 0 and V % SIDE == 0
     fits = fits and made and packed.shape == (V // SIDE, coarse_bytes(SIDE, D) // SYMMETRIC_BYTES, SYMMETRIC_BYTES)
     require(fits, "likely_logits", x, packed, order, weight)
     coarse = kernels.Coarse(read_only(np.ascontiguousarray(packed).reshape(-1).view(np.uint32)), fine_columns(D))
-    y, order = np.empty((1, V), np.float32), read_only(np.array(order))
+    y, order = np.empty((len(x), V), np.float32), read_only(np.array(order))
     done = kernels.likely_logits(workers(), np.ascontiguousarray(x), order, coarse, of(weight), y)
     return y if done else linear(x, weight)
 
@@ -131,8 +131,8 @@ class CoarseHead:
         self._coarse = kernels.Coarse(read_only(packed.reshape(-1).view(np.uint32)), fine_columns(len(final_norm)))
 
     def logits(self, x: F32) -> F32:
-        """Logits [1, V] of a hidden state, x [1, D] after the final norm; exact for likely tokens only."""
-        y = np.empty((1, self.head.shape[0]), np.float32)
+        """Logits [T, V] of hidden states, x [T, D] after the final norm; exact for likely tokens only."""
+        y = np.empty((len(x), self.head.shape[0]), np.float32)
         done = kernels.likely_logits(workers(), x, self.order, self._coarse, of(self.head), y)
         return y if done else linear(x, self.head)
 

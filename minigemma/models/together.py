@@ -18,10 +18,17 @@ from .decoder import Decoder, check_room
 
 
 def forward_together(model: Decoder, ids: Sequence[int], caches: Sequence[Cache]) -> F32:
-    """The next token of several sequences, ids [B], each of which has a cache of its own: logits [B, V] float32.
+    """The logits [B, V] float32 of what `hidden_together` computes.
 
-    A row is what `forward` makes of its token and cache, up to the order of sums. Sequences may join or leave between
-    any two calls.
+    A row is what `forward` makes of its token and cache, up to the order of sums.
+    """
+    with model.running():
+        return model.head(hidden_together(model, ids, caches))
+
+
+def hidden_together(model: Decoder, ids: Sequence[int], caches: Sequence[Cache]) -> F32:
+    """The next token of several sequences, ids [B], each of which has a cache of its own: hidden states [B, D] float32
+    after the final norm. Sequences may join or leave between any two calls.
 
     Raises ValueError for ids outside the vocabulary, image tokens, and caches that are full or given twice.
     """
@@ -39,4 +46,4 @@ def forward_together(model: Decoder, ids: Sequence[int], caches: Sequence[Cache]
         x = model.layers(embed(tokens, model.weights.embedding, model.embedding_scale), places, caches)
         for token, cache in zip(ids, caches, strict=True):
             cache.advance([token])
-        return model.head(rms_norm(x, model.weights.final_norm, model.config.eps))
+        return rms_norm(x, model.weights.final_norm, model.config.eps)

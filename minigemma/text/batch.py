@@ -7,13 +7,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
+
 from ..arrays import F32
 from ..cache import Cache
 from ..errors import check_type
 from ..kernels.matvec import FEW
 from ..models.decoder import Decoder
-from ..models.together import forward_together
-from .generation import Prompt, Token, stream_generate
+from ..models.together import hidden_together
+from .generation import Prompt, Token, coarse_logits, has_coarse, stream_generate
 from .prompt import checked_model
 
 
@@ -41,7 +43,7 @@ def generate_batch(
     settings      those of `stream_generate`, for all prompts, but for `cache`, `taps` and `draft`
 
     Each text is what `generate` makes of its prompt alone with its seed, up to the order of sums. A prompt is read when
-    it joins; the others then wait. All logits are exact, but when one text is left (`exact_logits`).
+    it joins; the others then wait.
 
     Raises ValueError for other numbers of images or seeds than of prompts, and for a `max_together` below 1, at once;
     as `stream_generate` does, when a prompt joins. An answer that cannot go on (a processor failed) raises as well;
@@ -124,4 +126,12 @@ def next_logits(model: Decoder, answers: Sequence[Answer]) -> Sequence[F32 | Non
     """
     if len(answers) == 1:
         return [None]
-    return list(forward_together(model, [each.latest.token for each in answers], [each.cache for each in answers]))
+    x = hidden_together(model, [each.latest.token for each in answers], [each.cache for each in answers])
+    exact = np.array([each.latest.exact for each in answers]) | (not has_coarse(model))
+    found: list[F32 | None] = [None] * len(answers)
+    for rows, head in ((exact, model.head), (~exact, partial(coarse_logits, model))):
+        if rows.any():
+            with model.running():
+                for i, row in zip(np.flatnonzero(rows), head(x[rows]), strict=True):
+                    found[i] = row
+    return found

@@ -11,28 +11,31 @@ Two kinds of draft. "prompt": the last tokens are looked up in the text so far, 
 (Saxena 2023, "Prompt Lookup Decoding"): where a text is quoted, edited or summarized that is right often, and it costs
 nothing. A smaller model with the same tokenizer: guesses are right more often, and each costs a pass of it.
 
-Guesses are an investment. What reading weights costs is shared by all of a pass, what multiplying costs is not: a pass
-over 9 tokens takes the time of two where memory is the limit (wide weights, many cores, products of bytes in hardware),
-and of six for int8 weights on a core with AVX2 alone. So passes are timed, and as long as guesses have earned less than
-they cost, at most one token in fifty is spent on them.
+A guess is worth what it saves. What reading weights costs is shared by all tokens of a pass, what multiplying costs is
+not: a pass over four takes little longer than one where memory is the limit (wide weights, many cores, products of
+bytes in hardware), and twice to three times as long on a core with AVX2 alone. So passes are timed, and the share p of
+guesses that came true is followed; what the text itself would have guessed is compared also where no pass was made of
+it. A pass over n tokens is expected to yield 1 + p + … + p^(n - 1) of them. Of n = 1, 4 and 8 the one is taken that
+yields the most per second. (Kernels take tokens in fours.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from ..arrays import F32, I32, read_only
 from ..cache import Cache, KeyValueRing, Mark
+from ..kernels.compiler import running_seconds
 from ..kernels.matvec import FEW
 from ..models.decoder import Decoder
 
-MOST = 8  # guesses in a pass
+SIZES = (4, 8)  # tokens of a pass with guesses
 LONGEST = 4  # tokens that are looked up together; two are the fewest
-CREDIT, SHARE, MUCH = 1.0, 0.02, 12.0  # tokens that may be lost at first, of all tokens, and of those that were won
+PACE = 0.1  # at which the share of right guesses follows what came of the latest
+COST, FORGET = 2.0, 0.99  # of a pass of four, by one of one token, until one was timed; what is left of it each token
 
 Draft = str | Decoder
 Step = Callable[[int], F32]
@@ -75,7 +78,7 @@ class Ahead:
     def __init__(self, model: Decoder, cache: Cache, draft: Draft | None, step: Step, head: Head | None) -> None:
         """`step(token)` puts one token into the cache, which holds the prompt, and gives the logits [V] after it.
 
-        head: what makes them of a hidden state [1, D], when they are asked for; None: `forward`, of all at once.
+        head: what makes them [T, V] of hidden states [T, D]; None: `forward`.
         """
         self.model, self.cache, self.step, self.head = model, cache, step, head
         self.guess: Callable[[I32, int], list[int]] | None = None
@@ -85,9 +88,9 @@ class Ahead:
         self.most = min([FEW, *(ring.limit for ring in cache.layers if isinstance(ring, KeyValueRing))])  # in a pass
         self.ids, self.count = np.empty(cache.max_tokens + 1, np.int32), cache.position
         self.ids[: self.count] = cache.ids
-        self.begun, self.balance, self.next = self.count, CREDIT, 4
-        self.guesses, self.rows = list[int](), list[F32]()  # those not yet decided, and the rows of x after each
-        self.alone = 0.0  # seconds that a token takes without guesses
+        self.guesses, self.rows = list[int](), list[F32]()  # those not yet decided, and the logits after each, if read
+        self.right = 0.5 if draft == "prompt" else 0.7  # share of guesses
+        self.alone, self.costs = 0.0, dict[int, float]()  # seconds of one token; passes of each size, by that
         self.mark: Mark | None = None
 
     def __enter__(self) -> Ahead:
@@ -103,13 +106,13 @@ class Ahead:
         if self.guess is None:
             return self.step(token)
         self.ids[self.count] = token
-        if self.guesses and self.guesses[0] == token:
+        right = bool(self.guesses) and self.guesses[0] == token
+        if self.guesses:
+            self.right += PACE * (right - self.right)
+        if right and self.rows:
             self.count += 1
-            self.next = min(2 * self.next, MOST)
             del self.guesses[0]
-            began, logits = perf_counter(), self._logits(self.rows.pop(0))
-            self.balance = min(self.balance + 1 - (perf_counter() - began) / self.alone, MUCH)
-            return logits
+            return self.rows.pop(0)
         self._drop_guesses()
         self.count += 1
         return self._read()
@@ -124,28 +127,44 @@ class Ahead:
     def _read(self) -> F32:
         """Read the text's last token, with what a recurrent state must read again before it, and new guesses."""
         assert self.guess
-        unread = self.ids[self.cache.position : self.count].tolist()
-        room, began = min(self.next, self.most - len(unread), self.cache.max_tokens - self.count), perf_counter()
-        worth = self.alone > 0 and self.balance + SHARE * (self.count - self.begun) > 0
-        guesses = self._possible(self.guess(self.text, room)) if room > 0 and worth else []
+        unread, began = self.ids[self.cache.position : self.count].tolist(), running_seconds()
+        room = min(min(self._best_size(), self.most) - len(unread), self.cache.max_tokens - self.count)
+        guesses = self._possible(self.guess(self.text, room)) if room > 0 else []
         if not guesses:
-            if len(unread) > 1:
-                return self.model.forward(unread, self.cache, last_only=True)[0]
-            logits = self.step(unread[0])
-            took = perf_counter() - began
-            self.alone = min(took, 0.9 * self.alone + 0.1 * took) if self.alone else took
-            return logits
-        self.next = 2
-        self.mark = self.cache.mark(len(unread) + len(guesses))
-        read = self.model.hidden_states if self.head else self.model.forward
-        first, *self.rows = np.split(read(unread + guesses, self.cache)[len(unread) - 1 :], len(guesses) + 1)
-        self.guesses, logits = guesses, self._logits(first)
-        self.balance -= (perf_counter() - began) / self.alone - 1
+            return self._read_alone(unread)
+        tokens = unread + guesses
+        self.mark = self.cache.mark(len(tokens))
+        if self.head:
+            rows = self.head(self.model.hidden_states(tokens, self.cache)[len(unread) - 1 :])
+        else:
+            rows = self.model.forward(tokens, self.cache)[len(unread) - 1 :]
+        logits, *self.rows = rows
+        size, cost = -(-len(tokens) // SIZES[0]) * SIZES[0], (running_seconds() - began) / (self.alone or np.inf)
+        self.guesses, self.costs[size] = guesses, min(cost, 0.9 * self.costs.get(size, cost) + 0.1 * cost)
         return logits
 
-    def _logits(self, row: F32) -> F32:
-        """The logits [V] of a row [1, V] of them, or of a hidden state [1, D]."""
-        return self.head(row) if self.head else row[0]
+    def _read_alone(self, unread: list[int]) -> F32:
+        """Read the text's last token without guesses; what a look-up guesses is compared with what comes."""
+        if len(unread) > 1:
+            return self.model.forward(unread, self.cache, last_only=True)[0]
+        began = running_seconds()
+        logits = self.step(unread[0])
+        took = running_seconds() - began
+        self.alone = min(took, 0.9 * self.alone + 0.1 * took) if self.alone else took
+        self.costs = {size: min(cost, max(FORGET * cost, COST)) for size, cost in self.costs.items()}
+        if self.guess is look_up:
+            self.guesses = look_up(self.text, 1)
+        return logits
+
+    def _best_size(self) -> int:
+        """How many tokens a pass should have; 1: no guesses."""
+        best, most, cost = 1, 1.0, COST
+        for size in SIZES if self.alone else ():
+            cost = self.costs.get(size, cost)
+            speed = sum(self.right**i for i in range(size)) / cost
+            best, most = (size, speed) if speed > most else (best, most)
+            cost *= 1.5  # of the next size, until one was timed
+        return best
 
     def _possible(self, guesses: list[int]) -> list[int]:
         """Those before the first that is never drawn, such as an image's."""
@@ -182,10 +201,10 @@ class SmallModel:
     """Guesses of a smaller model: always its likeliest token."""
 
     def __init__(self, model: Decoder, max_tokens: int) -> None:
-        self.model, self.cache = model, model.new_cache(max_tokens + MOST)
+        self.model, self.cache = model, model.new_cache(max_tokens + SIZES[-1])
         self.mark: Mark | None = None
         limits = [ring.limit for ring in self.cache.layers if isinstance(ring, KeyValueRing)]
-        self.most = min([MOST, *limits])
+        self.most = min([SIZES[-1], *limits])
 
     def __call__(self, ids: I32, most: int) -> list[int]:
         """At most `most` tokens after ids [T]."""

@@ -190,19 +190,18 @@ class Engine:
             return not self.stopping
 
     def _turn(self) -> None:
-        """One chunk of one prompt, and one token of every answer."""
+        """CHUNK tokens of prompts, one or more, and one token of every answer."""
         for job in [job for job in self.running if job.cancelled]:
             self.counts.cancelled += 1
             self._leave(job)
-        unread = [job for job in self.running if job.answer is None]
-        reading = min(unread, key=lambda job: job.latest_chunk, default=None)
-        if reading is not None:
+        decoding, left = [(job, job.answer) for job in self.running if job.answer], CHUNK
+        while left > 0 and (unread := [job for job in self.running if job.answer is None]):
+            reading = min(unread, key=lambda job: job.latest_chunk)
             reading.latest_chunk = time.monotonic()
             try:
-                self._read(reading)
+                left -= self._read(reading)
             except Exception as error:
                 self._fail(reading, error)
-        decoding = [(job, job.answer) for job in self.running if job.answer and job is not reading]
         if not decoding:
             return
         try:
@@ -218,8 +217,8 @@ class Engine:
             except Exception as error:
                 self._fail(job, error)
 
-    def _read(self, job: Job) -> None:
-        """Read the next chunk of a prompt; with the last one comes the first token."""
+    def _read(self, job: Job) -> int:
+        """Read the next chunk of a prompt, and say how many tokens it has; with the last one comes the first token."""
         ids, cache = job.request.ids, job.cache
         if cache is None:
             others = [kept for each in self.running if (kept := each.kept)]
@@ -238,9 +237,10 @@ class Engine:
             self.model.hidden_states(ids[first:last], cache, seen.features, last_only=True)
             if last == job.fork:
                 self.prefixes.keep(job.key, cache.copy())
-            return
+            return last - first
         tokens = stream_generate(self.model, ids[first:], seen, cache=cache, **job.request.settings)
         self._say(job, Answer(cache, tokens, next(tokens)))
+        return last - first
 
     def _say(self, job: Job, answer: Answer) -> None:
         """Tell a token; an answer that has ended leaves."""

@@ -49,6 +49,7 @@ class Token:
     generation_tps: float
     index: int = 0  # of the prompt, in `generate_batch`
     top_logprobs: tuple[tuple[int, float], ...] = ()  # the likeliest ids, and the logarithms of the same distribution
+    exact: bool = True  # False: the logits of unlikely tokens are approximate, as `exact_logits` allows
 
 
 Piece = Token  # its name until 0.1
@@ -165,10 +166,8 @@ def _room(model: Decoder, cache: Cache | None, count: int) -> int:
     limit = min(model.config.context, cache.max_tokens) if cache else model.config.context
     if limit - held - count < 1:
         holder = "context" if limit == model.config.context else "cache"
-        raise ValueError(
-            f"the prompt has {held + count:,} tokens and the {holder} holds {limit:,}, "
-            "of which the answer needs one at least; shorten the prompt"
-        )
+        told = f"the prompt has {held + count:,} tokens and the {holder} holds {limit:,}"
+        raise ValueError(f"{told}, of which the answer needs one at least; shorten the prompt")
     return limit - held - count
 
 
@@ -311,7 +310,7 @@ def _tokens(
     began = running_seconds()
     logits = prefill(model, prompt, cache, features, progress, choice.taps)
     first = running_seconds()
-    prompt_tps = len(prompt) / max(first - began, 1e-9)
+    reading = len(prompt) / max(first - began, 1e-9)  # tokens per second
     decoder = model.tokenizer.stream() if model.tokenizer else None
     banned = [token for token in model.banned if token < len(logits)]  # a small embedding has no rows for the marks
     pending = ""  # decided text is yielded; this may be the beginning of a stop string
@@ -324,7 +323,7 @@ def _tokens(
     head = None if choice.exact or not has_coarse(model) else partial(coarse_logits, model)
     with Ahead(model, cache, choice.draft, step, head) as ahead:
         for count in range(1, max_new_tokens + 1):
-            total, likeliest = log_sum_exp(logits[None])[0], top_logprobs_of(logits, choice.top_logprobs)
+            total, best = log_sum_exp(logits[None])[0], top_logprobs_of(logits, choice.top_logprobs)
             allowed = processed(choice.processors, ahead.text, logits if _own(logits, choice) else logits.copy())
             allowed[model.vocab_limit :] = allowed[banned] = -np.inf
             token = choice.sampler.choose(allowed, choice.random)
@@ -335,7 +334,7 @@ def _tokens(
             text, pending, stopped = _split_at_stop(pending, choice.stops, bool(reason))
             reason = "stop" if stopped else reason
             speed = (count - 1) / max(running_seconds() - first, 1e-9)
-            sent = yield Token(text, token, logprob, reason, len(prompt), count, prompt_tps, speed, 0, likeliest)
+            sent = yield Token(text, token, logprob, reason, len(prompt), count, reading, speed, 0, best, choice.exact)
             if reason:
                 return
             logits = ahead.after(token) if sent is None else sent
@@ -350,7 +349,7 @@ def sampling_logits(model: Decoder, token: int, cache: Cache) -> F32:
     """`forward` of one token for sampling: logits [V], exact for likely tokens, approximate for others."""
     if not has_coarse(model):
         return model.forward([token], cache, last_only=True)[0]
-    return coarse_logits(model, model.hidden_states([token], cache, last_only=True))
+    return coarse_logits(model, model.hidden_states([token], cache, last_only=True))[0]
 
 
 def has_coarse(model: Decoder) -> bool:
@@ -359,11 +358,11 @@ def has_coarse(model: Decoder) -> bool:
 
 
 def coarse_logits(model: Decoder, x: F32) -> F32:
-    """The logits [V] of a hidden state, x [1, D], by the coarse copy of the head."""
+    """The logits [T, V] of hidden states, x [T, D], by the coarse copy of the head."""
     assert model.coarse_head
     with threads(model.threads):
-        logits, cap = model.coarse_head.logits(x), model.config.logit_cap
-        return logits[0] if cap is None else soft_cap(logits, cap)[0]
+        logits = model.coarse_head.logits(x)
+        return logits if model.config.logit_cap is None else soft_cap(logits, model.config.logit_cap)
 
 
 def prefill(

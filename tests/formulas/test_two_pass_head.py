@@ -22,7 +22,8 @@ from minigemma.layouts import LAYOUTS, Weight
 from minigemma.models.gemma2 import Gemma2Config
 from minigemma.models.gemma3 import Gemma3Config
 from minigemma.models.recurrentgemma import RecurrentGemmaConfig
-from minigemma.text.generation import sampling_logits
+from minigemma.text.batch import Answer, next_logits
+from minigemma.text.generation import Token, sampling_logits
 
 SIZES = {"layers": 3, "width": 128, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn_width": 96, "vocab": 4096}
 CONFIGS = {
@@ -101,6 +102,15 @@ def test_likely_logits_are_those_of_the_whole_product(kind, count, monkeypatch):
     assert got.argmax() == whole.argmax()
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_several_tokens_have_the_logits_that_each_has_alone(kind, monkeypatch):
+    monkeypatch.setattr(page, "LARGE", 0)
+    x = np.concatenate([final() * np.float32(k) for k in (1, -3, 0.1, 0, 2)])
+    made = coarse_head_of(head(kind), gain())
+    together, alone = made.logits(x), [made.logits(row[None])[0] for row in x]
+    np.testing.assert_array_equal(together, alone)
+
+
 def test_one_row_above_all_others_and_all_rows_alike():
     x, order = np.ones((1, 256), np.float32), by_gain(np.zeros(256, np.float32))
     w = np.zeros((8192, 256), np.float32)
@@ -151,6 +161,26 @@ def test_a_model_gives_exact_logits_where_it_is_not_asked_for_likely_ones(name, 
     model.backend = "numpy"
     formulas = model.new_cache(3)
     np.testing.assert_array_equal(sampling_logits(model, 3, formulas), model.forward([3], model.new_cache(3))[0])
+
+
+def test_each_of_several_sequences_has_the_logits_that_it_asks_for(monkeypatch):
+    monkeypatch.setattr(page, "LARGE", 0)
+    model = random_model(CONFIGS["gemma2"], "int8")
+    caches, logits = [model.new_cache(9) for _ in range(4)], []
+    for i, cache in enumerate(caches):
+        model.forward([3, 4 + i], cache)
+    for exact in ([True] * 4, [True, False, True, False], [False] * 4):
+        latest = [Token("", 6, 0.0, None, 2, 1, 0.0, 0.0, exact=each) for each in exact]
+        several = [Answer(cache.copy(), iter(()), token) for cache, token in zip(caches, latest, strict=True)]
+        logits.append(next_logits(model, several))
+    whole, mixed, likely = (np.stack(rows) for rows in logits)
+    np.testing.assert_allclose(mixed[::2], whole[::2], atol=1e-6)
+    np.testing.assert_array_equal(mixed[1::2], likely[1::2])
+    assert (whole != likely).any() and (whole.argmax(axis=1) == likely.argmax(axis=1)).all()
+    settings = {"max_new_tokens": 70, "temperature": 0}
+    texts = [[(t.index, t.token) for t in mg.generate_batch(model, [[5], [6], [7]], exact_logits=exact, **settings)]
+             for exact in (False, True)]  # fmt: skip
+    assert texts[0] == texts[1]
 
 
 def test_the_exact_mode_and_small_memory_do_without(monkeypatch):

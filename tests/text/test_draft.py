@@ -24,7 +24,7 @@ def tokens(model, prompt=PROMPT, count=40, **settings):
 @pytest.fixture
 def always(monkeypatch):
     """Guesses that do not pay are made too."""
-    monkeypatch.setattr(drafts, "SHARE", 1e9)
+    monkeypatch.setattr(drafts.Ahead, "_best_size", lambda ahead: drafts.SIZES[-1])
 
 
 def test_the_latest_place_of_the_longest_end_is_looked_up():
@@ -63,11 +63,11 @@ def test_right_guesses_save_passes_and_wrong_ones_cost_few(monkeypatch):
     wild = ToyModel(lambda history: -9.0 * (np.arange(300) == 4 + len(history) % 5), eos=())
     settings = {"count": 100, "prompt": [7, 8, 4, 5, 6, 7, 8]}
     assert passes(loop, **settings) == 100
-    monkeypatch.setattr(drafts, "perf_counter", lambda: len(loop.fed))  # a pass takes as long as one of a token
+    monkeypatch.setattr(drafts, "running_seconds", lambda: len(loop.fed))  # a pass takes as long as one of a token
     assert passes(loop, draft="prompt", **settings) < 25
-    monkeypatch.setattr(drafts, "perf_counter", lambda: sum(loop.fed))  # a token of a pass takes as long as alone
+    monkeypatch.setattr(drafts, "running_seconds", lambda: sum(loop.fed))  # a token of a pass takes as long as alone
     assert passes(loop, draft="prompt", **settings) > 25
-    monkeypatch.setattr(drafts, "perf_counter", lambda: sum(wild.fed))
+    monkeypatch.setattr(drafts, "running_seconds", lambda: sum(wild.fed))
     expected = tokens(wild, count=190)
     wild.fed = []
     assert tokens(wild, count=190, draft=loop) == expected
