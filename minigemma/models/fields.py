@@ -70,11 +70,16 @@ class Fields:
                 f"{self.prefix}{name} is {value!r}; {because or 'minigemma runs ' + ' or '.join(map(repr, allowed))}"
             )
 
+    def object(self, name: str) -> Json:
+        """An object as it stands, empty if it is absent or null."""
+        value = self.get(name, default=None)
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"{self.prefix}{name} is {str(value)[:80]!r}; it must be an object")
+        return value or {}
+
     def inner(self, name: str, defaults: Mapping[str, Any] | None = None) -> Fields:
         """The fields of an object inside this one, none if it is absent or null; they are left over with it."""
-        value = self.get(name, default=None) or {}
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} is not an object")
+        value = self.object(name)
         return self.objects.setdefault(name, Fields(value, defaults, f"{self.prefix}{name}."))
 
     def left_over(self) -> dict[str, Any]:
@@ -102,29 +107,28 @@ class Rope(NamedTuple):
     fraction: float
 
 
-def rope_of(stated: Any, base: float, fraction: float = 1.0) -> Rope:
-    """The rope of one kind of layer from {"rope_type", "rope_theta", "factor", "partial_rotary_factor"}, or None.
+def rope_of(stated: Json, base: float, fraction: float = 1.0, name: str = "rope_parameters") -> Rope:
+    """The rope of one kind of layer from {"rope_type", "rope_theta", "factor", "partial_rotary_factor"}, field `name`.
 
     ValueError for any other field and any type but default and linear.
     """
-    if stated is None:
-        return Rope(float(base), 1.0, fraction)
-    if not isinstance(stated, dict):
-        raise ValueError(f"rope settings are {stated!r}; they must be an object")
-    rope = Fields(stated)
-    form = rope.get("rope_type", "type", default="default") or "default"
+    rope = Fields(stated, prefix=f"{name}.")
+    form = rope.get("rope_type", "type", default=None)
+    form = "default" if form is None else form
     if form not in ("default", "linear"):
-        raise ValueError(f"rope_type is {form!r}; minigemma runs default and linear")
+        raise ValueError(f"{name}.rope_type is {form!r}; minigemma runs default and linear")
     found = Rope(
         rope.number("rope_theta", default=base),
         rope.number("factor", default=REQUIRED if form == "linear" else 1.0),
         rope.number("partial_rotary_factor", default=fraction),
     )
     if form == "default" and found.scale != 1:
-        raise ValueError(f"rope_type is default, and its factor is {found.scale:g}; only linear rope has a factor")
+        raise ValueError(
+            f"{name}.rope_type is default, and its factor is {found.scale:g}; only linear rope has a factor"
+        )
     rope.get("original_max_position_embeddings", default=None)  # which these two types do not use
     for unknown in rope.left_over():
-        raise ValueError(f"rope settings have {unknown!r}, which minigemma does not know")
+        raise ValueError(f"{name} has {unknown.removeprefix(name + '.')!r}, which minigemma does not know")
     return found
 
 
@@ -141,17 +145,19 @@ def whole_rope(f: Fields, fraction: float = 1.0) -> Rope:
     base = f.number("rope_theta", default=10_000.0)
     if f.get("partial_rotary_factor", default=None) is not None:
         fraction = f.number("partial_rotary_factor")
-    older, newer = f.get("rope_scaling", default=None), f.get("rope_parameters", default=None)
-    rope = rope_of(older or newer, base, fraction)
+    older, newer = f.object("rope_scaling"), f.object("rope_parameters")
+    name = "rope_scaling" if older else "rope_parameters"
+    rope = rope_of(older or newer, base, fraction, name)
     if rope.scale != 1:
-        raise ValueError(f"rope is scaled by {rope.scale:g}; only Gemma 3's global layers are")
+        raise ValueError(f"by {name}, rope is scaled by {rope.scale:g}; only Gemma 3's global layers are")
     return rope
 
 
 def period_from_json(f: Fields, layers: int, usual: int) -> int:
     """Every how many layers one is global: stated as a number, as the list of all layers, or not at all."""
     name = "sliding_window_pattern"
-    period = f.get(name, f"_{name}", default=None) or usual
+    period = f.get(name, f"_{name}", default=None)
+    period = usual if period is None else period
     if isinstance(period, bool) or not isinstance(period, int) or period < 1:
         raise ValueError(f"{name} is {str(period)[:80]!r}; it must be an integer above 0")
     kinds = f.get("layer_types", default=None)

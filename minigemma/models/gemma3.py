@@ -88,23 +88,20 @@ def rope_from_json(f: Fields) -> tuple[Rope, Rope]:
     """
     base, local_base = f.number("rope_theta"), f.number("rope_local_base_freq")
     f.expect("partial_rotary_factor", 1.0)
-    newer, older = f.get("rope_parameters", default=None) or {}, f.get("rope_scaling", default=None) or {}
-    if not isinstance(newer, dict) or not isinstance(older, dict):
-        raise ValueError(f"rope settings are {newer or older!r}; they must be an object")
+    newer, older = f.object("rope_parameters"), f.object("rope_scaling")
     kinds = {"full_attention", "sliding_attention"}
     if flat := {name: value for name, value in newer.items() if name not in kinds}:
         if newer.keys() & kinds:
             raise ValueError(f"rope_parameters has {next(iter(flat))!r}, which minigemma does not know")
         newer = {}
-        if rope_of(flat, base) != rope_of(None, base):
+        if rope_of(flat, base) != rope_of({}, base):
             raise ValueError(f"rope_parameters is {flat}, which does not say for which layers; state both kinds")
-    full = newer.get("full_attention") or {}
-    if not isinstance(full, dict):
-        raise ValueError(f"rope settings are {full!r}; they must be an object")
-    local = rope_of(newer.get("sliding_attention"), local_base)
+    by_kind = Fields(newer, prefix="rope_parameters.")
+    local = rope_of(by_kind.object("sliding_attention"), local_base, name="rope_parameters.sliding_attention")
     if local.scale != 1:
         raise ValueError(f"rope of sliding_attention is scaled by {local.scale:g}; Gemma 3 scales global layers only")
-    rope = rope_of(full | older, base)
+    name = "rope_scaling" if older else "rope_parameters.full_attention"
+    rope = rope_of(by_kind.object("full_attention") | older, base, name=name)
     if (rope.fraction, local.fraction) != (1, 1):
         raise ValueError("partial_rotary_factor is not 1; Gemma 3 rotates whole heads")
     return rope, local

@@ -54,7 +54,7 @@ class RecurrentGemmaConfig(TextConfig):
                 f"rope rotates {rotated:g} of {self.head_dim} numbers of a head; it must be an even part of them"
             )
         if not self.pattern or set(self.pattern) - {"recurrent", "attention"}:
-            raise ValueError(f"block types are {list(self.pattern)}; each must be 'recurrent' or 'attention'")
+            raise ValueError(f"block_types is {list(self.pattern)}; each must be 'recurrent' or 'attention'")
 
     def is_attention(self, layer: int) -> bool:
         """Every third layer; the others are recurrent, and the pattern may end anywhere (De et al. 2024 §3)."""
@@ -177,7 +177,10 @@ def from_json(f: Fields) -> RecurrentGemmaConfig:
     sizes = gemma.sizes_from_json(f)
     if sizes["ffn_width"] % 2:
         raise ValueError(f"intermediate_size is {sizes['ffn_width']}; it counts two branches of one width")
-    kinds = f.get("block_types", "_block_types", default=None) or ["recurrent", "recurrent", "attention"]
+    kinds = f.get("block_types", "_block_types", default=None)
+    kinds = ["recurrent", "recurrent", "attention"] if kinds is None else kinds
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise ValueError(f"block_types is {str(kinds)[:80]!r}; it must be a list of kinds of blocks")
     has_width = f.get("lru_width", default=None) is not None
     rope = whole_rope(f, fraction=0.5)
     return RecurrentGemmaConfig(

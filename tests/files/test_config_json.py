@@ -149,6 +149,18 @@ REFUSED = {
     "a factor without a type": (GEMMA3 | {"rope_scaling": {"factor": 8.0}}, "only linear rope has a factor"),
     "one scaled rope for both": (GEMMA3 | {"rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "which layers"),
     "one other base for both": (GEMMA3 | {"rope_parameters": {"rope_theta": 5e5}}, "which layers"),
+    # what is empty, false or zero is not absent
+    "an empty rope": (GEMMA | {"rope_parameters": []}, "rope_parameters is '[]'; it must be an object"),
+    "a rope that is false": (GEMMA3 | {"rope_scaling": False}, "rope_scaling is 'False'"),
+    "a local rope of zero": (
+        GEMMA3 | {"rope_parameters": {"sliding_attention": 0}},
+        "rope_parameters.sliding_attention",
+    ),
+    "an empty type of rope": (GEMMA2 | {"rope_parameters": {"rope_type": ""}}, "rope_parameters.rope_type is ''"),
+    "a pattern of zero": (GEMMA3 | {"sliding_window_pattern": 0}, "sliding_window_pattern is '0'"),
+    "no kinds of blocks": (GRIFFIN | {"block_types": []}, "block_types is []"),
+    "kinds of blocks that are none": (GRIFFIN | {"block_types": 0}, "block_types is '0'; it must be a list"),
+    "a factor that is missing": (GEMMA | {"rope_scaling": {"type": "linear"}}, "has no rope_scaling.factor"),
     "scaled local layers": (
         GEMMA3 | {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
         "sliding_attention is scaled",
