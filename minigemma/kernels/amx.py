@@ -33,10 +33,11 @@ from llvmlite.binding import get_host_cpu_features
 from numba import get_num_threads
 
 from ..arrays import F32, U16, aligned
+from ..environment import setting
 from .compiler import jit_inner
 from .parallel import chunk, parallel
 from .simd import bf16_bits
-from .simd.cpu import FORCED
+from .simd.cpu import PATHS
 from .simd.operation import I8, I64, VOID, Array, Index, Lanes, Pointer, call, constant, operation
 
 DEPTH = 32  # bf16 numbers in a row of a tile
@@ -56,8 +57,8 @@ def _permitted() -> bool:
 
 def choice() -> tuple[str, str]:
     """The path of a matmul, and why: "AMX", "emulated" (AMX in plain loops) or "vectors"."""
-    if FORCED:
-        return "emulated" if FORCED == "emulated" else "vectors", f"as MINIGEMMA_CPU={FORCED} asks"
+    if asked := setting("MINIGEMMA_CPU", PATHS):
+        return "emulated" if asked == "emulated" else "vectors", f"as MINIGEMMA_CPU={asked} asks"
     return ("AMX", "it is there") if _permitted() else ("vectors", "this processor has no AMX-BF16")
 
 

@@ -467,7 +467,7 @@ def test_inspect_adds_up_weights_and_cache(described, capsys):
 @pytest.mark.parametrize("forced", [False, True])
 def test_inspect_tells_which_kernels_run(forced, monkeypatch, capsys):
     if forced:
-        monkeypatch.setattr("minigemma.kernels.amx.FORCED", "generic")
+        monkeypatch.setenv("MINIGEMMA_CPU", "generic")
     monkeypatch.setattr(peaks, "PEAKS", dict.fromkeys(peaks.PEAKS, lambda: 123e9))
     assert main(["inspect", "--cpu"]) == 0
     out = capsys.readouterr().out

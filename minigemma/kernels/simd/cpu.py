@@ -9,7 +9,8 @@ from ...environment import setting
 # AVX-512's dot products in matmul, "generic" all of AVX-512 and F16C as well. "emulated" emulates AMX with plain loops
 # (amx.py), "dots" the dot products that the processor lacks. Numba's cache is keyed by these features, so code compiled
 # for one path never runs on another.
-FORCED = setting("MINIGEMMA_CPU", ("vectors", "dots", "generic", "emulated"))
+PATHS = ("vectors", "dots", "generic", "emulated")
+FORCED = setting("MINIGEMMA_CPU", PATHS)
 _features = get_host_cpu_features()
 _disabled = ("avx512", "avx10", "amx", "f16c") if FORCED == "generic" else ("amx",) if FORCED else ()
 if any(_features[name] and name.startswith(_disabled) for name in _features):
