@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from minigemma.cli.measure import Program
 from minigemma.models.decoder import Decoder
@@ -12,8 +14,17 @@ from .llama_cpp import LlamaCpp
 from .openvino import OpenVINO
 from .torch_programs import DeepMind, Transformers
 
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 CONVERTED = (OpenVINOGenAI, CTranslate2, OnnxRuntimeGenAI)
 PROGRAMS: dict[str, type[Program]] = {p.name: p for p in (Transformers, LlamaCpp, DeepMind, OpenVINO, *CONVERTED)}
+
+
+def put_into_page(name: str, table: str) -> None:
+    """Put a table into docs/performance.md, between the two comments of its name."""
+    text = PAGE.read_text("utf-8")
+    mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.S)
+    assert mark.search(text), f"{PAGE.name} has no place for {name}"
+    PAGE.write_text(mark.sub(lambda found: found[1] + table + "\n" + found[2], text), "utf-8")
 
 
 def programs_with(

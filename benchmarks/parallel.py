@@ -27,9 +27,10 @@ from minigemma.models.decoder import Decoder
 from minigemma.text.batch import Answer, next_logits
 from minigemma.text.generation import Token, sampling_logits
 
+from . import put_into_page
+
 COUNTS = (1, 4, 16)
 BEFORE = 100  # tokens of each sequence
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 Step = Callable[[], object]
 
 
@@ -136,9 +137,7 @@ def main() -> int:
     text += "\n".join(lines)
     print(text)
     if args.write:
-        page = PAGE.read_text("utf-8")
-        mark = re.compile("(<!-- parallel -->\n).*?(<!-- end of parallel -->)", re.S)
-        PAGE.write_text(mark.sub(lambda found: found[1] + text + "\n" + found[2], page), "utf-8")
+        put_into_page("parallel", text)
     return 0
 
 

@@ -40,13 +40,12 @@ from minigemma.kernels.amx import choice
 from minigemma.kernels.matvec import TOGETHER, matvec
 from minigemma.kernels.parallel import threading_layer, threads
 from minigemma.kernels.peaks import READ_BYTES, amx_peak, arithmetic_peak, peak_for, read_all, read_bandwidth
-from minigemma.kernels.simd import LANES
+from minigemma.kernels.simd.cpu import LANES
 from minigemma.kernels.weights import no_rows, of
 from minigemma.layouts import LAYOUTS, Weight
 from minigemma.models.decoder import Decoder
 from minigemma.text.generation import sampling_logits
 
-PAGE = Path(__file__).with_name("performance.md")
 THREADS = 2
 ROUNDS = 15
 RNG = np.random.default_rng(0)
@@ -402,12 +401,11 @@ def main(names: list[str]) -> None:
         return
     (name,) = names
     sys.path.append(str(Path(__file__).parents[1]))  # benchmarks is not installed
+    from benchmarks import put_into_page
+
     measured = SECTIONS[name]()
     print(f"## {name}\n{measured}\n", flush=True)
-    mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.S)
-    page = PAGE.read_text("utf-8")
-    assert mark.search(page), f"{PAGE.name} has no place for {name}"
-    PAGE.write_text(mark.sub(lambda found: found[1] + measured + "\n" + found[2], page), "utf-8")
+    put_into_page(name, measured)
 
 
 if __name__ == "__main__":

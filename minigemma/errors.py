@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-PLAIN = {"int": (Integral, "an integer"), "float": (Real, "a number"), "str": (str, "a text")}
+PLAIN = {int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "a text")}
 
 
 class FileError(ValueError):
@@ -41,15 +40,16 @@ def no_vision(name: str, images: int) -> ValueError:
 
 def check_type(name: str, value: Any, kind: Any, remedy: str, optional: bool = True) -> None:
     """Raises ValueError for an argument of another type, but None where it is `optional`; True is no number."""
+    if value is None and optional:
+        return
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if not fits and not (optional and value is None):
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise ValueError(f"{name} is of type {type(value).__name__}; give {remedy}")
 
 
 def check_fields(made: Any) -> None:
     """The same for the fields of a dataclass that are numbers or texts."""
-    for each in fields(made):
-        kind = str(each.type).removesuffix(" | None")
-        if kind in PLAIN:
-            check_type(each.name, getattr(made, each.name), *PLAIN[kind], optional=kind != each.type)
+    for name, hint in get_type_hints(type(made)).items():
+        for kind, told in PLAIN.items():
+            if hint in (kind, kind | None):
+                check_type(name, getattr(made, name), *told, optional=hint != kind)

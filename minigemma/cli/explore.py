@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -72,13 +72,9 @@ class Explorer(HTTPServer):
         if self.model.vision is None:
             raise no_vision(self.model.name, 1)
         if (image, crops) not in self.pictures:
-            from ..files.images import PanAndScan, prepare
+            from ..files.images import PanAndScan, content_of, prepare
 
-            try:
-                content = b64decode(str(image).partition(";base64,")[2], validate=True)
-            except ValueError:
-                content = b""
-            pixels, count = prepare(content, self.model.vision.side, PanAndScan() if crops else None)
+            pixels, count = prepare(content_of(image), self.model.vision.side, PanAndScan() if crops else None)
             seen = Seen(self.model.image_features(pixels), (count,))
             self.pictures = {(image, crops): (seen, [data_url(square) for square in pixels])}
         return self.pictures[image, crops]

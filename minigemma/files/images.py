@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -134,6 +135,17 @@ def open_image(source: Any, notes: Notes | None = None) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise many types
         problem = f"cannot be decoded ({error or type(error).__name__})"
         raise ImageError(name, problem, "the file is damaged or cut short: fetch it again") from None
+
+
+def content_of(url: Any) -> bytes:
+    """The content of an image's data URL; ValueError for what is none."""
+    head, comma, data = url.partition(",") if isinstance(url, str) else ("", "", "")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        raise ValueError("an image must come as a data URL, data:image/png;base64,…; nothing is fetched")
+    try:
+        return b64decode("".join(data.split()), validate=True)  # `base64` of a shell breaks lines
+    except ValueError as error:
+        raise ValueError(f"the data URL of an image is not base64: {error}") from None
 
 
 def _name(source: Any) -> str:

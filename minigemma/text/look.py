@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..arrays import F32
 from ..formulas.attention import softmax
+from ..formulas.rglru import sigmoid
 from ..formulas.rmsnorm import rms_norm
 from ..formulas.sampling import Sampler
 from ..models.decoder import Decoder
@@ -105,7 +106,7 @@ class Look:
         half = np.log(0.5) / np.log(np.clip(decay, 1e-6, 1 - 1e-7))
         order = np.argsort(-np.median(half, axis=0), kind="stable")
         some = order[np.unique(np.linspace(0, len(order) - 1, min(CHANNELS, len(order))).round().astype(int))]
-        r, i = (1 / (1 + np.exp(-gate[:, some])) for gate in gates if gate is not None)
+        r, i = (sigmoid(gate[:, some]) for gate in gates if gate is not None)
         shown = {"half_life": half[:, some].round(2), "recurrence_gate": r.round(3), "input_gate": i.round(3)}
         return {"channels": some.tolist()} | {name: value[self.shown].tolist() for name, value in shown.items()}
 
