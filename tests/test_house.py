@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-LARGEST = 23_031  # lines of the package without train/, today; the law is 11,500
+LARGEST = 22_972  # lines of the package without train/, today; the law is 11,500
 
 PACKAGE = Path(__file__).parents[1] / "minigemma"
 FLOORS = ("", "layouts", "kernels", "formulas", "blocks", "models", "files", "text", "train", "cli")

@@ -89,7 +89,7 @@ def show_cpu(args: argparse.Namespace) -> None:
     from ..kernels.dispatch import rows
     from ..kernels.parallel import default_threads, most_threads, threading_layer
     from ..kernels.peaks import PEAKS
-    from ..kernels.simd import paths
+    from ..kernels.simd.cpu import paths
 
     chosen, why = choice()
     told = {

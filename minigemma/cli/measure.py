@@ -24,7 +24,7 @@ from ..errors import no_vision
 from ..formulas.rglru import linear_scan
 from ..kernels.parallel import threads
 from ..kernels.peaks import READ_BYTES, Machine, median_seconds
-from ..kernels.simd import LANES
+from ..kernels.simd.cpu import LANES
 from ..layouts import Weight
 from ..models.decoder import Decoder
 from ..models.recurrentgemma import RecurrentGemmaConfig

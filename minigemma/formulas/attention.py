@@ -29,7 +29,7 @@ from ..kernels.attention_decode import attention_decode, is_decode
 from ..kernels.attention_prefill import BLOCK, attention_prefill
 from ..kernels.parallel import workers
 from ..kernels.scores import EVERYTHING, Keys, Queries, Scoring
-from ..kernels.simd import LANES
+from ..kernels.simd.cpu import LANES
 from .softcap import soft_cap
 
 

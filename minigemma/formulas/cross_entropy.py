@@ -22,7 +22,9 @@ from ..arrays import F32, I32
 from ..definition import definition, require
 from ..kernels.compiler import jit_inner
 from ..kernels.parallel import chunk, parallel, workers_for
-from ..kernels.simd import LANES, exp, load, splat, store, sum_lanes, zeros
+from ..kernels.simd.cpu import LANES
+from ..kernels.simd.memory import load, store
+from ..kernels.simd.vectors import exp, splat, sum_lanes, zeros
 from ..layouts import Weight
 from .attention import softmax
 from .linear import Gradients, linear, linear_backward

@@ -15,7 +15,7 @@ from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.parallel import chunk, parallel, workers_for
 from ..kernels.rows import CUBIC, SLOPE, gated_gelu_gradient_row, gated_gelu_row, gelu_lanes, vectors_of, whole_vectors
-from ..kernels.simd import load, store
+from ..kernels.simd.memory import load, store
 
 
 @definition

@@ -20,7 +20,9 @@ from ..arrays import F32
 from ..definition import definition, require
 from ..kernels.compiler import jit_inner
 from ..kernels.parallel import chunk, parallel, workers, workers_for
-from ..kernels.simd import LANES, exp, load, max_lanes, maximum, splat, sum_lanes, zeros
+from ..kernels.simd.cpu import LANES
+from ..kernels.simd.memory import load
+from ..kernels.simd.vectors import exp, max_lanes, maximum, splat, sum_lanes, zeros
 from .attention import softmax
 
 Ids = NDArray[np.intp]

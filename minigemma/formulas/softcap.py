@@ -16,7 +16,8 @@ from ..definition import definition, require
 from ..kernels.parallel import parallel, workers_for
 from ..kernels.rows import vectors_of, whole_vectors
 from ..kernels.scores import soft_cap_lanes
-from ..kernels.simd import load, splat, store, tanh
+from ..kernels.simd.memory import load, store
+from ..kernels.simd.vectors import splat, tanh
 
 
 @definition

@@ -12,7 +12,9 @@ import numpy as np
 from ..arrays import F32
 from .compiler import jit_inner
 from .parallel import chunk, parallel, workers_for
-from .simd import LANES, fma, load, sum_lanes, zeros
+from .simd.cpu import LANES
+from .simd.memory import load
+from .simd.vectors import fma, sum_lanes, zeros
 
 BLOCK = 1 << 13  # numbers
 

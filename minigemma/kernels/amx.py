@@ -36,8 +36,8 @@ from ..arrays import F32, U16, aligned
 from ..environment import setting
 from .compiler import jit_inner
 from .parallel import chunk, parallel
-from .simd import bf16_bits
 from .simd.cpu import PATHS
+from .simd.memory import bf16_bits
 from .simd.operation import I8, I64, VOID, Array, Index, Lanes, Pointer, call, constant, operation
 
 DEPTH = 32  # bf16 numbers in a row of a tile

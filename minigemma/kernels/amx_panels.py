@@ -13,7 +13,8 @@ from ..layouts.int4 import BLOCK, SIDE
 from . import amx
 from .compiler import by_type, jit_inner
 from .parallel import chunk, parallel, workers_for
-from .simd import bf16_bits, round_int4_block
+from .simd.interleaved import round_int4_block
+from .simd.memory import bf16_bits
 from .weights import BF16Rows, Int8Rows, block_words, factor_of_minima, minima_at, widen_row
 
 DEPTH = 2304  # columns of 32 rows that are rounded to bf16 together

@@ -13,7 +13,7 @@ from .amx_panels import tile_tokens, tile_tokens_a
 from .int4 import byte_tokens
 from .matmul import float_tokens, pair_tokens, rounded_tokens
 from .matvec import FEW, takes
-from .simd import DOTS
+from .simd.cpu import DOTS
 from .weights import KernelWeight
 
 FEWER = 8  # tokens from which a panel is as fast on AMX

@@ -17,7 +17,7 @@ from .fused_steps import Team, gated, hand_over, normed, plus_bias, product, res
 from .parallel import TASKS_PER_THREAD, chunk, new_counters, next_task, parallel_for
 from .rows import conv_row
 from .scan import block_row, token_row
-from .simd import LANES
+from .simd.cpu import LANES
 from .weights import KernelWeight, received
 
 STEPS = 3  # and those of the feed-forward block

@@ -15,7 +15,7 @@ from .matvec import matvec_task
 from .parallel import TASKS_PER_THREAD, barrier, next_task
 from .prepare import prepare
 from .rows import gated_gelu_row, norm_row
-from .simd import bf16_bits
+from .simd.memory import bf16_bits
 
 
 class Team(NamedTuple):

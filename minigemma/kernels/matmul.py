@@ -39,23 +39,19 @@ from .compiler import by_type, jit, jit_inner
 from .int4 import ByteTokens, Panel, multiply_bytes, open_byte_panel, store_bytes, unpack_bytes
 from .parallel import chunk, parallel, parallel_for, workers_for
 from .prepare import round_whole
-from .simd import (
-    LANES,
-    ROWS,
-    bf16_bits,
+from .simd.accumulators import (
     int_tile_add_scaled,
     int_tile_zeros,
-    load_half,
-    prefetch,
-    prefetch_four,
     tile_add_bf16_pairs,
     tile_add_outer,
     tile_add_pairs,
     tile_load,
     tile_store,
     tile_zeros,
-    unpack_32,
 )
+from .simd.cpu import LANES, ROWS
+from .simd.memory import bf16_bits, load_half, prefetch, prefetch_four
+from .simd.products import unpack_32
 from .weights import row_length, widen_row
 
 PANEL = 8 * ROWS  # rows of weights that are unpacked together

@@ -1,4 +1,4 @@
-"""Rows read in pairs: as two streams from memory where that is faster (`simd.STREAMS`).
+"""Rows read in pairs: as two streams from memory where that is faster (`STREAMS`, simd/cpu.py).
 
 AMD's Zen 3 reads up to a quarter faster as two streams; Intel's processors read more slowly. With two streams a pair is
 a row from each half of a thread's rows. With one, a pair is two neighbors if they share the loads of x (several
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .compiler import jit_inlined, jit_inner
 from .parallel import chunk
-from .simd import STREAMS
+from .simd.cpu import STREAMS
 
 
 class Pairs(NamedTuple):

@@ -49,7 +49,7 @@ from threadpoolctl import threadpool_limits
 from ..definition import formulas_only, runs_formulas
 from ..environment import LAYERS
 from .compiler import BEFORE_USE, INLINED, KERNEL, NO_MEMORY, PLAIN, jit, jit_inner, on_threads
-from .simd import prefetch
+from .simd.memory import prefetch
 
 TASKS_PER_THREAD = 8  # of each step: a late thread delays the others by one of them at most
 LINE = 8  # int64 in a cache line: counters of two threads in one line would be false sharing

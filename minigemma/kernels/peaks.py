@@ -19,26 +19,19 @@ from ..layouts.int8 import BLOCK
 from . import amx, dispatch, int4
 from .compiler import by_type, jit_inner
 from .parallel import chunk, parallel, threads
-from .simd import (
-    AHEAD,
-    LANES,
-    ROWS,
-    STREAMS,
-    byte_tile_add,
-    byte_tile_add_scaled,
-    byte_tile_zeros,
+from .simd.accumulators import (
     int_tile_add_scaled,
     int_tile_zeros,
-    load,
-    prefetch_four,
-    sum_lanes,
     tile_add_bf16_pairs,
     tile_add_outer,
     tile_add_pairs,
     tile_store,
     tile_zeros,
-    zeros,
 )
+from .simd.cpu import AHEAD, LANES, ROWS, STREAMS
+from .simd.interleaved import byte_tile_add, byte_tile_add_scaled, byte_tile_zeros
+from .simd.memory import load, prefetch_four
+from .simd.vectors import sum_lanes, zeros
 
 READ_BYTES = 1 << 29  # far more than any cache holds
 STEPS = 1 << 20  # of the arithmetic loop

@@ -21,7 +21,9 @@ from numba import get_num_threads
 from ..arrays import F32, read_only
 from .compiler import jit, jit_inner
 from .parallel import chunk, parallel_for
-from .simd import LANES, ROWS, load, store, tile_add_outer, tile_load, tile_store, tile_zeros
+from .simd.accumulators import tile_add_outer, tile_load, tile_store, tile_zeros
+from .simd.cpu import LANES, ROWS
+from .simd.memory import load, store
 
 WIDTH = 2 * LANES  # columns of a tile
 DEPTH = 256  # numbers of a row of A, and of a column of B, that meet at a time

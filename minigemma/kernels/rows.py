@@ -10,7 +10,9 @@ from numba import float32
 from ..arrays import F32
 from .compiler import jit_inner
 from .parallel import chunk
-from .simd import LANES, fma, load, splat, store, sum_lanes, tanh, zeros
+from .simd.cpu import LANES
+from .simd.memory import load, store
+from .simd.vectors import fma, splat, sum_lanes, tanh, zeros
 
 SLOPE = np.float32(np.sqrt(2 / np.pi))
 CUBIC = np.float32(0.044715)

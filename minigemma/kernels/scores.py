@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..arrays import F32, I32
 from .compiler import jit_inlined, jit_inner
-from .simd import splat, tanh, where_less
+from .simd.vectors import splat, tanh, where_less
 
 EVERYTHING = 2**30  # a window wider than any position: a global layer
 LOWEST = np.float32(-1e30)  # the maximum of no scores; finite, so that the difference of two is a number

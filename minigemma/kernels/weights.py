@@ -18,7 +18,8 @@ from ..layouts import Weight
 from ..layouts.int4 import SIDE, SYMMETRIC_BYTES
 from ..layouts.int8 import BLOCK, BYTES
 from .compiler import by_type, jit_inlined, jit_inner
-from .simd import LANES, load, splat_half, store
+from .simd.cpu import LANES
+from .simd.memory import load, splat_half, store
 
 SYMMETRIC_WORDS = SYMMETRIC_BYTES // 4  # of a block without minima
 SHORTEST, PADDED = 16, 32  # columns of the longest vector; rows are padded to a multiple of PADDED

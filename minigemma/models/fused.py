@@ -30,7 +30,7 @@ from ..kernels.fused_recurrent import RecurrentArrays, fused_recurrent_layer
 from ..kernels.matvec import FEW, takes
 from ..kernels.parallel import workers
 from ..kernels.scores import EVERYTHING
-from ..kernels.simd import LANES
+from ..kernels.simd.cpu import LANES
 from ..kernels.weights import addresses, of
 from ..layouts import Adapted, Weight
 from ..taps import Scope

@@ -42,7 +42,8 @@ llvmlite.binding.get_host_cpu_features = lambda: llvmlite.binding.FeatureMap(dic
 import numba
 from numba import types as t
 from minigemma.kernels.compiler import KERNEL
-from minigemma.kernels.simd import ROWS, tile_add_bf16_pairs, tile_load, tile_store
+from minigemma.kernels.simd.accumulators import tile_add_bf16_pairs, tile_load, tile_store
+from minigemma.kernels.simd.cpu import ROWS
 
 
 def products(panel, tokens, sums, width):

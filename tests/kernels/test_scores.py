@@ -7,7 +7,9 @@ import pytest
 from minigemma.formulas.attention import visible
 from minigemma.kernels.compiler import KERNEL
 from minigemma.kernels.scores import EVERYTHING, hide_lanes, is_visible
-from minigemma.kernels.simd import LANES, load, splat, store
+from minigemma.kernels.simd.cpu import LANES
+from minigemma.kernels.simd.memory import load, store
+from minigemma.kernels.simd.vectors import splat
 
 POSITIONS = np.arange(2 * LANES, dtype=np.int32)
 

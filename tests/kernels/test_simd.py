@@ -8,26 +8,39 @@ import numpy as np
 import pytest
 
 from minigemma.arrays import round_bf16, widen_bf16
-from minigemma.kernels import simd
 from minigemma.kernels.compiler import jit
-from minigemma.kernels.simd import (
-    LANES,
-    ROWS,
+from minigemma.kernels.simd.accumulators import (
     add_fours,
     add_scaled_blocks,
-    bf16_bits,
-    dot_32,
     eight_zeros,
-    exp,
-    expm1,
-    fma,
-    from_even_odd,
     int_tile_add_scaled,
     int_tile_zeros,
+    store_sums,
+    tile_add_outer,
+    tile_add_pairs,
+    tile_load,
+    tile_store,
+    tile_zeros,
+)
+from minigemma.kernels.simd.cpu import FORCED, LANES, ROWS
+from minigemma.kernels.simd.memory import (
+    bf16_bits,
+    from_even_odd,
     load,
     load_even_odd,
     load_half,
     load_one,
+    splat_half,
+    store,
+    store_half,
+    store_whole,
+    to_even_odd,
+)
+from minigemma.kernels.simd.products import dot_32, unpack_32
+from minigemma.kernels.simd.vectors import (
+    exp,
+    expm1,
+    fma,
     magnitude,
     max_lanes,
     maximum,
@@ -35,20 +48,8 @@ from minigemma.kernels.simd import (
     root,
     round_lanes,
     splat,
-    splat_half,
-    store,
-    store_half,
-    store_sums,
-    store_whole,
     sum_lanes,
     tanh,
-    tile_add_outer,
-    tile_add_pairs,
-    tile_load,
-    tile_store,
-    tile_zeros,
-    to_even_odd,
-    unpack_32,
     where_less,
 )
 
@@ -434,7 +435,7 @@ def test_generic_path_can_be_forced():
     """With MINIGEMMA_CPU=generic no AVX-512 is used, whatever the processor has, and the kernels still agree."""
     program = (
         "import numpy as np\n"
-        "from minigemma.kernels.simd import LANES\n"
+        "from minigemma.kernels.simd.cpu import LANES\n"
         "from minigemma.formulas.linear import linear\n"
         "from minigemma.layouts import LAYOUTS, Weight\n"
         "assert LANES == 8\n"
@@ -445,7 +446,7 @@ def test_generic_path_can_be_forced():
     subprocess.run([sys.executable, "-c", program], env={**os.environ, "MINIGEMMA_CPU": "generic"}, check=True)
 
 
-@pytest.mark.skipif(simd.FORCED == "generic", reason="this is that run")
+@pytest.mark.skipif(FORCED == "generic", reason="this is that run")
 def test_operations_of_the_generic_path():
     """All of the above once more, where neither AVX-512 nor F16C is used."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not generic"]

@@ -134,7 +134,7 @@ def test_rounding_to_bf16_in_a_kernel():
     from numba import njit
 
     from minigemma.arrays import round_bf16
-    from minigemma.kernels.simd import bf16_bits
+    from minigemma.kernels.simd.memory import bf16_bits
 
     @njit
     def rounded(x, y):
